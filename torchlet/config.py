@@ -1,0 +1,47 @@
+"""Every switch and environment variable of torchlet in one typed object, settable for a while with `with config(name=value):`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+
+__all__ = ["Config", "config"]
+
+
+def _switch(variable: str, read: Callable[[str], object], default: object) -> object:
+    return field(default_factory=lambda: read(os.environ[variable]) if os.environ.get(variable) else default, metadata={"variable": variable})
+
+
+@dataclass(slots=True)
+class Config:
+    """The switches. Each starts from its environment variable, read once at import.
+
+    cache_dir     TORCHLET_CACHE_DIR: where compiled kernels are kept; empty: the user's cache folder
+    cc            CC: the C compiler to call; empty: the first of cc, gcc, clang
+    num_threads   TORCHLET_NUM_THREADS: threads of the CPU runtime; 0: one for each core this process may use
+    """
+
+    cache_dir: str = _switch("TORCHLET_CACHE_DIR", str, "")  # type: ignore[assignment]
+    cc: str = _switch("CC", str, "")  # type: ignore[assignment]
+    num_threads: int = _switch("TORCHLET_NUM_THREADS", int, 0)  # type: ignore[assignment]
+
+    @contextmanager
+    def __call__(self, **switches: object) -> Iterator[Config]:
+        """Set switches within a `with` block. Raises AttributeError for a name that is no switch."""
+        known = {f.name for f in fields(self)}
+        for name in switches:
+            if name not in known:
+                raise AttributeError(f"config: no switch named '{name}'; expected one of {', '.join(sorted(known))}")
+        before = {name: getattr(self, name) for name in switches}
+        try:
+            for name, value in switches.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+
+config = Config()

@@ -1,0 +1,108 @@
+"""Element types: names, NumPy counterparts, promotion rules."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+__all__ = [
+    "dtype", "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool_",
+    "half", "float_", "double", "short", "int_", "long", "ALL", "FLOATS", "INTS",
+    "from_numpy", "of_scalar", "promote_types", "get_default_dtype", "set_default_dtype",
+]
+
+
+class dtype:
+    """An element type. There is one object per type, so `is` compares.
+
+    Attributes: `name` ("float32"), `np` (the NumPy dtype), `itemsize` (bytes), `category` (0 bool, 1 integer, 2 float).
+    """
+
+    __slots__ = ("name", "np", "itemsize", "category", "is_floating_point", "is_signed", "is_complex")
+
+    def __init__(self, name: str, np_type: type, category: int):
+        self.name = name
+        self.np = np.dtype(np_type)
+        self.itemsize = self.np.itemsize
+        self.category = category
+        self.is_floating_point = category == 2
+        self.is_signed = name not in ("uint8", "bool")
+        self.is_complex = False
+
+    def __repr__(self) -> str:
+        return f"torchlet.{self.name}"
+
+    def __reduce__(self) -> str:  # pickled by name, so that identity survives worker processes
+        return {"bool": "bool_"}.get(self.name, self.name)
+
+
+float16 = dtype("float16", np.float16, 2)
+bfloat16 = dtype("bfloat16", ml_dtypes.bfloat16, 2)
+float32 = dtype("float32", np.float32, 2)
+float64 = dtype("float64", np.float64, 2)
+int8 = dtype("int8", np.int8, 1)
+int16 = dtype("int16", np.int16, 1)
+int32 = dtype("int32", np.int32, 1)
+int64 = dtype("int64", np.int64, 1)
+uint8 = dtype("uint8", np.uint8, 1)
+bool_ = dtype("bool", np.bool_, 0)
+half, float_, double, short, int_, long = float16, float32, float64, int16, int32, int64
+
+ALL = (float32, float64, float16, bfloat16, int8, int16, int32, int64, uint8, bool_)
+FLOATS = (float16, bfloat16, float32, float64)
+INTS = (uint8, int8, int16, int32, int64)
+_FROM_NUMPY = {d.np: d for d in ALL}
+_default = float32
+
+
+def from_numpy(np_dtype: np.dtype) -> dtype:
+    """The torchlet dtype of a NumPy dtype. Raises TypeError where there is none (complex, strings, objects …)."""
+    found = _FROM_NUMPY.get(np_dtype) or _FROM_NUMPY.get(np.dtype(np_dtype).newbyteorder("="))
+    if found is None:
+        raise TypeError(
+            f"can't convert a numpy array of type {np_dtype}; the supported types are: {', '.join(d.name for d in ALL)}"
+        )
+    return found
+
+
+def get_default_dtype() -> dtype:
+    """The dtype of new floating-point tensors (float32 unless `set_default_dtype` changed it)."""
+    return _default
+
+
+def set_default_dtype(d: dtype) -> None:
+    """Make `d` the dtype of new floating-point tensors. Raises TypeError if it is not a floating-point dtype."""
+    global _default
+    if not (isinstance(d, dtype) and d.is_floating_point):
+        raise TypeError(f"set_default_dtype: got {d}; expected a floating-point dtype")
+    _default = d
+
+
+def of_scalar(value: object) -> dtype:
+    """The dtype that a Python number would have as a tensor: bool, int64 or the default float dtype."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool_
+    return int64 if isinstance(value, (int, np.integer)) else _default
+
+
+def _promote_pair(a: dtype, b: dtype) -> dtype:
+    if a is b:
+        return a
+    if a.category != b.category:
+        return a if a.category > b.category else b
+    if a.category == 2:
+        if a.itemsize == b.itemsize:  # float16 with bfloat16
+            return float32
+        return a if a.itemsize > b.itemsize else b
+    if a.is_signed == b.is_signed:
+        return a if a.itemsize > b.itemsize else b
+    signed = a if a.is_signed else b  # uint8 with a signed type: int8 cannot hold it
+    return int16 if signed is int8 else signed
+
+
+_PROMOTE = {(a, b): _promote_pair(a, b) for a in ALL for b in ALL}
+
+
+def promote_types(a: dtype, b: dtype) -> dtype:
+    """The smallest dtype that both convert to, by PyTorch's lattice (integers never widen floats)."""
+    return _PROMOTE[a, b]

@@ -1,0 +1,329 @@
+"""The Op record, the registry, and the single point where an operation is dispatched: executed at once, or recorded.
+
+An operator is one entry, made by a constructor of its family (`pointwise`, `reduction`, `view`, …) in `ops/`:
+
+    exp = unary("exp", np.exp, vjp={"x": lambda g, out: g * out}, result="float")
+
+The rules of `vjp` are written in torchlet operations, so they serve the eager tape and the compiled graph. A rule names as
+its parameters exactly what it needs: `g` (the gradient of the output), `out`, any input by its name (`x`, or `x_spec` for
+its shape and dtype alone), any attribute. What a rule names is what is saved for the backward pass, nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from torchlet import dtypes, expr
+from torchlet.expr import Expr
+from torchlet.spec import Spec, broadcast_shapes, result_type
+from torchlet.tensor import Array, Tensor
+
+OPS: dict[str, Op] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One input's VJP: the function and the names it asks for."""
+
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """Lowering: out[i] = expression of the inputs at i, in `compute` = the common dtype of the inputs after promotion.
+
+    `result`: "same" (the common dtype), "float" (integers become the default float first), "bool".
+    """
+
+    function: Callable[..., Expr]  # scalar expressions (inputs cast to the common dtype, then attributes) -> expression
+    result: str = "same"
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Lowering: out[i] = expression of the input scalars (0-d), the position and the attributes: arange, full, random bits.
+
+    `function(position: Expr int64, out: Spec, *inputs: Expr, **attrs) -> Expr`.
+    """
+
+    function: Callable[..., Expr]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Lowering: reduction over attribute `dims` (sorted, non-negative) with `keepdim`, of the input cast to the result dtype."""
+
+    combine: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Lowering: out[i] = x[source(i)]. `index(out_indices, in_shape, **attrs) -> in_indices` on `index.Index` values.
+
+    The eager function returns a NumPy view wherever PyTorch's operator aliases its input.
+    """
+
+    index: Callable[..., tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """Lowering: a matrix product (..., m, k) @ (..., k, n) with batch dimensions already equal or 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Lowering with full freedom: `function(out_indices, load, specs, **attrs) -> Expr`: gather, cat, pad, where by position.
+
+    `load(i, indices, mask=(), other=0)` is input i at the given `index.Index` coordinates as an Expr of that input's dtype; a
+    coordinate may hold an integer Expr as a term (a position that is data). `mask` lists conditions `(how, Index, n)` with how in
+    "eq", "ge", "lt", "every" (Index divisible by n): where one fails, the value is `other` and memory is not read.
+    Used for anything that is one expression an element but not pointwise or a view.
+    """
+
+    function: Callable[..., Expr]
+
+
+@dataclass(frozen=True, slots=True)
+class ScatterAdd:
+    """Lowering: out = zeros; out[position(i)] += source[i] for every index i of the source, which is input 0.
+
+    `function(indices, load, specs, **attrs) -> out coordinates` with `load` as in `Select`.
+    """
+
+    function: Callable[..., tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """Lowering: `body(*inputs, **attrs)` in torchlet operations; opened by `decompose`, unless a kernel claims it."""
+
+    body: Callable[..., Any]
+
+
+Lowering = Pointwise | Generate | Reduce | View | Contract | Select | ScatterAdd | Composite | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """All that is known of one operator.
+
+    name      unique
+    inputs    names of tensor inputs; a last name starting with "*" takes any number
+    attrs     names of static attributes (hashable; a different value is a different step of a path)
+    eager     NumPy arrays (Python numbers stay numbers), attributes by position -> array
+    spec      Specs (a number is a weak 0-d Spec), attributes by position -> Spec; raises the worded error on bad input
+    vjp       input name -> Rule
+    lower     how the loop IR computes it; None: an extern call of `eager`
+    samples   () -> list of (inputs, attrs) that its tests are generated from; inputs are NumPy arrays or numbers
+    barrier   its result's shape or legality depends on data: never deferred
+    writes    update operators only: which input lists are overwritten (see `update`)
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    attrs: tuple[str, ...]
+    eager: Callable[..., Array]
+    spec: Callable[..., Spec]
+    vjp: dict[str, Rule]
+    lower: Lowering
+    samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None
+    barrier: bool = False
+    writes: tuple[int, ...] = ()
+    doc: str = ""
+    is_view: bool = field(default=False)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OPS.__getitem__, (self.name,)
+
+    def __call__(self, *inputs: Any, **attrs: Any) -> Any:
+        """Apply to tensors or numbers, attributes by keyword: `ops.exp(x)`, `ops.sum_(x, dims=(0,), keepdim=False)`."""
+        return apply(self, inputs, tuple([attrs[a] for a in self.attrs]) if self.attrs else ())
+
+    def input_name(self, position: int) -> str:
+        """The name of input `position` (all of a variadic group share one)."""
+        names = self.inputs
+        last = names[-1]
+        return last[1:] if last[0] == "*" and position >= len(names) - 1 else names[position]
+
+
+def rules(vjp: dict[str, Callable[..., Any]]) -> dict[str, Rule]:
+    """Attach to each rule the names of its parameters."""
+    return {name: Rule(f, tuple(inspect.signature(f).parameters)) for name, f in vjp.items()}
+
+
+def define(
+    name: str, inputs: Sequence[str], eager: Callable[..., Array], spec: Callable[..., Spec], lower: Lowering = None,
+    attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
+    samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, barrier: bool = False,
+    writes: tuple[int, ...] = (), doc: str = "",
+) -> Op:
+    """Enter an operator into the table. Raises ValueError when the name is taken."""
+    if name in OPS:
+        raise ValueError(f"operator {name} is defined twice")
+    op = Op(name, tuple(inputs), tuple(attrs), eager, spec, rules(vjp or {}), lower, samples, barrier, writes, doc, isinstance(lower, View))
+    OPS[name] = op
+    return op
+
+
+# ------------------------------------------------------------------------------------------------ pointwise family
+
+
+def as_spec(x: Any) -> Spec:
+    """The Spec of an array, a Python number (weak), or a Spec."""
+    if isinstance(x, Spec):
+        return x
+    if isinstance(x, np.ndarray):
+        return Spec(x.shape, dtypes.from_numpy(x.dtype))
+    d = dtypes.of_scalar(x)
+    return Spec((), dtypes.float64 if d.is_floating_point else d, weak=True)
+
+
+def compute_dtype(specs: Iterable[Spec], result: str) -> dtypes.dtype:
+    """The dtype that a pointwise operator's inputs are converted to."""
+    common = result_type(*specs)
+    return dtypes.get_default_dtype() if result == "float" and not common.is_floating_point else common
+
+
+def pointwise(
+    name: str, inputs: Sequence[str], np_function: Callable[..., Any], function: Callable[..., Expr] | None = None, *,
+    result: str = "same", attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
+    samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, doc: str = "",
+    selects: int = 0, reject: tuple[str, ...] = (),
+) -> Op:
+    """An operator that works element by element with broadcasting and promotion.
+
+    `np_function(*arrays, *attrs)` gets inputs of one dtype. `function` defaults to the scalar expression of the same name.
+    The first `selects` inputs are boolean conditions that take no part in promotion (`where`). `reject` lists dtype
+    categories ("bool") that PyTorch refuses for this operator.
+    """
+
+    def spec(*args: Any) -> Spec:
+        specs = args[: len(args) - len(attrs)]
+        shape = broadcast_shapes(name, *[s.shape for s in specs])
+        common = compute_dtype(specs[selects:], result)
+        if common.name in reject:
+            raise RuntimeError(f"{name}: got dtype {common.name}; expected a number dtype\nhelp: convert with .to(torchlet.int64) or use logical operators")
+        weak = all(s.weak for s in specs)
+        return Spec(shape, dtypes.bool_ if result == "bool" else dtypes.float64 if weak and common.is_floating_point else common, weak=weak)
+
+    count = len(attrs)
+
+    def eager(*args: Any) -> Array:
+        values = args[: len(args) - count] if count else args
+        first = values[selects].dtype if isinstance(values[selects], np.ndarray) else None
+        if first is None or (result == "float" and first.kind in "biu") or not _alike(values[selects:], first):
+            d = compute_dtype([as_spec(v) for v in values[selects:]], result).np
+            values = values[:selects] + tuple([_convert(v, d) for v in values[selects:]])
+        if reject and "bool" in reject and any(isinstance(v, np.ndarray) and v.dtype.kind == "b" for v in values[selects:]):
+            spec(*[as_spec(v) for v in values], *args[len(values):])
+        out = np_function(*values, *args[len(values):])
+        return out if out.__class__ is np.ndarray else np.asarray(out)
+
+    lower = Pointwise(function or (lambda *xs: expr.call(name, *xs)), result)
+    op = define(name, inputs, eager, spec, lower, attrs, vjp, samples, doc=doc)
+    return op
+
+
+def _alike(values: tuple[Any, ...], d: np.dtype[Any]) -> bool:
+    """True when NumPy's own promotion already gives what PyTorch would: one array dtype, numbers of no higher category."""
+    for v in values:
+        c = v.__class__
+        if c is np.ndarray:
+            if v.dtype is not d:
+                return False
+        elif c is float:
+            if d.kind in "biu":
+                return False
+        elif c is int:
+            if d.kind == "b" or (d.kind in "iu" and d.itemsize < 8):
+                return False
+        elif c is not bool:
+            return False
+    return True
+
+
+def _convert(v: Any, d: np.dtype[Any]) -> Any:
+    if isinstance(v, np.ndarray):
+        return v if v.dtype == d else v.astype(d)
+    if isinstance(v, int) and d.kind in "iu" and not isinstance(v, bool):
+        return np.array(v, np.int64).astype(d)[()]  # wraps, as PyTorch does
+    return d.type(v)
+
+
+# ------------------------------------------------------------------------------------------------ dispatch
+
+
+class _State(threading.local):
+    """What is going on in this thread: a capture that records (None: execute at once), and whether gradients are recorded."""
+
+    run: Any = None
+    grad: bool = True
+
+
+STATE = _State()
+_execute: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any]
+
+
+def set_executor(execute: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any]) -> None:
+    """Give the function that executes an operator at once and notes it on the tape (autograd.py, which stands above)."""
+    global _execute
+    _execute = execute
+
+
+def apply(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> Tensor:
+    """The one place every operation passes: executed at once, or handed to the capture of this thread.
+
+    Raises what the operator's spec raises on bad input (RuntimeError, IndexError, TypeError), naming the operator.
+    """
+    run = STATE.run
+    return _execute(op, inputs, attrs) if run is None else run.step(op, inputs, attrs)
+
+
+# ------------------------------------------------------------------------------------------------ update operators
+
+
+def update(name: str, lists: Sequence[str], scalars: Sequence[str], writes: Sequence[str], body: Callable[..., Any], attrs: Sequence[str] = (), doc: str = "") -> Op:
+    """An operator that overwrites tensors in place, over lists of tensors: an optimizer's step, gradient scaling.
+
+    `body(*lists, *scalars, *attrs) -> tuple of lists`, one list of new values for each name in `writes`, in that order,
+    written in torchlet operations. Scalars are Python numbers in eager mode and 0-d weak tensors in a graph, so the body may
+    combine them with tensors by operators but not with Python branches. One call is one step of a path, however many
+    tensors there are; a number that changes (a learning rate, a step count) never makes a new path.
+    """
+
+    def refuse(*_: Any) -> Any:
+        raise TypeError(f"{name} is an update operator: call apply_update")
+
+    return define(name, tuple(lists) + tuple(scalars), refuse, refuse, Composite(body), attrs, writes=tuple(list(lists).index(w) for w in writes), doc=doc)
+
+
+_execute_update: Callable[..., None]
+
+
+def set_update_executor(execute: Callable[..., None]) -> None:
+    """Give the function that executes an update operator at once (autograd.py)."""
+    global _execute_update
+    _execute_update = execute
+
+
+def apply_update(op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[float | int | bool] = (), attrs: tuple[Any, ...] = ()) -> None:
+    """Overwrite the tensors of the lists that `op` writes. All lists have the same length, except that a list of one tensor serves all items.
+
+    No gradient is recorded; the written storages' versions are bumped.
+    """
+    run = STATE.run
+    if run is None:
+        _execute_update(op, lists, scalars, attrs)
+    else:
+        run.update(op, lists, scalars, attrs)
