@@ -1,0 +1,15 @@
+"""The op table: importing it enters every operator, attaches the methods to Tensor and collects the public functions."""
+
+from __future__ import annotations
+
+from torchlet.op import OPS
+from torchlet.ops import arrange, composite, contract, create, index, methods, order, pointwise, reduce, view
+from torchlet.ops.public import FUNCTIONS, METHODS
+from torchlet.tensor import Tensor
+
+for _name, _method in METHODS.items():
+    setattr(Tensor, _name, _method)
+globals().update(FUNCTIONS)
+linear, gelu, leaky_relu, elu, softplus = contract.linear, pointwise.gelu, pointwise.leaky_relu, pointwise.elu, pointwise.softplus
+layer_norm, rms_norm, total_norm = composite.layer_norm, composite.rms_norm, composite.total_norm
+__all__ = ["OPS", "arrange", "create", "index", "methods", "order", "reduce", "view", *FUNCTIONS]

@@ -1,0 +1,669 @@
+"""What a Tensor can do that is not an operator: values for Python and NumPy, conversion, its place on the tape, copying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from torchlet import autograd, dtypes, printing
+from torchlet.autograd import OpNode, edge_of, force, inplace
+from torchlet.dtypes import dtype as DType
+from torchlet.op import STATE, apply
+from torchlet.ops.create import finish, full_
+from torchlet.ops.pointwise import cast, cast_, clone_
+from torchlet.ops.public import FUNCTIONS, METHODS, public
+from torchlet.ops.view import detach_ as detach_op
+from torchlet.spec import CPU, Spec, device as Device, normalize_dim, result_type as common_dtype
+from torchlet.tensor import Array, Node, Tensor, address, share, wrap
+
+# ------------------------------------------------------------------------------------------------ from data to tensors
+
+
+def _array_of(data: Any, name: str) -> Array:
+    """Nested sequences, numbers, arrays and tensors as one array; Python floats become the default dtype, ints int64."""
+    if isinstance(data, np.ndarray | np.generic):
+        return np.asarray(data)
+    if isinstance(data, bool | int | float):
+        return np.array(data, dtypes.of_scalar(data).np)
+    if not isinstance(data, list | tuple | range):
+        if hasattr(data, "__array__"):
+            return np.asarray(data)
+        raise RuntimeError(f"{name}: Could not infer dtype of {type(data).__name__}")
+    leaf: Any = data
+    while isinstance(leaf, list | tuple) and leaf:
+        leaf = leaf[0]
+    if isinstance(leaf, Tensor):
+        data = _values(data)
+    try:
+        out = np.array(data)
+    except ValueError:
+        raise ValueError(f"{name}: expected sequences of equal length at every level of the nesting") from None
+    if out.dtype == object or out.dtype.kind not in "biuf" and out.dtype != dtypes.bfloat16.np:
+        raise TypeError(f"{name}: got elements of type {type(leaf).__name__}; expected numbers in sequences of equal length")
+    if not isinstance(leaf, np.ndarray | np.generic | Tensor) and (out.dtype.kind == "f" or not out.size):
+        out = out.astype(dtypes.get_default_dtype().np)  # Python numbers carry no precision of their own
+    return out
+
+
+def _values(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return force(data).tolist() if data.dtype is not dtypes.bfloat16 else force(data).astype(np.float32).tolist()
+    return [_values(x) for x in data] if isinstance(data, list | tuple) else data
+
+
+def _checked(array: Array, dtype: DType | None) -> Array:
+    """`array` in native byte order with a dtype that torchlet has."""
+    d = dtypes.from_numpy(array.dtype) if dtype is None else dtype
+    with np.errstate(all="ignore"):
+        return array if array.dtype == d.np and array.dtype.isnative else array.astype(d.np)
+
+
+@public(method=False)
+def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False) -> Tensor:
+    """A new leaf tensor with a copy of `data` (numbers, nested sequences, arrays, tensors).
+
+    Python floats get the default dtype, ints int64, bools bool; arrays and tensors keep theirs. Raises ValueError for ragged
+    sequences, TypeError for element types that are no numbers, RuntimeError for integers that shall require grad.
+    """
+    source = force(data) if isinstance(data, Tensor) else _array_of(data, "tensor")
+    array = _checked(source, dtype)
+    t = wrap(np.array(array, copy=True, order="C") if array is source or np.may_share_memory(array, source) else np.ascontiguousarray(array).reshape(array.shape))
+    return finish(t, device, requires_grad)
+
+
+@public(method=False)
+def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
+    """`data` itself if it is a tensor that fits, a tensor over the same memory if it is a fitting array, else a copy."""
+    if isinstance(data, Tensor):
+        return data.to(device=device, dtype=dtype)
+    if isinstance(data, np.ndarray) and (dtype is None or data.dtype == dtype.np) and data.dtype.isnative:
+        return from_numpy(data)
+    return tensor(data, dtype=dtype, device=device)
+
+
+@public("asarray", method=False)
+def asarray(obj: Any, *, dtype: DType | None = None, device: Any = None, copy: bool | None = None, requires_grad: bool = False) -> Tensor:
+    """`tensor` if `copy`, else `as_tensor`."""
+    return finish(tensor(obj, dtype=dtype) if copy else as_tensor(obj, dtype), device, requires_grad)
+
+
+@public(method=False)
+def from_numpy(ndarray: Array) -> Tensor:
+    """A tensor over the memory of a NumPy array: changes show on both sides, so operations on it are never deferred.
+
+    Raises TypeError for something else than an array, or an element type that torchlet lacks.
+    """
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"from_numpy: expected np.ndarray (got {type(ndarray).__name__})")
+    if not ndarray.dtype.isnative:
+        raise ValueError("from_numpy: given numpy array has byte order different from the native byte order. Conversion between byte orders is currently not supported.")
+    if any(s % ndarray.itemsize for s in ndarray.strides) or any(s < 0 for s in ndarray.strides):
+        raise ValueError(f"from_numpy: got strides {ndarray.strides} in bytes; expected positive multiples of the element size {ndarray.itemsize}\nhelp: copy the array first")
+    if not ndarray.flags.writeable:
+        ndarray = ndarray.copy()  # a tensor can always be written
+    t = wrap(ndarray)
+    t._store.exported = True
+    share(t)
+    return t
+
+
+@public(method=False)
+def is_tensor(obj: Any) -> bool:
+    """True for a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+# ------------------------------------------------------------------------------------------------ values for Python
+
+
+@public(function=False)
+def item(self: Tensor) -> Any:
+    """The one element as a Python number. Raises RuntimeError when there are more or none."""
+    a = self._np
+    if a is None or STATE.run is not None:
+        a = force(self)
+    if a.size != 1:
+        raise RuntimeError(f"a Tensor with {a.size} elements cannot be converted to Scalar")
+    return float(a.reshape(())) if a.dtype == dtypes.bfloat16.np else a.item()
+
+
+@public(function=False)
+def tolist(self: Tensor) -> Any:
+    """The elements as nested lists of Python numbers (a number for a 0-d tensor)."""
+    return _values(self)
+
+
+@public(function=False)
+def numpy(self: Tensor, *, force: bool = False) -> Array:
+    """A NumPy array over the same memory. Raises RuntimeError when the tensor requires grad, unless `force`."""
+    if self._meta.requires_grad:
+        if not force:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        self = apply(detach_op, (self,))
+    a = autograd.force(self)
+    self._store.exported = True
+    share(self)
+    return a
+
+
+def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Array:
+    a = np.array(numpy(self), copy=True) if copy else numpy(self)
+    return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+
+
+def _one(self: Tensor, wanted: str) -> Any:
+    if self._meta.numel != 1:
+        raise TypeError(f"only one element tensors can be converted to Python {wanted}; the tensor has shape {tuple(self._meta.shape)}")
+    return item(self)
+
+
+def _bool(self: Tensor) -> bool:
+    n = self._meta.numel
+    if n != 1:
+        raise RuntimeError(f"Boolean value of Tensor with {'no values' if n == 0 else 'more than one value'} is ambiguous")
+    return bool(item(self))
+
+
+def _index(self: Tensor) -> int:
+    if self._meta.numel != 1 or self._meta.dtype.is_floating_point:
+        raise TypeError("only integer tensors of a single element can be converted to an index")
+    return int(item(self))
+
+
+def _len(self: Tensor) -> int:
+    if not self._meta.shape:
+        raise TypeError("len() of a 0-d tensor")
+    return self._meta.shape[0]
+
+
+def _iter(self: Tensor) -> Iterator[Tensor]:
+    if not self._meta.shape:
+        raise TypeError("iteration over a 0-d tensor")
+    return iter(self.unbind(0))
+
+
+def _contains(self: Tensor, element: Any) -> bool:
+    if not isinstance(element, Tensor | int | float | np.generic):
+        raise RuntimeError(f"Tensor.__contains__ only supports Tensor or scalar, but you passed in a {type(element)}.")
+    return bool((self == element).any())
+
+
+def _format(self: Tensor, spec: str) -> str:
+    return format(item(self), spec) if not self._meta.shape else object.__format__(self, spec)
+
+
+def _repr(self: Tensor) -> str:
+    notes = []
+    if self._meta.requires_grad:
+        node = grad_fn(self)
+        notes.append("requires_grad=True" if node is None else f"grad_fn={node!r}")
+    return printing.tensor_text(force(self), self._meta.dtype, notes)
+
+
+METHODS |= {
+    "__array__": _array, "__bool__": _bool, "__float__": lambda self: float(_one(self, "scalars")), "__int__": lambda self: int(_one(self, "scalars")),
+    "__complex__": lambda self: complex(_one(self, "scalars")), "__index__": _index, "__len__": _len, "__iter__": _iter, "__contains__": _contains,
+    "__format__": _format, "__repr__": _repr, "__reversed__": lambda self: self.flip(0) if self.ndim else self,
+}
+
+# ------------------------------------------------------------------------------------------------ description
+
+
+@public(function=False)
+def size(self: Tensor, dim: int | None = None) -> Any:
+    """The shape, or the size of one dimension."""
+    return self._meta.shape if dim is None else self._meta.shape[_dim("size", dim, self)]
+
+
+def _dim(name: str, dim: int, t: Tensor) -> int:
+    if not t._meta.shape:
+        raise IndexError(f"{name}: Dimension specified as {dim} but tensor has no dimensions")
+    return normalize_dim(name, dim, t.ndim)
+
+
+@public("dim", "ndimension", function=False)
+def dim_(self: Tensor) -> int:
+    """The number of dimensions."""
+    return len(self._meta.shape)
+
+
+@public("numel", "nelement")
+def numel(input: Tensor) -> int:
+    """The number of elements."""
+    return input._meta.numel
+
+
+@public(function=False)
+def stride(self: Tensor, dim: int | None = None) -> Any:
+    """The steps in memory, in elements, of each dimension or of one."""
+    return self._meta.strides if dim is None else self._meta.strides[_dim("stride", dim, self)]
+
+
+@public(function=False)
+def is_contiguous(self: Tensor, memory_format: Any = None) -> bool:
+    """True if the elements lie in row-major order without gaps."""
+    return self._meta.contiguous
+
+
+@public(function=False)
+def element_size(self: Tensor) -> int:
+    """Bytes of one element."""
+    return self._meta.dtype.itemsize
+
+
+@public(function=False)
+def storage_offset(self: Tensor) -> int:
+    """Elements between the start of the memory and the first element."""
+    a = force(self)
+    owner = a
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return (a.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // a.itemsize
+
+
+@public(function=False)
+def data_ptr(self: Tensor) -> int:
+    """The address of the first element. From now on operations on this memory are never deferred."""
+    force(self)
+    self._store.exported = True
+    share(self)
+    return address(self)
+
+
+@public()
+def is_floating_point(input: Tensor) -> bool:
+    """True for floating-point dtypes."""
+    return input._meta.dtype.is_floating_point
+
+
+@public()
+def is_nonzero(input: Tensor) -> bool:
+    """The truth of a one-element tensor."""
+    return _bool(input)
+
+
+METHODS |= {
+    "is_complex": lambda self: False,
+    "is_signed": lambda self: self._meta.dtype.is_signed,
+    "type": lambda self, dtype=None: f"torchlet.{'cuda.' if self.is_cuda else ''}{_TYPE_NAMES[self._meta.dtype]}Tensor" if dtype is None else self.to(dtype),
+    "get_device": lambda self: -1 if self.device is CPU else self.device.index,
+    "is_cuda": property(lambda self: self._meta.device is not CPU, doc="True on a CUDA device."),
+    "itemsize": property(lambda self: self._meta.dtype.itemsize, doc="Bytes of one element."),
+    "nbytes": property(lambda self: self._meta.numel * self._meta.dtype.itemsize, doc="Bytes of all elements."),
+    "_version": property(lambda self: self._store.version, doc="How often the memory was overwritten."),
+    "is_pinned": lambda self: False,
+    "is_same_size": lambda self, other: self.shape == other.shape,
+    "is_set_to": lambda self, tensor: force(self).__array_interface__ == force(tensor).__array_interface__,
+}
+_TYPE_NAMES = {
+    dtypes.float32: "Float", dtypes.float64: "Double", dtypes.float16: "Half", dtypes.bfloat16: "BFloat16", dtypes.int8: "Char",
+    dtypes.uint8: "Byte", dtypes.int16: "Short", dtypes.int32: "Int", dtypes.int64: "Long", dtypes.bool_: "Bool",
+}
+
+# ------------------------------------------------------------------------------------------------ conversion
+
+
+def _place(where: Any) -> None:
+    """Raises RuntimeError for a device that is not there."""
+    place = Device(where)
+    if place is not CPU:
+        raise RuntimeError(f"to: device '{place}'; expected 'cpu', the only device that eager tensors live on here\nhelp: ask torchlet.cuda.is_available() first")
+
+
+@public(function=False)
+def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, copy: bool = False, non_blocking: bool = False, memory_format: Any = None) -> Tensor:
+    """The tensor with another dtype, on another device, or like another tensor; itself where nothing changes, unless `copy`."""
+    for arg in args:
+        if isinstance(arg, DType):
+            dtype = arg
+        elif isinstance(arg, Tensor):
+            dtype, device = arg.dtype, arg.device
+        elif isinstance(arg, bool):
+            non_blocking = arg
+        elif arg is not None:
+            if not isinstance(arg, str | int | Device):
+                raise TypeError(f"to: argument of type {type(arg).__name__}; expected a dtype, a device or a Tensor")
+            device = arg
+    if device is not None and device is not CPU:
+        _place(device)
+    if dtype is not None and dtype is not self._meta.dtype:
+        return apply(cast_, (self,), (dtype,))
+    return apply(clone_, (self,)) if copy else self
+
+
+def _converter(name: str, d: DType) -> None:
+    def f(self: Tensor, memory_format: Any = None) -> Tensor:
+        return cast(self, d)
+
+    f.__name__, f.__qualname__, f.__doc__ = name, name, f"The tensor as {d.name}."
+    METHODS[name] = f
+
+
+for _name, _dtype in {
+    "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16, "bfloat16": dtypes.bfloat16, "int": dtypes.int32, "long": dtypes.int64,
+    "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+}.items():
+    _converter(_name, _dtype)
+
+
+@public(function=False)
+def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
+    """The tensor on the CPU."""
+    return to(self, CPU)
+
+
+@public(function=False)
+def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
+    """The tensor on a CUDA device. Raises RuntimeError where there is none."""
+    return to(self, Device("cuda", 0) if device is None else Device(device))
+
+
+@public(function=False)
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """The tensor with the dtype of `other`."""
+    return cast(self, other._meta.dtype)
+
+
+@public()
+def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
+    """A copy in fresh memory; gradients flow through."""
+    return apply(clone_, (input,))
+
+
+@public("copy_", function=False)
+def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    """Overwrite the elements with those of `src`, broadcast and converted. Raises RuntimeError where the shapes do not fit."""
+    if not isinstance(src, Tensor):
+        src = as_tensor(src)
+    if src._meta.shape != self._meta.shape:
+        src = src.expand(self._meta.shape)
+    return inplace(clone_, self, (src,))
+
+
+def _new(name: str, make: str) -> None:
+    def f(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
+        return FUNCTIONS[make](*args, dtype=dtype or self._meta.dtype, device=device, requires_grad=requires_grad)  # type: ignore[no-any-return]
+
+    f.__name__, f.__qualname__, f.__doc__ = name, name, f"`torchlet.{make}` with this tensor's dtype and device unless given."
+    METHODS[name] = f
+
+
+for _name in ("zeros", "ones", "empty", "full"):
+    _new("new_" + _name, _name)
+
+
+@public(function=False)
+def new_tensor(self: Tensor, data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """`torchlet.tensor` with this tensor's dtype unless given."""
+    return tensor(data, dtype=dtype or self._meta.dtype, device=device, requires_grad=requires_grad)
+
+
+@public("fill_", function=False)
+def fill_(self: Tensor, value: Any) -> Tensor:
+    """Overwrite every element with a number or a 0-d tensor."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise RuntimeError(f"fill_ only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions.")
+        return copy_(self, value)
+    return inplace(full_, self, (value,), (tuple(self._meta.shape), self._meta.dtype))
+
+
+@public("zero_", function=False)
+def zero_(self: Tensor) -> Tensor:
+    """Overwrite every element with 0."""
+    return inplace(full_, self, (0,), (tuple(self._meta.shape), self._meta.dtype))
+
+
+# ------------------------------------------------------------------------------------------------ the tape
+
+
+class GradFn:
+    """What made a tensor, as `t.grad_fn` shows it."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node | Tensor):
+        self.node = node
+
+    def name(self) -> str:
+        """The name of the operation's backward: "MulBackward0"."""
+        return _backward_name(self.node)
+
+    @property
+    def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
+        """Where the gradients of the inputs go: (function, output number) for each input."""
+        edges = self.node.edges if isinstance(self.node, Node) else ()
+        return tuple((None, 0) if e is None else (GradFn(e), 0) if isinstance(e, Tensor) else (GradFn(e[0]), e[1]) for e in edges)
+
+    @property
+    def variable(self) -> Tensor:
+        """The leaf tensor of an AccumulateGrad."""
+        if isinstance(self.node, Tensor):
+            return self.node
+        raise AttributeError(f"{self.name()} has no variable; only AccumulateGrad has")
+
+    def __repr__(self) -> str:
+        return f"<{self.name()}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GradFn) and other.node is self.node
+
+    def __hash__(self) -> int:
+        return id(self.node)
+
+
+_BACKWARD_NAMES = {"pow_number": "Pow", "matmul": "Mm", "linear": "Addmm", "linear_without_bias": "Mm", "cast": "ToCopy", "cat": "Cat", "view_scatter": "CopySlices"}
+
+
+def _backward_name(node: Any) -> str:
+    if isinstance(node, Tensor):
+        return "AccumulateGrad"
+    if not isinstance(node, OpNode):
+        function = getattr(node, "function", None)
+        return f"{function.__name__}Backward" if function is not None else type(node).__name__
+    name = node.op.name
+    if name == "index_basic":
+        kinds = [item[0] for item in node.attrs[0]]
+        stem = "Select" if "i" in kinds else "Unsqueeze" if "n" in kinds else "Slice"
+    elif name == "permute":
+        stem = "T" if node.attrs[0] == (1, 0) else "Permute"
+    elif name == "matmul" and len(node.metas[0].shape) > 2:
+        stem = "Bmm"
+    elif name == "view_chain":
+        return "AsStridedBackward0"
+    elif name == "view_scatter":
+        return "CopySlices"
+    else:
+        stem = _BACKWARD_NAMES.get(name) or "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    return f"{stem}Backward{1 if name in ('sum', 'mean') and len(node.attrs[0]) < len(node.in_metas[0].shape) else 0}"
+
+
+def grad_fn(self: Tensor) -> GradFn | None:
+    """What made the tensor; None for leaves."""
+    if not self._meta.requires_grad:
+        return None
+    if self._np is None:
+        force(self)
+    edge = edge_of(self)
+    return GradFn(edge[0]) if edge.__class__ is tuple else None
+
+
+def _get_grad(self: Tensor) -> Tensor | None:
+    return self._grad
+
+
+def _set_grad_of(self: Tensor, value: Tensor | None) -> None:
+    if value is not None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"assigned grad expected to be a Tensor or None but got grad of type {type(value).__name__}")
+        if value is self:
+            raise RuntimeError("can't assign Variable as its own grad")
+        if value._meta.dtype is not self._meta.dtype:
+            raise RuntimeError(f"assigned grad has data of a different type: {value._meta.dtype}; expected the tensor's {self._meta.dtype}")
+        if value._meta.shape != self._meta.shape:
+            raise RuntimeError(f"assigned grad has data of a different size: {list(value._meta.shape)}; expected the tensor's {list(self._meta.shape)}")
+    self._grad = value
+
+
+def _settle(self: Tensor, why: str) -> None:
+    """What is pending is run, because the description of a tensor is about to change under it."""
+    run = STATE.run
+    if self._np is None:
+        force(self)
+    if run is not None:
+        run.flush(why)
+
+
+@public("requires_grad_", function=False)
+def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
+    """Say that gradients shall (not) be collected for this leaf. Raises RuntimeError for integers and for non-leaves."""
+    m = self._meta
+    if requires_grad == m.requires_grad:
+        return self
+    if requires_grad and not m.dtype.is_floating_point:
+        raise RuntimeError(f"requires_grad_: only Tensors of floating point dtype can require gradients; the tensor has dtype {m.dtype.name}")
+    if not requires_grad and not autograd.is_leaf(self):
+        raise RuntimeError("you can only change requires_grad flags of leaf variables.\nhelp: use .detach() to get a tensor that does not require grad")
+    _settle(self, "requires_grad_")
+    self._meta = self._meta.replace(requires_grad=bool(requires_grad))
+    return self
+
+
+def _set_requires_grad(self: Tensor, value: bool) -> None:
+    requires_grad_(self, value)
+
+
+@public("detach_", function=False)
+def detach_(self: Tensor) -> Tensor:
+    """Take the tensor itself off the tape. Raises RuntimeError for views of tensors that require grad."""
+    base = self._base
+    if base is not None and base[0]._meta.requires_grad:  # type: ignore[index]
+        raise RuntimeError("Can't detach views in-place. Use detach() instead.")
+    if self._meta.requires_grad:
+        _settle(self, "detach_")
+        self._node, self._out, self._meta = None, 0, self._meta.replace(requires_grad=False)
+    return self
+
+
+def _get_data(self: Tensor) -> Tensor:
+    return apply(detach_op, (self,))
+
+
+def _set_data(self: Tensor, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+    if self._meta.requires_grad and not value._meta.dtype.is_floating_point:
+        raise RuntimeError("data set to a tensor that requires gradients must be floating point or complex dtype")
+    _settle(self, ".data =")
+    array = force(value)
+    share(value)
+    self._np, self._store, self._ptr = array, value._store, 0
+    self._meta = value._meta.replace(requires_grad=self._meta.requires_grad)
+
+
+@public(function=False)
+def backward(self: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None) -> None:
+    """Add the gradients of this tensor to `.grad` of the leaves (of `inputs` alone where given).
+
+    `gradient` weights the elements; a tensor of one element needs none. Raises RuntimeError where there is nothing to go back
+    through, on a second call without `retain_graph`, and where saved values were overwritten.
+    """
+    only = None if inputs is None else [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    autograd.backward((self,), (gradient,), create_graph if retain_graph is None else retain_graph, create_graph, only)
+
+
+METHODS |= {
+    "grad": property(_get_grad, _set_grad_of, doc="The gradient that `backward` collected, or None."),
+    "grad_fn": property(grad_fn, doc="What made the tensor; None for leaves."),
+    "is_leaf": property(autograd.is_leaf, doc="True for tensors that no recorded operation made."),
+    "data": property(_get_data, _set_data, doc="The same memory, off the tape; assigning replaces the memory."),
+    "requires_grad": property(lambda self: self._meta.requires_grad, _set_requires_grad, doc="True if gradients flow to this tensor."),
+    "retains_grad": property(lambda self: self._retains_grad, doc="True after `retain_grad` on a non-leaf."),
+    "retain_grad": autograd.retain_grad,
+    "register_hook": autograd.register_hook,
+}
+
+# ------------------------------------------------------------------------------------------------ comparison of whole tensors
+
+
+@public()
+def equal(input: Tensor, other: Tensor) -> bool:
+    """True if shapes and all elements are equal (NaN equals nothing)."""
+    return input._meta.shape == other._meta.shape and bool(np.array_equal(force(input), force(other)))
+
+
+@public()
+def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
+    """Elementwise |input - other| <= atol + rtol * |other|."""
+    same = input == other
+    if equal_nan:
+        same = same | (input.isnan() & other.isnan())
+    return same | (((input - other).abs() <= atol + rtol * other.abs()) & other.isfinite())
+
+
+@public()
+def allclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
+    """True if all elements are close (see `isclose`). Raises RuntimeError for different dtypes."""
+    if input.dtype is not other.dtype:
+        raise RuntimeError(f"allclose: {input.dtype.name} did not match {other.dtype.name}; expected equal dtypes")
+    with autograd.no_grad():
+        return bool(isclose(input, other, rtol, atol, equal_nan).all())
+
+
+@public(method=False)
+def result_type(tensor1: Any, tensor2: Any) -> DType:
+    """The dtype that an operation on the two gives."""
+    specs = [x._meta.spec if isinstance(x, Tensor) else Spec((), dtypes.of_scalar(x) if not isinstance(x, float) else dtypes.float64, weak=True) for x in (tensor1, tensor2)]
+    return common_dtype(*specs)
+
+
+@public("can_cast", method=False)
+def can_cast(from_: DType, to: DType) -> bool:
+    """True if in-place results of dtype `from_` may be stored in `to`: categories only go up."""
+    return from_.category <= to.category
+
+
+FUNCTIONS |= {"promote_types": dtypes.promote_types, "get_default_dtype": dtypes.get_default_dtype, "set_default_dtype": dtypes.set_default_dtype,
+              "set_printoptions": printing.set_printoptions}
+
+# ------------------------------------------------------------------------------------------------ copying and pickling
+
+
+def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
+    if id(self) in memo:
+        return memo[id(self)]  # type: ignore[no-any-return]
+    if not autograd.is_leaf(self):
+        raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment.\nhelp: copy .detach()")
+    out = _rebuild(np.array(force(self), copy=True, order="C"), self._meta.requires_grad)
+    out.__class__ = self.__class__
+    if self._grad is not None:
+        out._grad = _deepcopy(self._grad, memo)
+    memo[id(self)] = out
+    return out
+
+
+def _rebuild(array: Array, requires_grad: bool) -> Tensor:
+    t = wrap(array)
+    t._meta = t._meta.replace(requires_grad=requires_grad)
+    return t
+
+
+def _reduce(self: Tensor, protocol: Any) -> Any:
+    if not autograd.is_leaf(self):
+        raise RuntimeError("pickle: only leaf tensors can be pickled\nhelp: pickle .detach()")
+    return _rebuild, (np.ascontiguousarray(force(self)).reshape(self._meta.shape), self._meta.requires_grad)
+
+
+def _dlpack(self: Tensor, **kwargs: Any) -> Any:
+    return numpy(self).__dlpack__(**kwargs)
+
+
+METHODS |= {"__deepcopy__": _deepcopy, "__reduce_ex__": _reduce, "__dlpack__": _dlpack, "__dlpack_device__": lambda self: (1, 0)}
+
+
+@public(method=False)
+def from_dlpack(ext_tensor: Any) -> Tensor:
+    """A tensor over the memory of an object with `__dlpack__`."""
+    return from_numpy(np.from_dlpack(ext_tensor))

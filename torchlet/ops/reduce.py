@@ -1,0 +1,264 @@
+"""Operators that combine elements along dimensions: sums, products, extrema, means, variances, norms."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from torchlet import dtypes
+from torchlet.op import Composite, Op, Reduce, apply, define
+from torchlet.ops.pointwise import cast
+from torchlet.ops.public import as_tensor_like, public
+from torchlet.ops.view import expand, unsqueeze_dims
+from torchlet.spec import Spec, normalize_dim, normalize_dims
+from torchlet.tensor import Tensor
+
+Dims = int | Sequence[int] | None
+_rng = np.random.default_rng(1)
+
+
+def reduced_shape(shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bool) -> tuple[int, ...]:
+    """The shape after reducing `dims`."""
+    return tuple(1 if i in dims else n for i, n in enumerate(shape) if keepdim or i not in dims)
+
+
+def _samples(low: float = -2.0, high: float = 2.0) -> Callable[[], list[Any]]:
+    return lambda: [
+        ((_rng.uniform(low, high, (3, 4, 5)),), (dims, keep)) for dims, keep in (((2,), False), ((0,), True), ((0, 1, 2), False), ((0, 2), False))
+    ]
+
+
+def restore(g: Tensor, x_spec: Spec, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    """A reduced value spread again over the dimensions it lost."""
+    return expand(g if keepdim else unsqueeze_dims(g, dims), x_spec.shape)
+
+
+def reduction(name: str, combine: str, np_function: Callable[..., Any], vjp: Callable[..., Any] | None, result: str, low: float = -2.0) -> Op:
+    """Enter a reduction over (dims, keepdim). `result`: "sum" (integers become int64), "same", "bool", "index"."""
+
+    def out_dtype(d: dtypes.dtype) -> dtypes.dtype:
+        if result == "sum":
+            return d if d.is_floating_point else dtypes.int64
+        return {"same": d, "bool": dtypes.bool_, "index": dtypes.int64}[result]
+
+    def spec(x: Spec, dims: tuple[int, ...], keepdim: bool) -> Spec:
+        if combine in ("max", "min", "argmax", "argmin") and builtins.any(x.shape[d] == 0 for d in dims):
+            raise RuntimeError(f"{name}: Expected reduction dim to have non-zero size; input has shape {x.shape}, dim {dims}")
+        return Spec(reduced_shape(x.shape, dims, keepdim), out_dtype(x.dtype), x.device)
+
+    def eager(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
+        return np.asarray(np_function(x, dims, keepdim)).astype(out_dtype(dtypes.from_numpy(x.dtype)).np, copy=False)
+
+    return define(name, ("x",), eager, spec, Reduce(combine), ("dims", "keepdim"), {"x": vjp} if vjp else None, _samples(low))
+
+
+def _wide(x: Any) -> Any:
+    """16-bit floats are summed in float32."""
+    return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+
+
+def _total(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return np.add.reduce(_wide(x), axis=dims, keepdims=keepdim, dtype=None if x.dtype.kind not in "biu" else np.int64)
+
+
+sum_ = reduction("sum", "sum", _total, lambda g, x_spec, dims, keepdim: restore(g, x_spec, dims, keepdim), "sum")
+
+
+def _arg(np_function: Any) -> Callable[..., Any]:
+    def f(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
+        order = [i for i in range(x.ndim) if i not in dims] + list(dims)
+        flat = x.transpose(order).reshape([x.shape[i] for i in order[: x.ndim - len(dims)]] + [-1])
+        return np_function(flat, axis=-1).reshape(reduced_shape(x.shape, dims, keepdim))
+
+    return f
+
+
+def _spread_extremum(g: Tensor, x: Tensor, out: Tensor, x_spec: Spec, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    hit = cast(x.eq(restore(out, x_spec, dims, keepdim)), x_spec.dtype)  # equal maxima share the gradient
+    return hit * restore(g / apply(sum_, (hit,), (dims, keepdim)), x_spec, dims, keepdim)
+
+
+amax_ = reduction("amax", "max", lambda x, d, k: np.maximum.reduce(x, axis=d, keepdims=k), _spread_extremum, "same")
+amin_ = reduction("amin", "min", lambda x, d, k: np.minimum.reduce(x, axis=d, keepdims=k), _spread_extremum, "same")
+argmax_ = reduction("argmax", "argmax", _arg(np.argmax), None, "index")
+argmin_ = reduction("argmin", "argmin", _arg(np.argmin), None, "index")
+any_ = reduction("any", "any", lambda x, d, k: np.any(x, axis=d, keepdims=k), None, "bool")
+all_ = reduction("all", "all", lambda x, d, k: np.all(x, axis=d, keepdims=k), None, "bool")
+prod_ = reduction(
+    "prod", "prod", lambda x, d, k: np.multiply.reduce(_wide(x), axis=d, keepdims=k, dtype=None if x.dtype.kind not in "biu" else np.int64),
+    lambda g, x, out, x_spec, dims, keepdim: restore(g * out, x_spec, dims, keepdim) / x, "sum", low=0.5,
+)
+
+
+def _sum_to_np(x: Any, shape: tuple[int, ...]) -> Any:
+    lead = x.ndim - len(shape)
+    dims = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(shape) if n == 1 and x.shape[i + lead] != 1)
+    return np.add.reduce(_wide(x), axis=dims, keepdims=True).reshape(shape).astype(x.dtype, copy=False)
+
+
+def _sum_to_body(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    lead = x.ndim - len(shape)
+    inner = tuple(i + lead for i, n in enumerate(shape) if n == 1 and x.shape[i + lead] != 1)
+    out = apply(sum_, (x,), (inner, True)) if inner else x
+    return apply(sum_, (out,), (tuple(range(lead)), False)) if lead else out
+
+
+define(
+    "sum_to", ("x",), _sum_to_np, lambda x, shape: Spec(shape, x.dtype, x.device), Composite(_sum_to_body), ("shape",),
+    {"x": lambda g, x_spec: expand(g, x_spec.shape)}, lambda: [((_rng.standard_normal((3, 4, 5)),), (s,)) for s in ((4, 5), (4, 1), (1, 1, 5), ())],
+    doc="Sum over the dimensions along which `shape` was broadcast.",
+)
+
+
+def _count(shape: tuple[int, ...], dims: tuple[int, ...]) -> int:
+    return math.prod(shape[d] for d in dims)
+
+
+def _float_only(name: str, x: Any) -> None:
+    if not x.dtype.is_floating_point:
+        raise RuntimeError(f"{name}: could not infer output dtype. Input dtype must be a floating point dtype. Got: {x.dtype.name}")
+
+
+def _mean_spec(x: Spec, dims: tuple[int, ...], keepdim: bool) -> Spec:
+    _float_only("mean", x)
+    return Spec(reduced_shape(x.shape, dims, keepdim), x.dtype, x.device)
+
+
+def _mean_np(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
+    n = _count(x.shape, dims)
+    return np.asarray(np.divide(_total(x, dims, keepdim), n if n else np.nan)).astype(x.dtype, copy=False)
+
+
+mean_ = define(
+    "mean", ("x",), _mean_np, _mean_spec,
+    Composite(lambda x, dims, keepdim: apply(sum_, (x,), (dims, keepdim)) / float(_count(x.shape, dims) or math.nan)), ("dims", "keepdim"),
+    {"x": lambda g, x_spec, dims, keepdim: restore(g / float(_count(x_spec.shape, dims) or math.nan), x_spec, dims, keepdim)}, _samples(),
+)
+
+
+def _var_body(x: Tensor, dims: tuple[int, ...], correction: float, keepdim: bool) -> Tensor:
+    d = x - apply(mean_, (x,), (dims, True))
+    return apply(sum_, (d * d,), (dims, keepdim)) / _divisor(x.shape, dims, correction)
+
+
+def _divisor(shape: tuple[int, ...], dims: tuple[int, ...], correction: float) -> float:
+    n = _count(shape, dims) - correction
+    return float(n) if n > 0 else 0.0 if n == 0 else math.nan
+
+
+def _var_np(x: Any, dims: tuple[int, ...], correction: float, keepdim: bool) -> Any:
+    d = _wide(x) - _mean_np(_wide(x), dims, True)
+    return np.asarray(np.divide(np.add.reduce(d * d, axis=dims, keepdims=keepdim), _divisor(x.shape, dims, correction))).astype(x.dtype, copy=False)
+
+
+var_ = define(
+    "var", ("x",), _var_np, lambda x, dims, correction, keepdim: _mean_spec(x, dims, keepdim), Composite(_var_body), ("dims", "correction", "keepdim"),
+    {"x": lambda g, x, x_spec, dims, correction, keepdim: restore(g * (2.0 / _divisor(x_spec.shape, dims, correction) if _divisor(x_spec.shape, dims, correction) else math.nan), x_spec, dims, keepdim) * (x - apply(mean_, (x,), (dims, True)))},
+    lambda: [((_rng.standard_normal((3, 4, 5)),), (d, c, k)) for d, c, k in (((2,), 1, False), ((0, 1), 0, True))],
+)
+
+# ------------------------------------------------------------------------------------------------ public functions
+
+
+@public()
+def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: dtypes.dtype | None = None, axis: Dims = None, keepdims: bool = False) -> Tensor:
+    """The sum over `dim` (an int, several, or None for all); integers and bools are summed in int64.
+
+    Shape: (…) -> without `dim`, or with size 1 there if `keepdim`. Raises IndexError for a dimension out of range.
+    """
+    x = as_tensor_like(input, "sum")
+    if dtype is not None:
+        x = cast(x, dtype)
+    return apply(sum_, (x,), (normalize_dims("sum", dim if axis is None else axis, x.ndim), bool(keepdim or keepdims)))
+
+
+@public()
+def mean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: dtypes.dtype | None = None, axis: Dims = None, keepdims: bool = False) -> Tensor:
+    """The mean over `dim`. Raises RuntimeError for integer or bool input without `dtype`."""
+    x = as_tensor_like(input, "mean")
+    if dtype is not None:
+        x = cast(x, dtype)
+    return apply(mean_, (x,), (normalize_dims("mean", dim if axis is None else axis, x.ndim), bool(keepdim or keepdims)))
+
+
+def _correction(unbiased: Any, correction: Any) -> float:
+    return correction if correction is not None else (1 if unbiased is None or unbiased else 0)
+
+
+@public()
+def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None) -> Tensor:
+    """The variance over `dim`, divided by n - correction (1 by default: Bessel)."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    return apply(var_, (input,), (normalize_dims("var", dim, input.ndim), _correction(unbiased, correction), bool(keepdim)))
+
+
+@public()
+def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None) -> Tensor:
+    """The standard deviation over `dim`: the square root of `var`."""
+    return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
+
+
+@public()
+def var_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None) -> tuple[Tensor, Tensor]:
+    """(variance, mean) over `dim`."""
+    return var(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
+
+
+@public()
+def std_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None) -> tuple[Tensor, Tensor]:
+    """(standard deviation, mean) over `dim`."""
+    return std(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
+
+
+@public()
+def amax(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The maximum over `dim`; equal maxima share the gradient evenly."""
+    return apply(amax_, (input,), (normalize_dims("amax", dim, input.ndim), bool(keepdim)))
+
+
+@public()
+def amin(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The minimum over `dim`; equal minima share the gradient evenly."""
+    return apply(amin_, (input,), (normalize_dims("amin", dim, input.ndim), bool(keepdim)))
+
+
+def _one_dim(op: Op, input: Tensor, dim: int | None, keepdim: bool) -> Tensor:
+    dims = normalize_dims(op.name, dim, input.ndim) if dim is None else (normalize_dim(op.name, dim, input.ndim),) if input.ndim else ()
+    return apply(op, (input,), (dims, bool(keepdim)))
+
+
+@public()
+def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The int64 position of the first maximum along `dim`, or in the flattened tensor."""
+    return _one_dim(argmax_, input, dim, keepdim)
+
+
+@public()
+def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The int64 position of the first minimum along `dim`, or in the flattened tensor."""
+    return _one_dim(argmin_, input, dim, keepdim)
+
+
+@public()
+def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """True where an element along `dim` is true."""
+    return apply(any_, (input,), (normalize_dims("any", dim, input.ndim), bool(keepdim)))
+
+
+@public()
+def all(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """True where all elements along `dim` are true."""
+    return apply(all_, (input,), (normalize_dims("all", dim, input.ndim), bool(keepdim)))
+
+
+@public()
+def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: dtypes.dtype | None = None) -> Tensor:
+    """The product over `dim`, or of all elements."""
+    return _one_dim(prod_, input if dtype is None else cast(input, dtype), dim, keepdim)
+
+
