@@ -185,12 +185,13 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
     out = compute(op, [x._np if isinstance(x, Tensor) else x for x in inputs], attrs)
     check_result(op, target._meta.spec, Spec(out.shape, dtypes.from_numpy(out.dtype)))
     node = None
-    if recording and op.vjp:
+    if recording:  # also where no gradient goes back (fill_): what `target` was before is cut off
         result = wrap(out)  # stands for the new value while the node is made
         result._meta = result._meta.replace(requires_grad=True)
         node = OpNode(op, inputs, attrs, result)
         node.saves_out_of(target)
-    array[...] = out
+    with np.errstate(all="ignore"):  # conversions of what the target's dtype cannot hold
+        array[...] = out
     target._store.version += 1
     if node is not None:
         node.saved_version(target._store.version)

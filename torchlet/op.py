@@ -224,9 +224,14 @@ def pointwise(
         first = values[selects].dtype if isinstance(values[selects], np.ndarray) else None
         if first is None or (result == "float" and first.kind in "biu") or not _alike(values[selects:], first):
             d = compute_dtype([as_spec(v) for v in values[selects:]], result).np
-            values = values[:selects] + tuple([_convert(v, d) for v in values[selects:]])
+            values = values[:selects] + tuple([_convert(v, _FLOAT32 if d.char in "eE" else d) for v in values[selects:]])
+            first = d
         if reject and "bool" in reject and any(isinstance(v, np.ndarray) and v.dtype.kind == "b" for v in values[selects:]):
             spec(*[as_spec(v) for v in values], *args[len(values):])
+        if first.char in "eE":  # 16-bit floats are computed in float32 and rounded once, as compiled code does
+            values = values[:selects] + tuple([v if v.__class__ in (float, int, bool) else v.astype(np.float32) for v in values[selects:]])
+            out = np.asarray(np_function(*values, *args[len(values):]))
+            return out if result == "bool" else out.astype(first)
         out = np_function(*values, *args[len(values):])
         return out if out.__class__ is np.ndarray else np.asarray(out)
 
@@ -237,6 +242,10 @@ def pointwise(
 
 def _alike(values: tuple[Any, ...], d: np.dtype[Any]) -> bool:
     """True when NumPy's own promotion already gives what PyTorch would: one array dtype, numbers of no higher category."""
+    if len(values) == 1:
+        return True
+    if d.char in "eE":  # numbers stay as they are: these are computed in float32
+        return all(v.dtype is d for v in values if v.__class__ is np.ndarray)
     for v in values:
         c = v.__class__
         if c is np.ndarray:
@@ -251,6 +260,9 @@ def _alike(values: tuple[Any, ...], d: np.dtype[Any]) -> bool:
         elif c is not bool:
             return False
     return True
+
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 def _convert(v: Any, d: np.dtype[Any]) -> Any:

@@ -12,4 +12,4 @@ for _name, _method in METHODS.items():
 globals().update(FUNCTIONS)
 linear, gelu, leaky_relu, elu, softplus = contract.linear, pointwise.gelu, pointwise.leaky_relu, pointwise.elu, pointwise.softplus
 layer_norm, rms_norm, total_norm = composite.layer_norm, composite.rms_norm, composite.total_norm
-__all__ = ["OPS", "arrange", "create", "index", "methods", "order", "reduce", "view", *FUNCTIONS]
+__all__ = [*FUNCTIONS]  # of the modules only what is public: torchlet.index is another module than torchlet.ops.index

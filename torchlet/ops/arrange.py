@@ -445,7 +445,6 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     shape = tuple(t.shape[0] for t in listed)
     out = [expand(reshape(t, (1,) * k + (-1,) + (1,) * (len(listed) - k - 1)), shape) for k, t in enumerate(listed)]
     if swap:
-        out = [t.transpose(0, 1) for t in out]
         out[0], out[1] = out[1], out[0]
     return tuple(out)
 

@@ -327,6 +327,20 @@ cross_entropy_ = define(
     doc="Per row: logsumexp(x) - x[target]; 0 where the target is `ignore_index`.",
 )
 
+
+def _count_valid(target: Tensor, ignore_index: int, dtype: dtypes.dtype) -> Tensor:
+    return cast(total(target.ne(ignore_index), (0,), False), dtype)
+
+
+cross_entropy_mean_ = define(
+    "cross_entropy_mean", ("x", "target"),
+    lambda x, target, ignore_index: np.asarray(_wide(_ce_np(x, target, ignore_index)).sum() / np.float64((target != ignore_index).sum())).astype(x.dtype),
+    lambda x, target, ignore_index: Spec((), _ce_spec(x, target, ignore_index).dtype),
+    Composite(lambda x, target, ignore_index: total(_ce_body(x, target, ignore_index), (0,), False) / _count_valid(target, ignore_index, x.dtype)), ("ignore_index",),
+    {"x": lambda g, x, target, ignore_index: _ce_grad(g / _count_valid(target, ignore_index, x.dtype), x, target, ignore_index)}, _ce_samples,
+    doc="The mean of cross_entropy over the rows whose target is not `ignore_index`.",
+)
+
 # ------------------------------------------------------------------------------------------------ dropout, norms of lists
 
 

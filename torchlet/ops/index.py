@@ -15,7 +15,7 @@ from torchlet.index import Index
 from torchlet.op import ScatterAdd, Select, apply, define
 from torchlet.ops.create import full_
 from torchlet.ops.methods import copy_, fill_, item, tensor
-from torchlet.ops.pointwise import cast, mul_, where, where_
+from torchlet.ops.pointwise import cast, where, where_
 from torchlet.ops.public import METHODS, public
 from torchlet.ops.view import ALL, Items, index_basic_, reshape, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim
@@ -109,7 +109,7 @@ BOUNDS["gather"] = lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]
 def _scatter_sum_np(source: Any, index: Any, shape: tuple[int, ...], dim: int) -> Any:
     check_bounds("scatter_sum", (source, index), (shape, dim))
     flat = np.zeros(int(np.prod(shape)), _wide(source).dtype)
-    places = np.meshgrid(*[np.arange(n) for n in index.shape], indexing="ij", sparse=True)
+    places = list(np.meshgrid(*[np.arange(n) for n in index.shape], indexing="ij", sparse=True))
     places[dim] = index
     np.add.at(flat, np.ravel_multi_index(np.broadcast_arrays(*places), shape).reshape(-1), _wide(source).reshape(-1))
     return flat.reshape(shape).astype(source.dtype, copy=False)
@@ -162,13 +162,6 @@ BOUNDS["scatter"] = lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])
 def _grown(g: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`g` with zeros after it up to `shape`."""
     return g if g._meta.shape == shape else apply(full_, (0,), (shape, g.dtype)).index_put(tuple(slice(n) for n in g.shape), g)
-
-
-def _on_lines(f: Callable[..., Tensor], input: Tensor, dim: int, *rest: Any) -> Tensor:
-    """0-d tensors are lines of one element here."""
-    lifted = [reshape(x, (1,)) if isinstance(x, Tensor) and x.ndim == 0 else x for x in (input, *rest)]
-    out = f(lifted[0], dim, *lifted[1:])
-    return out
 
 
 @public()

@@ -261,7 +261,7 @@ abs_ = unary("abs", np.abs, grad=lambda g, x: g * sign(x), result="same", names=
 METHODS["__abs__"] = METHODS["abs"]
 unary("sign", np.sign, grad=lambda g: g * 0.0, result="same", names=("sign", "sgn"))
 sign: Callable[[Tensor], Tensor] = METHODS["sign"]
-square_ = unary("square", np.square, lambda x: x * x, lambda g, x: g * (2 * x), result="same")
+square_ = unary("square", lambda x: np.multiply(x, x), lambda x: x * x, lambda g, x: g * (2 * x), result="same")
 unary("exp", np.exp, grad=lambda g, out: g * out)
 unary("exp2", np.exp2, lambda x: call("exp", x * math.log(2)), lambda g, out: g * out * math.log(2))
 unary("expm1", np.expm1, grad=lambda g, out: g * (out + 1))
@@ -287,7 +287,7 @@ _erf_scalar = np.frompyfunc(math.erf, 1, 1)
 
 def erf_np(x: Any) -> Any:
     """NumPy has no erf: math.erf element by element (eager only; compiled code has its own)."""
-    return _erf_scalar(x).astype(x.dtype) if isinstance(x, np.ndarray) else x.dtype.type(math.erf(x))
+    return np.asarray(_erf_scalar(x)).astype(x.dtype)
 
 
 unary("erf", erf_np, grad=lambda g, x: g * (2 / math.sqrt(math.pi)) * (-(x * x)).exp())

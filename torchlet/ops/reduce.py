@@ -11,7 +11,7 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.op import Composite, Op, Reduce, apply, define
-from torchlet.ops.pointwise import cast
+from torchlet.ops.pointwise import cast, where
 from torchlet.ops.public import as_tensor_like, public
 from torchlet.ops.view import expand, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim, normalize_dims
@@ -71,7 +71,7 @@ sum_ = reduction("sum", "sum", _total, lambda g, x_spec, dims, keepdim: restore(
 def _arg(np_function: Any) -> Callable[..., Any]:
     def f(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
         order = [i for i in range(x.ndim) if i not in dims] + list(dims)
-        flat = x.transpose(order).reshape([x.shape[i] for i in order[: x.ndim - len(dims)]] + [-1])
+        flat = x.transpose(order).reshape([x.shape[i] for i in order[: x.ndim - len(dims)]] + [_count(x.shape, dims)])
         return np_function(flat, axis=-1).reshape(reduced_shape(x.shape, dims, keepdim))
 
     return f
@@ -88,9 +88,19 @@ argmax_ = reduction("argmax", "argmax", _arg(np.argmax), None, "index")
 argmin_ = reduction("argmin", "argmin", _arg(np.argmin), None, "index")
 any_ = reduction("any", "any", lambda x, d, k: np.any(x, axis=d, keepdims=k), None, "bool")
 all_ = reduction("all", "all", lambda x, d, k: np.all(x, axis=d, keepdims=k), None, "bool")
+def _prod_grad(g: Tensor, x: Tensor, x_spec: Spec, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    """out / x; where exactly one factor is 0, its gradient is the product of the others, and the others' is 0."""
+    zero = x.eq(0)
+    filled = where(zero, 1.0, x)
+    others = restore(apply(prod_, (filled,), (dims, keepdim)), x_spec, dims, keepdim)
+    zeros = restore(apply(sum_, (zero,), (dims, keepdim)), x_spec, dims, keepdim)
+    each = where(zeros.eq(0), others / filled, where(zero & zeros.eq(1), others, 0.0))
+    return each * restore(g, x_spec, dims, keepdim)
+
+
 prod_ = reduction(
     "prod", "prod", lambda x, d, k: np.multiply.reduce(_wide(x), axis=d, keepdims=k, dtype=None if x.dtype.kind not in "biu" else np.int64),
-    lambda g, x, out, x_spec, dims, keepdim: restore(g * out, x_spec, dims, keepdim) / x, "sum", low=0.5,
+    _prod_grad, "sum", low=0.5,
 )
 
 
@@ -129,6 +139,8 @@ def _mean_spec(x: Spec, dims: tuple[int, ...], keepdim: bool) -> Spec:
 
 
 def _mean_np(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
+    if x.dtype.kind in "biu":
+        raise TypeError("not a floating-point dtype")
     n = _count(x.shape, dims)
     return np.asarray(np.divide(_total(x, dims, keepdim), n if n else np.nan)).astype(x.dtype, copy=False)
 

@@ -246,7 +246,7 @@ def _samples_basic() -> list[Any]:
 
 
 index_basic_ = define(
-    "index_basic", ("x",), lambda x, items: x[_key(items)] if items else x[...], _basic_spec, View(_basic_index), ("items",),
+    "index_basic", ("x",), lambda x, items: x[(*_key(items), ...)], _basic_spec, View(_basic_index), ("items",),
     {"x": lambda g, x_spec, items: apply(embed_, (g,), (x_spec.shape, items))}, _samples_basic,
 )
 

@@ -1,0 +1,262 @@
+"""torchlet beside its peers: the same rows, one process each, asked in turn, the order reversed every round.
+
+    python benchmarks/peers.py                          # all rows, all peers that are installed
+    python benchmarks/peers.py --rows mlp_sgd,linreg --rounds 20 --json benchmarks/results/FILE.json
+
+A row is a function of the same name in each of rows/with_*.py; a peer that lacks it is left out of the row. It returns a
+function of no arguments that does one unit of work. Every process has two threads and the same two processors. The first
+five results of all peers are compared before anything is timed.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+THREADS = 2
+HERE = Path(__file__).resolve().parent
+PEERS = {"torchlet": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax", "numpy": "numpy"}  # peer -> package
+ROWS = {  # name -> (what it is, relative tolerance of the compared results)
+    "linreg": ("linear-regression step, y = 2x + 1, 100 points, SGD", 1e-4),
+    "tiny": ("MLP step 8-16-1, tanh, batch 32, SGD", 1e-4),
+    "mlp_sgd": ("MLP step 784-256-128-10, batch 64, SGD", 1e-4),
+    "mlp_adamw": ("MLP step 784-256-128-10, batch 64, AdamW", 1e-3),
+    "chain_1e5": ("tanh(1.5 x + 0.5) * sigmoid(x) + x, 1e5 elements", 1e-4),
+    "chain_1e7": ("the same, 1e7 elements", 1e-4),
+    "softmax": ("softmax 4096 x 1024", 1e-4),
+    "import": ("import in a fresh process", 0),
+}
+
+
+def worker(peer: str) -> None:
+    """Answer the parent's requests, one JSON line each: build a row, time it, drop it."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a framework prints goes to stderr
+    rows = importlib.import_module(f"rows.with_{peer}")
+    print(json.dumps(rows.VERSIONS), file=answers)
+    step = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["do"] == "build":
+                step = None
+                build = getattr(rows, request["row"], None)
+                answer: dict[str, object] = {}
+                if build is not None:
+                    start = time.perf_counter()
+                    step = build()
+                    results = [rows.number(step())]
+                    answer["first_s"] = getattr(step, "first_s", time.perf_counter() - start)
+                    answer["results"] = results + [rows.number(step()) for _ in range(4)]
+                    answer["form"] = getattr(step, "label", "")
+            else:
+                answer = {"calls": measure(step, rows.wait, request["seconds"])}
+        except Exception as problem:
+            answer = {"error": f"{type(problem).__name__}: {problem}"}
+        print(json.dumps(answer), file=answers)
+
+
+def measure(step, wait, seconds: float, batch_s: float = 2e-3) -> list[float]:
+    """Seconds per call, one number for each batch of at least `batch_s` seconds."""
+    wait(step())
+    start = time.perf_counter()
+    wait(step())
+    count = max(1, int(batch_s / (time.perf_counter() - start)))
+    times = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(count):
+            result = step()
+        wait(result)
+        times.append((time.perf_counter() - start) / count)
+        count = max(1, int(batch_s / times[-1]))
+    return times
+
+
+class Peer:
+    """A competitor's process."""
+
+    def __init__(self, name: str, cpus: list[int]):
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHLET_NUM_THREADS"), str(THREADS))
+        path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            [*pin(cpus), sys.executable, __file__, "--worker", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **threads, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        )
+        self.versions = self.answer()
+
+    def answer(self) -> dict:
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"the process ended with {self.process.wait()}"}
+
+    def ask(self, **request) -> dict:
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return {"error": "the process has ended"}
+        return self.answer()
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+
+def pin(cpus: list[int]) -> list[str]:
+    """The command prefix that keeps a process on the given processors."""
+    code = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv[1].split(','))); os.execv(sys.argv[2], sys.argv[2:])"
+    return [sys.executable, "-c", code, ",".join(map(str, cpus))]
+
+
+def run_row(row: str, peers: dict[str, Peer], rounds: int, seconds: float) -> dict[str, dict]:
+    """Build the row in every peer, compare results, then time it round by round."""
+    found = {}
+    for name, peer in peers.items():
+        answer = peer.ask(do="build", row=row)
+        if "error" in answer:
+            print(f"{row}: {name}: {answer['error']}", file=sys.stderr)
+        elif answer:
+            found[name] = {**answer, "calls": []}
+    for round_number in range(rounds):
+        for name in list(found)[:: -1 if round_number % 2 else 1]:
+            time.sleep(0.02)  # the threads of the one before have gone to sleep
+            answer = peers[name].ask(do="time", seconds=seconds)
+            if "error" in answer:
+                print(f"{row}: {name}: {answer['error']}", file=sys.stderr)
+                del found[name]
+            else:
+                found[name]["calls"] += answer["calls"]
+    return found
+
+
+def run_import(packages: list[str], rounds: int) -> dict[str, dict]:
+    """Seconds of `import package` in fresh processes."""
+    code = "import sys, time; t = time.perf_counter(); __import__(sys.argv[1]); print(time.perf_counter() - t)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    found: dict[str, dict] = {p: {"calls": []} for p in packages}
+    for round_number in range(rounds + 1):
+        for package in packages[:: -1 if round_number % 2 else 1]:
+            done = subprocess.run([sys.executable, "-c", code, package], env=environment, capture_output=True, text=True, check=True)
+            if round_number:  # the first fills the page cache and writes .pyc files
+                found[package]["calls"].append(float(done.stdout))
+    return found
+
+
+def summarise(row: str, found: dict[str, dict]) -> dict[str, dict]:
+    """Median, 10th percentile, and how far the compared results are from the middle one of all peers."""
+    for name, entry in found.items():
+        calls = sorted(entry.pop("calls"))
+        entry["median_s"], entry["p10_s"], entry["samples"] = statistics.median(calls), calls[len(calls) // 10], len(calls)
+        if "results" in entry:
+            middle = [statistics.median(column) for column in zip(*[e["results"] for e in found.values()])]
+            entry["difference"] = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(entry["results"], middle))
+            if entry["difference"] > ROWS[row][1]:
+                print(f"{row}: {name} gives {entry['results']}; the middle of all is {middle}", file=sys.stderr)
+    return found
+
+
+def time_text(seconds: float) -> str:
+    """Three digits with a unit."""
+    scale, unit = (1, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "µs")
+    return f"{seconds / scale:.3g} {unit}"
+
+
+def table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
+    """Markdown: medians with 10th percentiles, the best peer's median by torchlet's, and whether all results agree."""
+    lines = [f"| row | {' | '.join(names)} | best peer / torchlet | results |", "|---|" + "---:|" * (len(names) + 1) + "---|"]
+    for row, found in results.items():
+        cells = [f"{time_text(found[n]['median_s'])} ({time_text(found[n]['p10_s'])})" if n in found else "" for n in names]
+        peers = [e["median_s"] for n, e in found.items() if n != "torchlet"]
+        ratio = f"{min(peers) / found['torchlet']['median_s']:.2f}" if peers and "torchlet" in found else ""
+        if row == "import" and {"torchlet", "numpy"} <= set(found):
+            ratio = f"numpy + {1e3 * (found['torchlet']['median_s'] - found['numpy']['median_s']):.0f} ms"
+        differences = [e["difference"] for e in found.values() if "difference" in e]
+        worst = max(differences, default=0.0)
+        same = "" if not differences else f"agree to {worst:.0e}" if worst <= ROWS[row][1] else f"**differ by {worst:.0e}**"
+        lines.append(f"| {row} | {' | '.join(cells)} | {ratio} | {same} |")
+    return "\n".join(lines)
+
+
+def first_table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
+    """Markdown: seconds until the first result, building and compiling included, and the form that was fastest."""
+    lines = [f"| first result | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for row, found in results.items():
+        if row != "import":
+            texts = [f"{time_text(found[n]['first_s'])} {found[n]['form']}".strip() if n in found else "" for n in names]
+            lines.append(f"| {row} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """The processor's name and how many of it this process may use."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':')[1].strip()}, {len(os.sched_getaffinity(0))} CPUs"
+    return f"{platform.machine()}, {os.cpu_count()} CPUs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", "--row", default=",".join(ROWS), help="comma-separated; default: all")
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; default: all that are installed")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=0.25, help="time for one peer in one round")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return worker(options.worker)
+
+    rows, names = options.rows.split(","), options.peers.split(",")
+    for kind, given, known in (("row", rows, ROWS), ("peer", names, PEERS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"unknown {kind} {name}; known: {', '.join(known)}")
+    sys.path.insert(0, str(HERE.parent))
+    names = [n for n in names if importlib.util.find_spec(PEERS[n])]
+    results, versions = {}, {"python": platform.python_version()}
+    if "import" in rows:
+        results["import"] = summarise("import", run_import(list(dict.fromkeys(PEERS[n] for n in names)), options.rounds))
+        rows.remove("import")
+    if rows:
+        cpus = sorted(os.sched_getaffinity(0))[:THREADS]
+        peers = {}
+        for name in names:
+            peer = Peer(name, cpus)
+            if "error" in peer.versions:
+                print(f"{name}: {peer.versions['error']}", file=sys.stderr)
+            else:
+                peers[name] = peer
+                versions |= peer.versions
+        try:
+            for row in rows:
+                results[row] = summarise(row, run_row(row, peers, options.rounds, options.seconds))
+                print(table({row: results[row]}, names).splitlines()[-1], file=sys.stderr)
+        finally:
+            for peer in peers.values():
+                peer.close()
+    head = {"date": datetime.date.today().isoformat(), "machine": machine(), "threads": THREADS, "versions": versions}
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{head['date']}, {head['machine']}, {THREADS} threads, {listed}; median (10th percentile)\n")
+    print(table(results, names))
+    if set(results) != {"import"}:
+        print("\n" + first_table(results, names))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({**head, "rows": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""torchlet: tensors that feel like PyTorch's, recorded while they run and compiled. The public names; no code of its own."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torchlet import autograd, cuda, nn, ops, optim, random, utils
+from torchlet.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from torchlet.config import config
+from torchlet.dtypes import (
+    bfloat16, bool_ as bool, double, dtype, float16, float32, float64, float_ as float, get_default_dtype, half, int8, int16, int32, int64,
+    int_ as int, long, promote_types, set_default_dtype, short, uint8,
+)
+from torchlet.ops import *  # noqa: F403
+from torchlet.ops.create import Generator, default_generator
+from torchlet.serialize import load, save
+from torchlet.spec import Size, device
+from torchlet.tensor import Parameter, Tensor
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:  # the compiler, networkx and triton load on first use
+    if name in ("compile", "explain"):
+        return getattr(importlib.import_module("torchlet.compiler"), name)
+    if name in ("compiler", "debug"):
+        return importlib.import_module("torchlet.compiler" if name == "compiler" else "torchlet.compiler.debug")
+    raise AttributeError(f"module 'torchlet' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""One module per target: prints kernels as source text."""

@@ -1,0 +1,402 @@
+"""Prints a loop-IR kernel as Triton source: one @triton.jit function, with the device functions it calls.
+
+The axes of a kernel are first flattened into a few tile dimensions (`x`, `r`, …). A value then lives in a block: the function's
+body, or a loop over a reduce dimension. It is computed once in the outermost block that knows the dimensions it varies along, so
+phases share what they load, and what a loop does not change stands before the loop.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import keyword
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torchlet import dtypes
+from torchlet.compiler import tile as tiling
+from torchlet.compiler.codegen.triton_expr import MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
+from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
+from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
+from torchlet.compiler.tile import Tile, extent, index_axes
+from torchlet.expr import Expr, call, cast, const, expr, rewrite
+from torchlet.index import Axis, Index, of, unflatten
+from torchlet.kernels import matmul
+
+POINTER = {f"{kind}{bits}": f"*{letter}{bits}" for kind, letter in (("float", "fp"), ("int", "i")) for bits in (16, 32, 64)}
+POINTER |= {"bfloat16": "*bf16", "int8": "*i8", "uint8": "*u8", "bool": "*u8"}
+SCALAR = {"float64": "fp64", "float32": "fp64", "int64": "i64", "bool": "i32"}
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """Source text and everything a compile and a launch need.
+
+    Arguments of the function: a pointer for each buffer, then the scalars, then the constexprs. `attrs` tells Triton which
+    arguments are divisible by 16: every buffer must start at a 16-byte boundary.
+    """
+
+    name: str
+    source: str
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, int]
+    grid: tuple[int, int, int]
+    num_warps: int
+    num_stages: int
+    attrs: Mapping[tuple[int, ...], list[list[object]]]
+    kernel: Kernel | None = None
+
+
+def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None) -> TritonKernel:
+    """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps."""
+    kernel = _without_unit_reductions(collapse_axes(kernel))
+    tile = tile or tiling.choose(kernel, target)
+    printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
+    writer, grid = printer(kernel, tile) if kernel.points else (Writer(kernel, tile, {}), 0)
+    return _finish(writer, grid)
+
+
+def _finish(w: Writer, programs: int) -> TritonKernel:
+    """The source with header, device functions and signature."""
+    kernel, tile = w.kernel, w.tile
+    functions = _device_functions()
+    name = identifier(kernel.name)
+    if name in functions or name in ("tl", "triton", "range", "min", "float") or keyword.iskeyword(name):
+        name += "_kernel"
+    blocks = {f"BLOCK_{d.upper()}": size for d, size in tile.blocks.items()}
+    arguments = [*w.pointers.values(), *w.scalars.values(), *(f"{b}: tl.constexpr" for b in blocks)]
+    body = [*w.prologue, *w.root.lines] or ["pass"]
+    text = "import triton\nimport triton.language as tl\n\n\n"
+    text += "".join(f"{functions[h][0]}\n\n" for h in _with_callees(w.helpers))
+    text += f"@triton.jit\ndef {name}({', '.join(arguments)}):\n"
+    text += "".join(f"    # {line}\n" for line in kernel.origin)
+    text += "".join(f"    {line}\n" for line in body)
+    signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
+    signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
+    attrs: dict[tuple[int, ...], list[list[object]]] = {(i,): [["tt.divisibility", 16]] for i in range(len(kernel.buffers))}
+    signature |= dict.fromkeys(blocks, "constexpr")
+    return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, w.kernel)
+
+
+# ---- tile dimensions -------------------------------------------------------------------------------------------------------------
+
+
+def _flatten(kernel: Kernel, groups: Mapping[Axis, tuple[Axis, ...]]) -> Kernel:
+    """The kernel with each group of axes replaced by positions in one flat axis."""
+    position: dict[Axis, Index] = {}
+    for flat, axes in groups.items():
+        position.update(zip(axes, unflatten(of(flat), tuple(a.extent for a in axes)), strict=True))
+    return map_kernel(kernel, lambda e: None, lambda term: position.get(term) if isinstance(term, Axis) else None)
+
+
+# ---- the three shapes of a kernel ------------------------------------------------------------------------------------------------
+
+
+def _pointwise(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
+    """One program for each block of points; two-dimensional blocks where buffers are contiguous along different axes."""
+    grid = tuple(a for a in kernel.grid if a.extent > 1)
+    x_axes, y_axes = grid, tuple[Axis, ...]()
+    if tile.kind == "square":
+        across = tiling.transposed_axis(kernel)
+        assert across is not None
+        x_axes, y_axes = kernel.grid[-1:], (across,)
+    rest = tuple(a for a in grid if a not in x_axes + y_axes)
+    axes = {name: Axis(name, extent(group)) for name, group in (("x", x_axes), ("y", y_axes), ("z", rest))}
+    flat = _flatten(kernel, {axes["x"]: x_axes, axes["y"]: y_axes, axes["z"]: rest})
+    tiles = {name: -(-axes[name].extent // tile.blocks[name]) for name in tile.blocks}
+    cast = ".to(tl.int64)" if wide(kernel) else ""
+    dims: dict[Axis, Dim] = {}
+    prologue = [f"pid = tl.program_id(0){cast}"]
+    rank = len(tile.blocks)
+    before = 1
+    for name in tile.blocks:
+        dims[axes[name]] = _dim(name, axes[name].extent, tile.blocks[name], position=rank - 1 - len(dims))
+        prologue.append(_lanes(name, _digit("pid", before, tiles[name], rank == 1), dims[axes[name]], rank))
+        before *= tiles[name]
+    if rest:
+        dims[axes["z"]] = Dim("z")
+        prologue.append(f"z = pid // {before}")
+    writer = Writer(flat, tile, dims, rank)
+    writer.prologue = prologue + _masks(dims.items())
+    for phase in flat.phases:
+        writer.stores(phase.stores, writer.root, writer.grid_axes)
+    return writer, before * axes["z"].extent
+
+
+def _rows(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
+    """Each program takes a few grid points and the reduce dimensions: whole in registers, or block by block in a loop."""
+    names = tiling.reduce_groups(kernel)
+    kernel = replace(kernel, phases=tuple(replace(p, reductions=tuple(_as_sum(r) for r in p.reductions)) for p in kernel.phases))
+    x = Axis("x", kernel.points)
+    grid = tuple(a for a in kernel.grid if a.extent > 1)
+    reduce = {n: Axis(name, n) for n, name in names.items()}
+    phases = []
+    for phase in kernel.phases:
+        groups = {x: grid, reduce[extent(phase.reduce)]: phase.reduce} if phase.reduce else {x: grid}
+        phases += _flatten(replace(kernel, phases=(phase,)), groups).phases
+    block_x = tile.blocks["x"]
+    rank = 1 if block_x == 1 else 2
+    cast = ".to(tl.int64)" if wide(kernel) else ""
+    dims = {x: _dim("x", x.extent, block_x, position=0 if rank == 2 else None)} if x.extent > 1 or block_x > 1 else {}
+    inside = {a: _dim(a.name, a.extent, tile.blocks[a.name], position=rank - 1) for a in reduce.values()}
+    whole = {a: d for a, d in inside.items() if a.name not in tile.looped}
+    writer = Writer(replace(kernel, phases=tuple(phases)), tile, {**dims, **whole}, rank, frozenset(dims))
+    writer.prologue = [_lanes("x", f"tl.program_id(0){cast}", d, rank) for d in dims.values()]
+    writer.prologue += [f"{a.name} = {_arange(d, rank)}{cast}" for a, d in whole.items()]
+    writer.prologue += _masks([*dims.items(), *whole.items()])
+    for phase in phases:
+        _phase(writer, phase, reduce[extent(phase.reduce)] if phase.reduce else None, inside, rank)
+    return writer, -(-x.extent // block_x)
+
+
+def _phase(w: Writer, phase: Phase, r: Axis | None, inside: Mapping[Axis, Dim], rank: int) -> None:
+    """Print one phase of a rows kernel."""
+    nested = [s for s in phase.stores if r in w.deps(s.value) | index_axes(s.index, w.axes)]
+    reductions = [_Combiner(w, red, r, rank) for red in phase.reductions if isinstance(red, Reduction)]
+    if r is not None and r.extent:
+        tile_axes = w.grid_axes | {r}
+        if r in w.root.dims:
+            for red in reductions:
+                w.root.memo[red.result] = red.reduce(red.masked(w.root), w.root)
+            w.stores(nested, w.root, tile_axes)
+        else:
+            body = Block({r: inside[r]}, parent=w.root)
+            for red in reductions:
+                red.start(body)
+            for red in reductions:
+                red.step(body)
+            w.stores(nested, body, tile_axes)
+            head = [f"{r.name} = {r.name}_start + {_arange(inside[r], rank)}{'.to(tl.int64)' if w.wide else ''}", *_masks([(r, inside[r])])]
+            w.root.lines.append(f"for {r.name}_start in range(0, {r.extent}, BLOCK_{r.name.upper()}):")
+            w.root.lines += [f"    {line}" for line in head + body.lines]
+            for red in reductions:
+                w.root.memo[red.result] = red.reduce(red.accumulators, w.root)
+    if r is not None and not r.extent:
+        w.root.memo |= {red.result: f"tl.full([], {red.neutral}, {REGISTER[red.kind.name]})" for red in reductions}
+    w.stores([s for s in phase.stores if s not in nested], w.root, w.grid_axes)
+
+
+class _Combiner:
+    """How one reduction is printed: its neutral element, a step of a loop, and the reduction of a block."""
+
+    def __init__(self, writer: Writer, reduction: Reduction, r: Axis | None, rank: int):
+        self.w, self.reduction, self.r = writer, reduction, r
+        self.combine = reduction.combine
+        self.position = rank - 1
+        self.kind = reduction.value.dtype if self.indexed else reduction.dtype
+        self.result = expr("value", (), reduction.dtype, reduction.name)
+        self.accumulators: list[str] = []
+        self.axes = writer.grid_axes if r is None else writer.grid_axes | {r}
+
+    @property
+    def indexed(self) -> bool:
+        """True for argmax and argmin, which carry a position."""
+        return self.combine in ("argmax", "argmin")
+
+    @property
+    def neutral(self) -> str:
+        """The number that changes nothing, as text."""
+        kind = self.kind
+        if self.combine in ("sum", "prod"):
+            return ("0" if self.combine == "sum" else "1") + (".0" if kind.is_floating_point else "")
+        if self.combine in ("any", "all"):
+            return str(self.combine == "all")
+        low = self.combine in ("max", "argmax")
+        if kind.is_floating_point:
+            return "float('-inf')" if low else "float('inf')"
+        if kind is dtypes.bool_:
+            return str(not low)
+        bits = kind.itemsize * 8 - kind.is_signed
+        return str(-(2**bits) if low and kind.is_signed else 0 if low else 2**bits - 1)
+
+    def masked(self, block: Block) -> list[str]:
+        """The values of a block (and their positions), neutral where the block leaves the range."""
+        assert self.r is not None
+        e = cast(self.reduction.value, self.kind)
+        text = self.w.value(e, block)
+        shape = block.shape(self.axes)
+        mask = block.dims[self.r].mask
+        if e.op == "const":
+            text = f"tl.full({shape}, {text}, {REGISTER[self.kind.name]})"
+        elif self.w.deps(e) != self.axes:
+            text = f"tl.broadcast_to({text}, {shape})"
+        if mask:
+            text = f"tl.where({mask}, {text}, {self.neutral})"
+        if not self.indexed:
+            return [text]
+        position = f"tl.broadcast_to(({block.dims[self.r].text}).to(tl.int32), {shape})"
+        # lanes out of range come after every true position, so that they lose ties
+        return [text, position]
+
+    def start(self, block: Block) -> None:
+        """Accumulators of the block's shape, before the loop."""
+        shape, root = block.shape(self.axes), self.w.root
+        self.accumulators = [self.w.name(root, self.reduction.name, f"tl.full({shape}, {self.neutral}, {REGISTER[self.kind.name]})")]
+        if self.indexed:
+            self.accumulators.append(self.w.name(root, f"{self.reduction.name}_at", f"tl.full({shape}, {2**31 - 1}, tl.int32)"))
+
+    def step(self, block: Block) -> None:
+        """Fold a block into the accumulators."""
+        parts = self.masked(block)
+        a = self.accumulators
+        if self.indexed:
+            block.lines.append(f"{a[0]}, {a[1]} = {self.function}({a[0]}, {a[1]}, {parts[0]}, {parts[1]})")
+        elif self.combine in ("max", "min"):
+            block.lines.append(f"{a[0]} = {self.function}({a[0]}, {bare(parts[0])})")
+        else:
+            block.lines.append(f"{a[0]} = {a[0]} {dict(sum='+', prod='*', any='|', all='&')[self.combine]} {parts[0]}")
+
+    @property
+    def function(self) -> str:
+        """The device function that combines two values."""
+        names = {"max": "maximum", "min": "minimum", "prod": "product", "argmax": "first_max", "argmin": "first_min"}
+        return self.w.helper(names[self.combine])
+
+    def reduce(self, parts: list[str], block: Block) -> str:
+        """The result as a column [BLOCK_X, 1] (or a scalar where a program has one row)."""
+        column = "[:, None]" if self.position else ""
+        axis = self.position
+        if self.combine == "sum":
+            text = f"tl.sum({bare(parts[0])}, axis={axis}){column}"
+        elif self.combine in ("any", "all"):
+            text = f"(tl.{'max' if self.combine == 'any' else 'min'}({parts[0]}.to(tl.int32), axis={axis}) != 0){column}"
+        elif self.indexed:
+            best, at = (self.w.name(block, self.reduction.name, p) if " " in p else p for p in parts)
+            text = f"tl.reduce(({best}, {at}), {axis}, {self.function})[1]{column}.to(tl.int64)"
+        else:
+            text = f"tl.reduce({bare(parts[0])}, {axis}, {self.function}){column}"
+        return self.w.name(block, self.reduction.name, text)
+
+
+def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
+    """The matrix product with what feeds it and what follows it; see `kernels.matmul`."""
+    first = kernel.phases[0].reductions[0]
+    assert isinstance(first, Dot)
+    groups = {Axis(name, extent(axes)): axes for name, axes in (("z", first.batch), ("m", first.m), ("n", first.n), ("k", first.k))}
+    z, m, n, k = groups
+    flat = _flatten(kernel, groups)
+    bm, bn, bk = (tile.blocks[d] for d in "mnk")
+    dims = {z: Dim("z"), m: _dim("m", m.extent, bm, 0), n: _dim("n", n.extent, bn, 1)}
+    w = Writer(flat, tile, dims, rank=2)
+    masks = _masks(dims.items())
+    ragged = k.extent % bk != 0
+    loop = [f"{name}_mask = {name} < {k.extent}" for name in ("k_row", "k_column") if ragged]
+    left = Block({k: Dim("k_row", "k_row_mask" if ragged else None, 1, "BLOCK_K")}, parent=w.root, lines=loop, fill=True)
+    right = Block({k: Dim("k_column", "k_column_mask" if ragged else None, 0, "BLOCK_K")}, parent=w.root, lines=loop, fill=True)
+    zeros = []
+    for dot in flat.phases[0].reductions:
+        assert isinstance(dot, Dot)
+        a = _operand(w, dot.a, left, frozenset((m, k)), k)
+        b = _operand(w, dot.b, right, frozenset((k, n)), k)
+        total = f"{identifier(dot.name)}_{w.count}"
+        w.count += 1
+        zeros.append(f"{total} = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
+        loop.append(f'{total} = tl.dot({a}, {b}, {total}, input_precision="ieee")')
+        w.root.memo[expr("value", (), dot.dtype, dot.name)] = total
+    before = [*masks, *w.root.lines, *zeros]
+    w.root.lines = []
+    for phase in flat.phases:
+        w.stores(phase.stores, w.root, w.grid_axes)
+    shape = matmul.Shape(m.extent, n.extent, k.extent, z.extent, bm, bn)
+    body = matmul.render(shape, w.wide, before, loop, w.root.lines)
+    w.root.lines = body.splitlines()
+    return w, shape.programs
+
+
+def _operand(w: Writer, e: Expr, block: Block, axes: frozenset[Axis], k: Axis) -> str:
+    """An operand tile in the dtype that the tensor cores take; zero where k leaves its range."""
+    key = ("operand", e)  # two products may share one
+    if key not in block.memo:
+        block.memo[key] = _operand_tile(w, e, block, axes, k)
+    return block.memo[key]
+
+
+def _operand_tile(w: Writer, e: Expr, block: Block, axes: frozenset[Axis], k: Axis) -> str:
+    kind = MEMORY[e.dtype.name]
+    shape = block.shape(axes)
+    have = w.deps(e) & axes
+    if e.op == "load" and have == axes:
+        return w.name(block, e.attr[0], w.load(e, block))  # type: ignore[index]
+    text = w.value(e, block)
+    text = f"tl.full({shape}, {text}, {kind})" if e.op == "const" else f"tl.broadcast_to({text}, {shape})" if have != axes else text
+    if (mask := block.dims[k].mask) is not None:
+        text = f"tl.where({mask}, {text}, 0.0)"
+    return w.name(block, "tile", f"{text}.to({kind})")
+
+
+def _as_sum(r: Reduction | Dot) -> Reduction:
+    """A dot written as the sum that it is, for dots that the template does not take (float64, integers)."""
+    return Reduction(r.name, "sum", call("mul", cast(r.a, r.dtype), cast(r.b, r.dtype))) if isinstance(r, Dot) else r
+
+
+def _without_unit_reductions(kernel: Kernel) -> Kernel:
+    """Reductions over a single point replaced by their value there."""
+    single = {r.name: _as_sum(r) for p in kernel.phases if not p.reduce for r in p.reductions}
+    if not single:
+        return kernel
+
+    def rule(e: Expr) -> Expr | None:
+        if e.op != "value" or e.attr not in single:
+            return None
+        r = single[e.attr]  # type: ignore[index]
+        return const(0, r.dtype) if r.combine in ("argmax", "argmin") else rewrite(cast(r.value, r.dtype), rule)
+
+    kernel = map_kernel(kernel, rule)
+    return replace(kernel, phases=tuple(p if p.reduce else replace(p, reductions=()) for p in kernel.phases))
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------------------
+
+
+def _dim(name: str, length: int, block: int, position: int | None) -> Dim:
+    return Dim(name, f"{name}_mask" if length % block else None, position, f"BLOCK_{name.upper()}")
+
+
+def _digit(pid: str, before: int, count: int, last: bool) -> str:
+    """The tile number along one dimension, from the program's number."""
+    text = pid if before == 1 else f"({pid} // {before})"
+    return text if last else f"({text} % {count})"
+
+
+def _arange(d: Dim, rank: int) -> str:
+    return f"tl.arange(0, {d.length})" + ("" if rank == 1 else "[:, None]" if d.position == 0 else "[None, :]")
+
+
+def _lanes(name: str, tile_number: str, d: Dim, rank: int) -> str:
+    """The line that defines a grid dimension's variable."""
+    return f"{name} = {tile_number}" + ("" if d.position is None else f" * {d.length} + {_arange(d, rank)}")
+
+
+def _masks(dims: Iterable[tuple[Axis, Dim]]) -> list[str]:
+    return [f"{d.mask} = {d.text} < {a.extent}" for a, d in dims if d.mask]
+
+
+@functools.cache
+def _device_functions() -> dict[str, tuple[str, frozenset[str]]]:
+    """Text of each function in `kernels.device_math` and the names it uses. Read as text, so that printing needs no triton."""
+    spec = importlib.util.find_spec("torchlet.kernels.device_math")
+    assert spec is not None and spec.origin is not None
+    text = Path(spec.origin).read_text()
+    lines = text.splitlines()
+    return {
+        f.name: (
+            "\n".join(lines[f.decorator_list[0].lineno - 1 : f.end_lineno]) + "\n",
+            frozenset(n.id for n in ast.walk(f) if isinstance(n, ast.Name)),
+        )
+        for f in ast.parse(text).body
+        if isinstance(f, ast.FunctionDef)
+    }
+
+
+def _with_callees(helpers: Iterable[str]) -> list[str]:
+    """The functions and those they call, in the order of the file (callees first)."""
+    functions = _device_functions()
+    wanted, stack = set[str](), list(helpers)
+    while stack:
+        f = stack.pop()
+        if f not in wanted:
+            wanted.add(f)
+            stack += functions[f][1] & functions.keys()
+    return [f for f in functions if f in wanted]

@@ -1,0 +1,241 @@
+"""Turns a graph into something that runs: passes, plan, loaded kernels, and the lean call that binds addresses and launches."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from torchlet import dtypes
+from torchlet.compiler import load
+from torchlet.compiler.codegen import triton
+from torchlet.compiler.decompose import decompose
+from torchlet.compiler.graph import Graph, Node
+from torchlet.compiler.interpret import interpret
+from torchlet.compiler.loops import Kernel
+from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedule
+from torchlet.compiler.simplify import simplify
+from torchlet.errors import CompileError
+from torchlet.runtime import interpreter
+from torchlet.runtime.cpu import Program, arena
+
+__all__ = ["Executable", "compile_graph", "compile_plan", "optimize", "run_interpreted_triton", "triton_kernels"]
+
+Number = int | float | bool
+Array = np.ndarray[Any, Any]
+
+
+def optimize(graph: Graph) -> Graph:
+    """The graph in operators that have loops, simplified until nothing changes."""
+    graph = decompose(graph)
+    size = -1
+    while size != (size := len(graph.nodes())):
+        graph = decompose(simplify(graph))
+    return graph
+
+
+def compile_graph(graph: Graph, name: str) -> Executable:
+    """The graph as an Executable; its `stages` hold what each pass made."""
+    simple = optimize(graph)
+    plan, fused = schedule(simple, name)
+    exe = compile_plan(plan)
+    exe.stages = {"graph": graph, "simplified": simple, "fused": fused, "plan": plan}
+    return exe
+
+
+def compile_plan(plan: Plan) -> Executable:
+    """The plan with its kernels compiled and loaded."""
+    return Executable(plan)
+
+
+class Executable:
+    """A plan that can be run on the CPU.
+
+    `kernels` are its loop nests in launch order, `externs` the nodes it runs as eager calls, `stages` what the passes made.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.name = plan.name
+        self.kernels: list[Kernel] = plan.kernels
+        self.externs: list[Node] = [s.node for s in plan.steps if isinstance(s, Extern)]
+        self.stages: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._n_inputs, self._n_outputs = len(plan.graph.inputs), len(plan.graph.outputs)
+        self._base = 0
+        try:
+            self._segments = self._load()
+        except CompileError as error:
+            _warn_once(str(error))
+            self.run = self._interpret  # type: ignore[method-assign]
+
+    def _load(self) -> list[tuple[Program | None, Extern | None]]:
+        """The plan cut at extern calls."""
+        plan = self.plan
+        self._slots = list(dict.fromkeys(slot for s in plan.steps for slot in _slots(s) if slot.kind == "arena"))
+        first = self._n_inputs + self._n_outputs
+        number = {slot: first + i for i, slot in enumerate(self._slots)}
+        number |= {Slot("input", j): j for j in range(self._n_inputs)}
+        number |= {Slot("output", k): self._n_inputs + k for k in range(self._n_outputs)}
+        self._kind = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in plan.graph.scalars)
+        self._pack_pointers = struct.Struct(f"={first}Q").pack_into
+        self._pack_scalars = struct.Struct("=" + self._kind).pack_into
+        loaded = iter(load.load(plan.kernels))
+        segments: list[tuple[Program | None, Extern | None]] = []
+        launches: list[Any] = []
+
+        def flush() -> None:
+            if launches:
+                segments.append((Program(list(launches), first + len(self._slots), len(plan.graph.scalars)), None))
+                launches.clear()
+
+        for step in plan.steps:
+            if isinstance(step, KernelLaunch):
+                launches.append((next(loaded), [number[s] for s in step.slots], list(step.scalars)))
+            else:
+                flush()
+                segments.append((None, step))
+        flush()
+        return segments
+
+    def run(self, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number] = ()) -> None:
+        """Launch. `inputs` and `outputs` are addresses, one for each of the graph's; those of outputs with a target are not used (0).
+
+        Raises IndexError when a data-dependent position is outside its tensor, and what an extern call raises.
+        """
+        with self._lock:
+            base = arena(self.plan.arena_bytes) if self.plan.arena_bytes else 0
+            moved = base != self._base
+            self._base = base
+            for program, extern in self._segments:
+                if program is None:
+                    assert extern is not None
+                    self._call(extern, inputs, outputs, scalars)
+                    continue
+                self._pack_pointers(program.pointers, 0, *inputs, *outputs)
+                if scalars:
+                    self._pack_scalars(program.scalars, 0, *scalars)
+                if moved:
+                    first = self._n_inputs + self._n_outputs
+                    for i, slot in enumerate(self._slots, first):
+                        program.pointers[i] = base + slot.number
+                program.run()
+
+    def _call(self, step: Extern, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number]) -> None:
+        """An eager call on arrays over the addresses."""
+
+        def address(slot: Slot) -> int:
+            return inputs[slot.number] if slot.kind == "input" else outputs[slot.number] if slot.kind == "output" else self._base + slot.number
+
+        args: list[Any] = []
+        for x, place in zip(step.node.inputs, step.inputs, strict=True):
+            if place is not None:
+                assert isinstance(x, Node)
+                args.append(array_at(address(place[0]), x.spec.shape, x.spec.dtype, place[1]))
+            else:
+                args.append(scalars[x.attrs[0]] if isinstance(x, Node) else x)
+        node = step.node
+        assert node.op is not None
+        with np.errstate(all="ignore"):
+            out = node.op.eager(*args, *node.attrs)
+        array_at(address(step.output), node.spec.shape, node.spec.dtype)[...] = out
+
+    def _interpret(self, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number] = ()) -> None:
+        """Run without a compiler: the graph in NumPy."""
+        graph = self.plan.graph
+        arrays = [array_at(p, n.spec.shape, n.spec.dtype, n.attrs[1]) for p, n in zip(inputs, graph.inputs, strict=True)]
+        results = [np.array(r) for r in interpret(graph, arrays, scalars)]  # copies: a target may be the input of another output
+        for k, (result, target) in enumerate(zip(results, graph.targets, strict=True)):
+            where = array_at(outputs[k], result.shape, graph.outputs[k].spec.dtype) if target is None else arrays[target]
+            where[...] = result
+
+    def __repr__(self) -> str:
+        return f"<Executable {self.name}: {len(self.kernels)} kernels, {len(self.externs)} extern calls>"
+
+
+def _slots(step: KernelLaunch | Extern) -> list[Slot]:
+    return list(step.slots) if isinstance(step, KernelLaunch) else [step.output, *(p[0] for p in step.inputs if p is not None)]
+
+
+def array_at(address: int, shape: tuple[int, ...], dtype: dtypes.dtype, strides: tuple[int, ...] | None = None) -> Array:
+    """The memory at an address as an array; it must outlive the array. Strides are in elements, none means row-major."""
+    step = dtype.itemsize
+    count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if strides is not None else int(np.prod(shape))
+    if not count:
+        return np.empty(shape, dtype.np)
+    flat = np.frombuffer((ctypes.c_char * (count * step)).from_address(address), dtype.np, count)
+    return flat.reshape(shape) if strides is None else np.lib.stride_tricks.as_strided(flat, shape, [s * step for s in strides])
+
+
+_warned = False
+
+
+def _warn_once(cause: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"compiled functions run in NumPy, which is slow: {cause}", RuntimeWarning, stacklevel=2)
+
+
+# ------------------------------------------------------------------------------------------------ plans on arrays, for tests
+
+
+def run_plan(plan: Plan, inputs: Sequence[Array], scalars: Sequence[Number], launch: Callable[[Kernel, list[Array], list[Number]], None]) -> list[Array]:
+    """The outputs of a plan whose kernels are run by `launch(kernel, flat arrays, scalars)`; targets are written into copies of the inputs."""
+    graph = plan.graph
+    memory: dict[Slot, Array] = {}
+    views: list[Array] = []
+    for j, (x, n) in enumerate(zip(inputs, graph.inputs, strict=True)):
+        strides = n.attrs[1]
+        size = 0 if 0 in n.spec.shape else 1 + sum((k - 1) * s for k, s in zip(n.spec.shape, strides, strict=True))
+        flat = np.zeros(max(size, 1), n.spec.dtype.np)
+        view = np.lib.stride_tricks.as_strided(flat, n.spec.shape, [s * flat.itemsize for s in strides])
+        if size:
+            view[...] = x
+        memory[Slot("input", j)] = flat
+        views.append(view)
+    for k, n in enumerate(graph.outputs):
+        memory[Slot("output", k)] = np.zeros(max(n.spec.numel, 1), n.spec.dtype.np)
+    bytes_ = np.zeros(max(plan.arena_bytes, 64), np.uint8)
+
+    def flat_at(slot: Slot, size: int, d: dtypes.dtype) -> Array:
+        if slot.kind == "arena":
+            return bytes_[slot.number : slot.number + size * d.itemsize].view(d.np)
+        return memory[slot][:size]
+
+    for step in plan.steps:
+        if isinstance(step, KernelLaunch):
+            arrays = [flat_at(slot, b.size, b.dtype) for slot, b in zip(step.slots, step.kernel.buffers, strict=True)]
+            launch(step.kernel, arrays, [scalars[i] for i in step.scalars])
+            continue
+        args: list[Any] = []
+        for x, place in zip(step.node.inputs, step.inputs, strict=True):
+            if place is None:
+                args.append(scalars[x.attrs[0]] if isinstance(x, Node) else x)
+            elif place[0].kind == "input":
+                args.append(views[place[0].number])
+            else:
+                assert isinstance(x, Node)
+                args.append(flat_at(place[0], x.spec.numel, x.spec.dtype).reshape(x.spec.shape))
+        node = step.node
+        assert node.op is not None
+        flat_at(step.output, node.spec.numel, node.spec.dtype)[...] = np.asarray(node.op.eager(*args, *node.attrs)).reshape(-1)
+    outs = []
+    for k, (n, target) in enumerate(zip(graph.outputs, graph.targets, strict=True)):
+        outs.append(memory[Slot("output", k)][: n.spec.numel].reshape(n.spec.shape) if target is None else views[target])
+    return outs
+
+
+def triton_kernels(plan: Plan, target: str = "cuda:90") -> list[triton.TritonKernel]:
+    """Every kernel of the plan as Triton source."""
+    return [triton.emit(k, target) for k in plan.kernels]
+
+
+def run_interpreted_triton(plan: Plan, inputs: Sequence[Array], scalars: Sequence[Number] = ()) -> list[Array]:
+    """The outputs of the plan with every kernel run as Triton source in Triton's interpreter."""
+    return run_plan(plan, inputs, scalars, lambda kernel, arrays, numbers: interpreter.run(triton.emit(kernel), arrays, numbers))

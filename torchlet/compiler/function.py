@@ -1,0 +1,411 @@
+"""A compiled function: who owns the tries, counts what happened, and answers explain() and kernels()."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torchlet import errors
+from torchlet.autograd import _set_grad
+from torchlet.compiler.capture import Path, Run, Step
+from torchlet.compiler import debug
+from torchlet.compiler.codegen import triton
+from torchlet.compiler.execute import Executable, compile_graph
+from torchlet.compiler.interpret import interpret
+from torchlet.compiler.loops import Kernel
+from torchlet.compiler.offline import compile_kernel
+from torchlet.compiler.program import Program, segment_of
+from torchlet.op import STATE
+from torchlet.tensor import Tensor, wrap
+
+_ALL: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
+
+
+class CompiledFunction:
+    """A function whose tensor operations are captured while it runs, compiled by segments, and launched.
+
+    Every call runs the Python of `function`. Calls from several threads each walk a trie of their own.
+    """
+
+    def __init__(self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None):
+        if not callable(function):
+            raise TypeError(f"compile: got {type(function).__name__}; expected a function, a method or a module")
+        self.function = function
+        self.dynamic, self.fullgraph, self.backend, self.dump = dynamic, fullgraph, backend, dump
+        self.name = getattr(function, "__name__", type(function).__name__).strip("<>")
+        self.steps_recorded = 0
+        self.paths: list[tuple[Path, str]] = []
+        self.programs: list[Program] = []
+        self._idle: list[Run] = []
+        self._uncompiled = "a generator or coroutine function runs uncompiled" if _suspends(function) else ""
+        functools.update_wrapper(self, function)
+        _ALL.add(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if STATE.run is not None or self._uncompiled:  # inside another compiled call: followed inline
+            return self.function(*args, **kwargs)
+        idle = self._idle
+        run = idle.pop() if idle else Run(self)
+        run.arguments = (args, kwargs)
+        STATE.run = run
+        try:
+            if not STATE.grad:
+                run.event("grad", False)
+            return self.function(*args, **kwargs)
+        finally:
+            try:
+                run.flush("the call ended", last=True)
+            finally:
+                STATE.run = None
+                run.arguments = None
+                idle.append(run)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self.name}>"
+
+    def compile(self, path: Path, alive: list[Step], run: Run) -> Program:
+        """The program of a path for these visible outputs."""
+        if self.fullgraph and len(self.paths) > 1 and run.root is not run.start:
+            raise errors.CompileError(f"compile(fullgraph=True): {self.name} has more than one segment; the first ended at {self.paths[0][1]}")
+        program = Program(path, alive, self.name, _Namer(self.function, run.arguments))
+        self.programs.append(program)
+        debug.record(self, path, program)
+        return program
+
+    def reset(self) -> None:
+        """Forget every path and program."""
+        self._idle.clear()
+        self.paths.clear()
+        self.programs.clear()
+        self.steps_recorded = 0
+
+
+def _suspends(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+class _Namer:
+    """The user's name of a tensor: of the parameter it was passed as, or its dotted place in a module that the function uses."""
+
+    def __init__(self, function: Any, arguments: Any):
+        self.function, self.arguments = function, arguments
+        self.table: dict[int, str] | None = None
+
+    def __call__(self, t: Tensor) -> str:
+        if self.table is None:
+            self.table = {}
+            for name, value in self._visible():
+                self._enter(name, value)
+        found = self.table.get(id(t))
+        return found or ""
+
+    def _visible(self) -> Iterator[tuple[str, Any]]:
+        f = self.function
+        args, kwargs = self.arguments or ((), {})
+        if inspect.ismethod(f):
+            yield "", f.__self__
+            f = f.__func__
+        try:
+            bound = inspect.signature(f).bind(*args, **kwargs)
+            yield from bound.arguments.items()
+        except (TypeError, ValueError):
+            yield from kwargs.items()
+        while hasattr(f, "__wrapped__"):
+            f = f.__wrapped__
+        code = getattr(f, "__code__", None)
+        if code is not None:
+            for name, cell in zip(code.co_freevars, f.__closure__ or (), strict=False):
+                try:
+                    yield name, cell.cell_contents
+                except ValueError:  # not assigned yet
+                    continue
+            for name in code.co_names:
+                if name in f.__globals__:
+                    yield name, f.__globals__[name]
+
+    def _enter(self, name: str, value: Any) -> None:
+        assert self.table is not None
+        if isinstance(value, Tensor):
+            self.table.setdefault(id(value), name)
+            if value._grad is not None:
+                self.table.setdefault(id(value._grad), f"grad_{name}")
+        elif hasattr(value, "named_parameters") and hasattr(value, "named_buffers") and not isinstance(value, type):
+            for kind in (value.named_parameters(), value.named_buffers()):
+                for inner, t in kind:
+                    self._enter(inner, t)
+        elif hasattr(value, "param_groups") and hasattr(value, "state"):
+            for t, state in value.state.items():
+                base = self.table.get(id(t), "")
+                for key, s in state.items() if isinstance(state, dict) else ():
+                    if isinstance(s, Tensor):
+                        self.table.setdefault(id(s), f"{key}_{base}")
+        elif isinstance(value, tuple | list):
+            for i, item in enumerate(value[:16]):
+                if isinstance(item, Tensor):
+                    self._enter(f"{name}_{i}", item)
+
+
+def compile(
+    f: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, backend: str | None = None, dump: str | None = None,
+    mode: str | None = None, options: Any = None, disable: bool = False,
+) -> Any:
+    """Capture what `f` does with tensors, and run it compiled. `f` is a function, a method or a module; also a decorator.
+
+    dynamic    reserved for sizes that vary (None: decide by what is seen)
+    fullgraph  raise CompileError where a call has more than one segment, instead of compiling each
+    backend    None or "cpu"
+    dump       a folder that receives every stage and every kernel of what this function compiles
+    mode, options are accepted for PyTorch's sake. `disable=True` returns `f` as it is.
+
+    The result gives exactly what `f` gives, prints, side effects and exceptions included.
+    """
+    if f is None:
+        return functools.partial(compile, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump, mode=mode, options=options, disable=disable)
+    if disable:
+        return f
+    if isinstance(f, CompiledFunction):
+        return f
+    if isinstance(f, staticmethod | classmethod):
+        return type(f)(compile(f.__func__, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump))
+    if hasattr(f, "named_parameters") and hasattr(f, "forward") and not isinstance(f, type):
+        return _compile_module(f, dynamic, fullgraph, backend, dump)
+    return CompiledFunction(f, dynamic, fullgraph, backend, dump)
+
+
+def _compile_module(module: Any, dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None) -> Any:
+    """The same module under a subclass whose calls are compiled: it shares every attribute, parameter and hook."""
+    cls = type(module)
+    call = CompiledFunction(types.MethodType(cls.__call__, module), dynamic, fullgraph, backend, dump)
+    call.name = cls.__name__
+    compiled_class = type(cls.__name__, (cls,), {"__call__": lambda self, *args, **kwargs: call(*args, **kwargs), "__module__": cls.__module__, "__reduce_ex__": lambda self, protocol: module.__reduce_ex__(protocol)})
+    twin = object.__new__(compiled_class)
+    object.__setattr__(twin, "__dict__", module.__dict__)
+    _CALLS[twin] = call
+    return twin
+
+
+_CALLS: weakref.WeakKeyDictionary[Any, CompiledFunction] = weakref.WeakKeyDictionary()
+
+
+def compiled_function(f: Any) -> CompiledFunction:
+    """The CompiledFunction behind what compile() returned. Raises TypeError for anything else."""
+    if isinstance(f, CompiledFunction):
+        return f
+    if inspect.ismethod(f) and isinstance(f.__func__, CompiledFunction):
+        return f.__func__
+    try:
+        found = _CALLS.get(f)
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(f"expected a compiled function, got {f!r}\nhelp: pass what torchlet.compile returned")
+    return found
+
+
+def disable(f: Any = None, recursive: bool = True) -> Any:
+    """`f` as a function that runs uncompiled, also when a compiled function calls it."""
+    if f is None:
+        return disable
+
+    @functools.wraps(f)
+    def uncompiled(*args: Any, **kwargs: Any) -> Any:
+        run = STATE.run
+        if run is None:
+            return f(*args, **kwargs)
+        run.flush(f"{getattr(f, '__name__', 'a function')} is disabled")
+        STATE.run = None
+        try:
+            return f(*args, **kwargs)
+        finally:
+            STATE.run = run
+
+    return uncompiled
+
+
+def is_compiling() -> bool:
+    """True inside a compiled call."""
+    return STATE.run is not None
+
+
+def mark_dynamic(t: Tensor, index: Any) -> None:
+    """Accepted; every size is compiled as it is met."""
+
+
+def reset() -> None:
+    """Forget what every compiled function has compiled (the disk cache stays)."""
+    for f in list(_ALL):
+        f.reset()
+
+
+def stats() -> dict[str, int]:
+    """How much has been compiled: compiles, segments, paths, cache_hits, kernels, steps, launches, stepwise."""
+    out = dict.fromkeys(("compiles", "segments", "paths", "cache_hits", "kernels", "steps", "launches", "stepwise"), 0)
+    for f in list(_ALL):
+        out["steps"] += f.steps_recorded
+        out["paths"] += len(f.paths)
+        for path, _ in f.paths:
+            out["launches"] += path.launches
+            out["stepwise"] += path.stepwise
+        for p in f.programs:
+            out["segments"] += 1
+            for exe in executables(p):
+                out["compiles"] += 1
+                out["kernels"] += len(exe.kernels)
+    return out
+
+
+def executables(program: Program) -> list[Executable]:
+    """What a program runs: its forward, and its backward once it was compiled."""
+    out = [] if program.executable is None else [program.executable]
+    if program.backward is not None and program.backward.executable is not None:
+        out.append(program.backward.executable)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ explain
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What explain() found; print it."""
+
+    text: str
+    segments: int
+    kernels: int
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+def explain(f: Any, *more: Any, **kwargs: Any) -> Any:
+    """`explain(f)(*args)`: call a compiled function and tell its paths, its segments and why each ended, what runs uncompiled and why."""
+
+    def call(*args: Any, **kw: Any) -> Explanation:
+        compiled = f if _is_compiled(f) else compile(f)
+        compiled(*args, **kw)
+        return describe(compiled_function(compiled))
+
+    return call(*more, **kwargs) if more or kwargs else call
+
+
+def _is_compiled(f: Any) -> bool:
+    try:
+        compiled_function(f)
+    except TypeError:
+        return False
+    return True
+
+
+def describe(f: CompiledFunction) -> Explanation:
+    """The text of explain() for what has happened so far."""
+    lines = [f"{f.name}: {len(f.paths)} segment path(s), {f.steps_recorded} steps recorded, {len(f.programs)} program(s)"]
+    if f._uncompiled:
+        lines.append(f"  {f._uncompiled}")
+    kernels_total = 0
+    for i, (path, line) in enumerate(f.paths, 1):
+        reasons = ", ".join(path.reasons) + f" ({path.launches}x)"
+        lines.append(f"segment {i}: {len(path.steps)} steps, ended at {line or '?'}: {reasons}")
+        for key, p in path.programs.items():
+            if p.stepwise:
+                lines.append(f"  not compiled, run step by step: {p.stepwise}")
+                continue
+            for exe in executables(p):
+                kernels_total += len(exe.kernels)
+                lines.append(f"  {exe.name}: {len(exe.kernels)} kernel(s), {len(exe.externs)} extern call(s), {len(key)} visible output(s)")
+                lines.extend(f"    {k.name}" for k in exe.kernels)
+                lines.extend(f"    extern {n.op.name if n.op else n.kind}: no lowering, runs as NumPy" for n in exe.externs)
+        if path.stepwise:
+            lines.append(f"  {path.stepwise} of {path.launches} launches ran step by step")
+    return Explanation("\n".join(lines), len(f.paths), kernels_total)
+
+
+# ------------------------------------------------------------------------------------------------ kernels without a launch
+
+
+class _DryRun(Run):
+    """Records a call and launches nothing: values that Python asks for are computed aside, outside tensors stay as they are."""
+
+    def __init__(self, owner: CompiledFunction):
+        super().__init__(owner)
+        self.programs: list[Program] = []
+
+    def _launch(self, path: Path, stepwise: str) -> None:
+        alive, _ = self._look(path)
+        program = Program(path, alive, self.owner.name, _Namer(self.owner.function, self.arguments))
+        self.programs.append(program)
+        if program.stepwise:
+            raise errors.UnsupportedError(f"kernels: {program.stepwise}")
+        seg = segment_of(path, alive, self.owner.name, lambda t: "")
+        slots = path.slots
+        values = interpret(seg.graph, [slots[i].t._np for i in seg.inputs], [self.scalars[i] for i in seg.scalars])
+        made = {s: v for s, v in zip(seg.outputs, values, strict=True) if s is not None}
+        for s in alive:
+            source = wrap(made[s]) if s in made else wrap(interpret(_alone(seg.graph, seg.alive_nodes[s]), [slots[i].t._np for i in seg.inputs], [self.scalars[i] for i in seg.scalars])[0])
+            t = s.t
+            t._np, t._store = source._np, source._store
+            s.t = None
+
+
+def _alone(graph: Any, node: Any) -> Any:
+    return type(graph)(graph.name, graph.inputs, graph.scalars, (node,), (None,))
+
+
+def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[Any]:
+    """The kernels that a call `f(*args)` would launch, for any target, without launching them: no tensor changes.
+
+    `target` is "cpu", "cuda:80", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942" or "hip:gfx950". Each kernel has `.name .source .ttir
+    .ptx .sass .registers .spill_bytes .shared_bytes .num_warps .bytes_moved .flops .roofline_us .lines`; what a target lacks is None.
+    Python's own effects (prints, counters) do happen. Raises UnsupportedError when the call cannot be captured as graphs.
+    """
+    owner = compiled_function(f) if _is_compiled(f) else CompiledFunction(f, None, False, None, None)
+    run = _DryRun(owner)
+    run.arguments = (args, kwargs)
+    grads: dict[int, tuple[Tensor, Any]] = {}
+    seen = Tensor.grad  # type: ignore[attr-defined]
+
+    def note(t: Tensor, value: Any) -> None:
+        grads.setdefault(id(t), (t, t._grad))
+        seen.fset(t, value)
+
+    grad_mode = STATE.grad
+    Tensor.grad = property(seen.fget, note, seen.fdel)  # type: ignore[attr-defined]
+    STATE.run = run
+    try:
+        if not STATE.grad:
+            run.event("grad", False)
+        run.grads = grads
+        result = owner.function(*args, **kwargs)
+        run.flush("the call ended", last=True)
+        del result
+    finally:
+        Tensor.grad = seen  # type: ignore[attr-defined]
+        STATE.run = None
+        _set_grad(grad_mode)
+        for t, g in grads.values():
+            t._grad = g
+    found: list[Any] = []
+    for program in run.programs:
+        if program.backward is not None and program.backward.executable is None:
+            program.backward.executable = compile_graph(program.backward.graph, program.backward.graph.name)
+        for exe in executables(program):
+            found.extend(report(k, target) for k in exe.kernels)
+    return found
+
+
+def report(kernel: Kernel, target: str) -> Any:
+    """One kernel for one target."""
+    if target == "cpu":
+        return debug.cpu_report(kernel)
+    return compile_kernel(triton.emit(kernel), target)
+
+

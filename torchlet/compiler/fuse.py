@@ -1,0 +1,422 @@
+"""Decides what is kept in memory and which nodes share a kernel; every refused fusion has its reason.
+
+Nodes that have a place of their own (`named`): outputs, results of reductions, products, scatters and extern calls, what those
+must read from memory, and costly values with several readers. All else is recomputed inside its readers. Each named node
+starts as a kernel of its own; kernels then merge along the values that pass between them, if the merged loop nest can be
+written down (`lower.build_kernels` is the judge) and no third kernel stands between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from torchlet import dtypes
+from torchlet.compiler.graph import Graph, Names, Node
+from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
+from torchlet.dtypes import dtype
+from torchlet.expr import expr, walk
+from torchlet.index import Axis, Index, of
+from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View
+
+__all__ = ["Fused", "fuse"]
+
+CHEAP = 8  # expression nodes up to which a value is computed again by each reader
+LONGEST = 256  # expression nodes after which a value gets a place, however few read it
+ALONE = 1 << 14  # elements from which a nest is not put inside fewer than ROWS grid points
+ROWS = 16
+MAX_BUFFERS = 64
+_COSTLY = frozenset("exp expm1 log log1p log2 sin cos tan asin acos atan sinh cosh tanh erf sigmoid pow atan2 philox floordiv mod fmod".split())
+
+
+@dataclass
+class Fused:
+    """The groups in an order that computes makers before users, and everything needed to write their kernels."""
+
+    graph: Graph
+    groups: list[Group]
+    names: Names
+    homes: dict[Node, Home]
+    stores: dict[Node, tuple[Home, ...]]
+    order: dict[Node, int]
+    refused: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def build(self, group: Group) -> Built:
+        """The kernels of a group with the homes as they are now."""
+        return build_kernels(group, self.homes, self.stores, self.names, self.order)
+
+    def __str__(self) -> str:
+        lines = []
+        for g in self.groups:
+            lines.append(", ".join(self.names.of(n) for n in g.nodes))
+        lines += [f"not fused: {a} with {b}: {why}" for a, b, why in self.refused]
+        return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------ what gets a place
+
+
+@lru_cache(maxsize=4096)
+def _weight(op_name: str, attrs: tuple[object, ...], inputs: int, d: dtype) -> int:
+    """Expression nodes of one element of a pointwise operator; a transcendental function counts as eight."""
+    lower = OPS[op_name].lower
+    if not isinstance(lower, Pointwise):
+        return CHEAP if isinstance(lower, Generate) and op_name not in ("full", "arange") else 0
+    args = [expr("arg", (), dtypes.bool_ if OPS[op_name].inputs[0] == "condition" and i == 0 else d, i) for i in range(inputs)]
+    e = lower.function(*args, *attrs)
+    return sum(8 if x.op in _COSTLY else 1 for x in walk(e) if x.op not in ("arg", "const", "cast"))
+
+
+def weight(n: Node) -> int:
+    """What one element of the node costs, its inputs apart."""
+    assert n.op is not None
+    return _weight(n.op.name, n.attrs, len(n.inputs), n.spec.dtype if n.spec.dtype.is_floating_point else dtypes.float32 if n.op.lower.__class__ is Pointwise and _floats(n) else dtypes.int64)
+
+
+def _floats(n: Node) -> bool:
+    return any(x.spec.dtype.is_floating_point for x in n.args())
+
+
+def named_nodes(graph: Graph) -> list[Node]:
+    """The nodes that get a place in memory or in registers of their own, in graph order."""
+    users = graph.users()
+    named = {n for n in graph.outputs if n.kind == "op"}
+    cost: dict[Node, int] = {}
+    leaves: dict[Node, frozenset[Node]] = {}
+    for n in users:
+        if n.kind != "op":
+            continue
+        assert n.op is not None
+        lower = n.op.lower
+        if lower is None or isinstance(lower, Reduce | Contract | ScatterAdd):
+            named.add(n)
+            for x in n.args():
+                if x.kind == "op" and x not in named and (lower is None or (isinstance(lower, Contract) and _needs_place(x, named))):
+                    named.add(_under_views(x) if lower is not None and _is_affine(x) else x)
+    readers = {n: _readers(n, users) for n in users}
+    for n in users:  # in graph order: the costs of inputs are known
+        if n.kind != "op":
+            continue
+        inline = [x for x in n.args() if x.kind == "op" and x not in named]
+        cost[n] = weight(n) + sum(cost[x] for x in inline)
+        leaves[n] = frozenset().union(*(leaves[x] if x in inline else {x} for x in n.args() if x.kind != "scalar"))
+        assert n.op is not None
+        if n in named or not isinstance(n.op.lower, Pointwise | Generate | Select):
+            continue
+        several = len(readers[n]) > 1 and (cost[n] >= CHEAP or len(leaves[n]) > 2)
+        repeated = cost[n] >= CHEAP and any(r.spec.numel >= 4 * n.spec.numel for r in readers[n] if r.op is not None and not isinstance(r.op.lower, Reduce | Contract))
+        if n.spec.shape and (several or repeated or cost[n] > LONGEST):
+            named.add(n)
+    return [n for n in users if n in named]
+
+
+def _readers(n: Node, users: Mapping[Node, list[Node]]) -> list[Node]:
+    """Who computes with the node, seen through views."""
+    out: dict[Node, None] = {}
+    todo = list(users[n])
+    while todo:
+        u = todo.pop()
+        if u.op is not None and isinstance(u.op.lower, View):
+            todo += users[u] or [u]
+        else:
+            out[u] = None
+    return list(out)
+
+
+def _under_views(n: Node) -> Node:
+    while n.op is not None and isinstance(n.op.lower, View):
+        n = n.args()[0]
+    return n
+
+
+def _needs_place(n: Node, named: set[Node]) -> bool:
+    """True for an operand of a product that is not a strided view of memory."""
+    base = _under_views(n)
+    return not _is_affine(n) or (base.kind == "op" and base not in named)
+
+
+def _is_affine(n: Node) -> bool:
+    """True when the views from `n` down lead to addresses that are sums of axes."""
+    at: Coords = tuple(of(Axis(f"d{i}", k)) for i, k in enumerate(n.spec.shape))
+    if 0 in n.spec.shape:
+        return True
+    while n.op is not None and isinstance(n.op.lower, View):
+        x = n.args()[0]
+        at = n.op.lower.index(at, x.spec.shape, **dict(zip(n.op.attrs, n.attrs, strict=True)))
+        n = x
+    return all(i.is_affine() for i in at)
+
+
+# ------------------------------------------------------------------------------------------------ merging two groups
+
+
+def _digits(i: Index) -> list[tuple[Axis, int]] | None:
+    """The axes of a mixed-radix number, slowest first; None when the index is not one."""
+    if i.const or not i.is_affine():
+        return None
+    axes = sorted_axes(i)
+    step = 1
+    for a in reversed(axes):
+        if i.coefficient(a) != step:
+            return None
+        step *= a.extent
+    return [(a, a.extent) for a in axes]
+
+
+def _unify(pairs: Iterable[tuple[Index, Index]]) -> tuple[dict[Axis, Index], dict[Axis, Index]]:
+    """Replacements for the axes of the left and of the right side that make the pairs equal. Raises Refused."""
+    left: dict[Axis, Index] = {}
+    right: dict[Axis, Index] = {}
+
+    def enter(table: dict[Axis, Index], axis: Axis, value: Index) -> None:
+        if table.setdefault(axis, value) != value:
+            raise Refused("one loop would have to stand for two")
+
+    for i, j in pairs:
+        if i == j and not i.terms:
+            continue
+        a, b = _digits(i), _digits(j)
+        if not a or not b:
+            raise Refused("positions are not the same")
+        if [n for _, n in a] == [n for _, n in b]:
+            for (x, _), (y, _) in zip(a, b, strict=True):
+                enter(right, y, of(x))
+        elif len(b) == 1 and b[0][1] == _span(a):
+            enter(right, b[0][0], i)
+        elif len(a) == 1 and a[0][1] == _span(b):
+            enter(left, a[0][0], j)
+        else:
+            raise Refused("the loops have different sizes")
+    if any(t in left for v in right.values() for t, _ in v.terms) or len({v for v in right.values()}) != len(right):
+        raise Refused("one loop would have to stand for two")
+    return left, right
+
+
+def _span(digits: list[tuple[Axis, int]]) -> int:
+    n = 1
+    for _, extent in digits:
+        n *= extent
+    return n
+
+
+def _long(axes: Iterable[Axis]) -> set[Axis]:
+    return {a for a in axes if a.extent != 1}
+
+
+def _loops(g: Group) -> set[Axis]:
+    return _long([*g.grid, *(a for axes in g.inner.values() for a in axes)])
+
+
+def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int]) -> Group:
+    """The group with the nodes of both, once the pairs of positions are made equal. Raises Refused."""
+    left, right = _unify(pairs)
+    a, b = a.substitute(left), b.substitute(right)
+    if a.fixed and b.fixed:
+        if _long(a.grid) != _long(b.grid):
+            raise Refused("their rows differ")
+        if a.product or b.product:
+            raise Refused("a product shares its kernel with elementwise work only")
+        grid = a.grid
+    elif a.fixed or b.fixed:
+        rows, flat = (a, b) if a.fixed else (b, a)
+        grid = rows.grid
+        if not _long(grid) <= _loops(flat):
+            raise Refused("the rows are not those of the elementwise part")
+        rest = [x for x in flat.grid if x.extent != 1 and x not in grid]
+        if rest and rows.product:
+            raise Refused("the elementwise part has more dimensions than the product")
+        if _count(rest) * _count(grid) >= ALONE and _count(grid) < ROWS:
+            raise Refused("too few rows for so many elements")
+    else:
+        if _long(a.grid) != _long(b.grid):
+            raise Refused("they run over different elements")
+        grid = a.grid
+    nodes = tuple(sorted({*a.nodes, *b.nodes}, key=order.__getitem__))
+    coords = {**a.coords, **b.coords}
+    known = {**a.inner, **b.inner}
+    inner: dict[Node, tuple[Axis, ...]] = {}
+    for n in nodes:
+        if n.op is not None and isinstance(n.op.lower, Reduce | Contract):
+            inner[n] = known[n]
+        else:
+            inner[n] = tuple(dict.fromkeys(x for i in coords[n] for x in sorted_axes(i) if x not in grid and x.extent != 1))
+    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product)
+    return _share_loops(out)
+
+
+def _count(axes: Iterable[Axis]) -> int:
+    n = 1
+    for a in axes:
+        n *= a.extent
+    return n
+
+
+def _share_loops(g: Group) -> Group:
+    """Loops of equal extents inside the grid point become one, so that what they read alike is one load."""
+    first: dict[tuple[int, ...], tuple[Axis, ...]] = {}
+    new: dict[Axis, Index] = {}
+    for n in g.nodes:
+        axes = g.inner[n]
+        known = first.setdefault(tuple(a.extent for a in axes), axes)
+        if known != axes and not set(known) & set(axes) and not any(x in new for x in axes):
+            new.update({x: of(y) for x, y in zip(axes, known, strict=True) if x.extent != 1})
+    return g.substitute(new)
+
+
+# ------------------------------------------------------------------------------------------------ the search
+
+
+class _Search:
+    """Groups with what they read, and which groups stand before which."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.order = {n: i for i, n in enumerate(graph.nodes())}
+        self.names = Names()
+        for n in (*graph.inputs, *graph.scalars):
+            self.names.of(n)
+        self.named = named_nodes(graph)
+        self.homes = {n: Home.strided(self.names.of(n), n.spec.shape, n.attrs[1]) for n in graph.inputs}
+        self.homes |= {n: Home.dense(self.names.of(n), n.spec.shape) for n in self.named}
+        self.group: dict[Node, Group] = {}
+        self.built: dict[Group, Built] = {}
+        self.refused: dict[tuple[str, str], str] = {}
+        self.sources = {n: _sources(n, set(self.named)) for n in self.named}
+        self.readers: dict[Node, list[Node]] = {n: [] for n in self.named}
+        for n, below in self.sources.items():
+            for x in below:
+                if x in self.readers:
+                    self.readers[x].append(n)
+        self.outputs = set(graph.outputs)
+        for n in self.named:
+            g = group_of(n)
+            self.group[n] = g
+            if not (n.op is not None and n.op.lower is None):
+                self.built[g] = self._build(g, {n: (self.homes[n],)})
+
+    def _build(self, g: Group, stores: Mapping[Node, Sequence[Home]] | None = None) -> Built:
+        members = set(g.nodes)
+        if stores is None:
+            stores = {n: (self.homes[n],) for n in g.nodes if n in self.outputs or any(r not in members for r in self.readers[n])}
+        return build_kernels(g, self.homes, stores, self.names, self.order)
+
+    def run(self) -> list[Group]:
+        for _ in range(4):
+            before = len(set(self.group.values()))
+            for n in self.named:
+                for x in self.sources[n]:
+                    if x in self.group:
+                        self.try_merge(x, n)
+            self.siblings()
+            if len(set(self.group.values())) == before:
+                break
+        return list(dict.fromkeys(self.group[n] for n in self.named))
+
+    def siblings(self) -> None:
+        """Kernels that read the same value at the same points."""
+        readers: dict[Node, list[Node]] = {}
+        for n, below in self.sources.items():
+            for x in below:
+                readers.setdefault(x, []).append(n)
+        for x, who in readers.items():
+            if x.spec.numel > 1:
+                for m in who[1:8]:
+                    self.try_merge(who[0], m, shared=x)
+
+    def try_merge(self, x: Node, n: Node, shared: Node | None = None) -> None:
+        """Put the groups of two nodes together if that can be."""
+        a, b = self.group[x], self.group[n]
+        if a is b or a.alone or b.alone:
+            return
+        try:
+            merged, built = self.merged(a, b, shared)
+        except Refused as why:
+            self.refused[self.names.of(x), self.names.of(n)] = str(why)
+            return
+        for m in merged.nodes:
+            self.group[m] = merged
+            self.refused = {k: v for k, v in self.refused.items() if k != (self.names.of(x), self.names.of(n))}
+        self.built[merged] = built
+
+    def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
+        if shared is None:
+            if self.between(a, b):
+                raise Refused("another kernel stands between them")
+            pairs = self.links(a, b) or self.links(b, a, swap=True)
+        else:
+            if self.between(a, b) or self.between(b, a):
+                raise Refused("another kernel stands between them")
+            pairs = self.shared_reads(a, b, shared)
+        g = merge(a, b, pairs, self.order)
+        built = self._build(g)
+        if len(built.kernels[-1].buffers) > MAX_BUFFERS:
+            raise Refused("too many buffers")
+        return g, built
+
+    def links(self, a: Group, b: Group, swap: bool = False) -> list[tuple[Index, Index]]:
+        """Where b reads members of a, next to what a computes at a point."""
+        for n in a.nodes:
+            reads = self.built[b].reads.get(n, ())
+            if reads:
+                pairs = list(zip(a.coords[n], reads[0], strict=True))
+                return [(j, i) for i, j in pairs] if swap else pairs
+        return []
+
+    def shared_reads(self, a: Group, b: Group, x: Node) -> list[tuple[Index, Index]]:
+        mine, theirs = self.built[a].reads.get(x, ()), self.built[b].reads.get(x, ())
+        if not mine or not theirs:
+            raise Refused("they read nothing in common")
+        if a.product or b.product:
+            raise Refused("a product shares its kernel with elementwise work only")
+        return list(zip(mine[0], theirs[0], strict=True))
+
+    def between(self, a: Group, b: Group) -> bool:
+        """True when a value goes from one group to the other through a third."""
+        return self._through(a, b) or self._through(b, a)
+
+    def _through(self, a: Group, b: Group) -> bool:
+        seen: set[Group] = {a}
+        todo = [g for g in self.users(a) if g is not b]
+        while todo:
+            g = todo.pop()
+            if g in seen:
+                continue
+            seen.add(g)
+            if g is b:
+                return True
+            todo += self.users(g)
+        return False
+
+    def users(self, g: Group) -> list[Group]:
+        """The groups that read from this one."""
+        return list(dict.fromkeys(h for n in g.nodes for r in self.readers[n] if (h := self.group[r]) is not g))
+
+
+def _sources(n: Node, named: set[Node]) -> list[Node]:
+    """The inputs and named nodes that the node is computed from directly."""
+    out: dict[Node, None] = {}
+    todo = list(n.args())
+    seen: set[Node] = set()
+    while todo:
+        x = todo.pop()
+        if x in seen:
+            continue
+        seen.add(x)
+        if x in named or x.kind == "input":
+            out[x] = None
+        else:
+            todo += x.args()
+    return sorted(out, key=lambda x: x.kind == "input")
+
+
+def fuse(graph: Graph) -> Fused:
+    """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before."""
+    search = _Search(graph)
+    groups = search.run()
+    members = {n: g for g in groups for n in g.nodes}
+    stores = {n: (search.homes[n],) for n in search.named if n in search.outputs or any(members[r] is not members[n] for r in search.readers[n])}
+    refused = [(a, b, why) for (a, b), why in search.refused.items()]
+    return Fused(graph, groups, search.names, search.homes, stores, search.order, refused)
+
+

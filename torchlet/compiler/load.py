@@ -1,0 +1,142 @@
+"""Turns kernels into callable addresses: one C file and one compiler call for all that the cache lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from torchlet.compiler.codegen import cpu as codegen
+from torchlet.compiler.loops import Dot, Kernel, Reduction
+from torchlet.compiler.simplify_loops import map_kernel, substitute_axes
+from torchlet.errors import CompileError
+from torchlet.expr import Expr, expr
+from torchlet.index import Axis
+from torchlet.runtime import cc
+from torchlet.runtime import cpu as runtime
+
+__all__ = ["LoadedKernel", "load"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedKernel:
+    """A compiled kernel: `address` of its function, `key` of its structure, `work` in element operations, `parallel` when that pays for threads."""
+
+    name: str
+    address: int
+    parallel: bool
+    key: str
+    work: int
+    kernel: Kernel
+
+    @cached_property
+    def source(self) -> str:
+        """The C function with the user's names, as the dump shows it."""
+        return codegen.emit(self.kernel)
+
+
+_ADDRESSES: dict[str, int] = {}
+
+
+def load(kernels: Sequence[Kernel]) -> list[LoadedKernel]:
+    """The kernels, compiled. Equal ones under different names share one function. Raises CompileError with the compiler's output."""
+    found: list[LoadedKernel] = []
+    runtime.runtime()
+    fingerprint = cc.fingerprint() + _header_digest()
+    texts: dict[str, str] = {}
+    keys: list[str] = []
+    for kernel in kernels:
+        text = codegen.emit(_canonical(kernel))
+        key = hashlib.sha256((fingerprint + text).encode()).hexdigest()[:40]
+        texts[key] = text
+        keys.append(key)
+    missing = [key for key in texts if key not in _ADDRESSES and not _load_from_cache(key)]
+    if missing:
+        _build(missing, texts)
+    for kernel, key in zip(kernels, keys, strict=True):
+        amount = codegen.work(kernel)
+        found.append(LoadedKernel(kernel.name, _ADDRESSES[key], amount >= codegen.MIN_WORK, key, amount, kernel))
+    return found
+
+
+@lru_cache(maxsize=1)
+def _header_digest() -> str:
+    return hashlib.sha256(b"\0".join(p.read_bytes() for p in sorted(cc.CSRC.glob("*.h")))).hexdigest()
+
+
+def _build(missing: list[str], texts: dict[str, str]) -> None:
+    """Compile the missing kernels together and note in the cache where each one is."""
+    parts = [texts[key].replace(_PLACEHOLDER, f"tl_{key}") for key in missing]
+    text = "\n".join(['#include "tl_runtime.h"', "", *parts])
+    name = "kernels-" + hashlib.sha256("".join(sorted(missing)).encode()).hexdigest()[:40]
+    path, digest = cc.library(name, text)
+    for key in missing:
+        cc.write_entry(key, {"library": name, "sha256": digest})
+    library = ctypes.CDLL(str(path))
+    for key in missing:
+        _ADDRESSES[key] = _address(library, key)
+
+
+def _load_from_cache(key: str) -> bool:
+    entry = cc.read_entry(key)
+    if entry is None or not entry.get("library", "").replace("-", "").isalnum():
+        return False
+    path = cc.cache_folder() / f"{entry['library']}.so"
+    if cc.verified(path, entry.get("sha256")) is None:
+        return False
+    try:
+        _ADDRESSES[key] = _address(ctypes.CDLL(str(path)), key)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _address(library: ctypes.CDLL, key: str) -> int:
+    address = ctypes.cast(getattr(library, f"tl_{key}"), ctypes.c_void_p).value
+    if address is None:
+        raise CompileError(f"cpu: the compiled library has no function tl_{key}")
+    return address
+
+
+_PLACEHOLDER = "tl_the_kernel"
+
+
+def _canonical(kernel: Kernel) -> Kernel:
+    """The kernel with every name replaced by its position, so that equal kernels of different layers are equal texts."""
+    buffers = {b.name: f"b{i}" for i, b in enumerate(kernel.buffers)}
+    scalars = {a.name: f"s{i}" for i, a in enumerate(kernel.scalars)}
+    results: dict[str, str] = {}
+    for phase in kernel.phases:
+        for r in phase.reductions:
+            results.setdefault(r.name, f"v{len(results)}")
+    axes: dict[Axis, Axis | None] = {}
+    for a in (*kernel.grid, *(a for p in kernel.phases for a in p.reduce)):
+        axes.setdefault(a, Axis(f"i{len(axes)}", a.extent))
+    kernel = substitute_axes(kernel, axes)
+
+    def rename(e: Expr) -> Expr | None:
+        if e.op == "load":
+            name, index = e.attr  # type: ignore[misc]
+            return expr("load", e.args, e.dtype, (buffers[name], index))
+        if e.op == "scalar":
+            return expr("scalar", (), e.dtype, scalars[e.attr])  # type: ignore[index]
+        if e.op == "value":
+            return expr("value", (), e.dtype, results[e.attr])  # type: ignore[index]
+        return None
+
+    kernel = map_kernel(kernel, rename)
+
+    def part(r: Reduction | Dot) -> Reduction | Dot:
+        return replace(r, name=results[r.name])
+
+    phases = tuple(
+        replace(p, reductions=tuple(part(r) for r in p.reductions), stores=tuple(replace(s, buffer=buffers[s.buffer]) for s in p.stores))
+        for p in kernel.phases
+    )
+    return Kernel(
+        _PLACEHOLDER, kernel.grid, phases, tuple(replace(b, name=buffers[b.name]) for b in kernel.buffers),
+        tuple(replace(a, name=scalars[a.name]) for a in kernel.scalars),
+    )
+

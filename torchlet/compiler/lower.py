@@ -1,0 +1,502 @@
+"""Writes a group of graph nodes as one kernel of the loop IR: index maps are inlined, members meet at the same point of the nest."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torchlet import dtypes
+from torchlet import index as ix
+from torchlet.compiler.graph import Graph, Names, Node
+from torchlet.compiler.interpret import compute_dtype, register
+from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store, depends_on
+from torchlet.errors import CompileError
+from torchlet.expr import Expr, call, cast, const, expr, walk, where
+from torchlet.index import Axis, Index, of
+from torchlet.op import Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
+from torchlet.spec import contiguous_strides
+
+__all__ = ["Group", "Home", "Refused", "build_kernels", "group_of", "reads_of"]
+
+Coords = tuple[Index, ...]
+
+
+class Refused(Exception):
+    """Nodes that cannot share a kernel; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a node's elements lie: a buffer and strides in elements."""
+
+    buffer: str
+    strides: tuple[int, ...]
+    size: int
+
+    @staticmethod
+    def dense(buffer: str, shape: tuple[int, ...]) -> Home:
+        """Row-major memory."""
+        n = 1
+        for extent in shape:
+            n *= extent
+        return Home(buffer, contiguous_strides(shape), n)
+
+    @staticmethod
+    def strided(buffer: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> Home:
+        """Memory with strides, none of them negative."""
+        return Home(buffer, strides, 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)))
+
+    def position(self, at: Coords) -> Index:
+        """The element's place in the buffer."""
+        out = ix.ZERO
+        for i, stride in zip(at, self.strides, strict=True):
+            out = out + i * stride
+        return out
+
+
+# ------------------------------------------------------------------------------------------------ groups
+
+_NUMBER = itertools.count()
+
+
+def _axes(shape: Sequence[int], letter: str) -> tuple[Axis, ...]:
+    return tuple([Axis(f"{letter}{next(_NUMBER)}", n) for n in shape])
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Nodes that one kernel computes.
+
+    `coords[n]` is the element of `n` that a point of the nest holds; its axes that are not of the grid (`inner[n]`) are loops
+    inside the grid point. For a reduction `coords` are those of the result, and `inner` the axes it runs over.
+    """
+
+    nodes: tuple[Node, ...]
+    grid: tuple[Axis, ...]
+    coords: Mapping[Node, Coords]
+    inner: Mapping[Node, tuple[Axis, ...]]
+    fixed: bool  # the grid is the rows of a reduction or the tiles of a product, so no axis of it can become a loop
+    product: bool = False
+    alone: bool = False
+
+    def substitute(self, new: Mapping[Axis, Index]) -> Group:
+        """The same group with axes replaced by indices of others."""
+        if not new:
+            return self
+
+        def change(i: Index) -> Index:
+            return i.substitute(lambda t: new.get(t) if isinstance(t, Axis) else None)
+
+        def listed(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            return tuple(dict.fromkeys(x for a in axes for x in (sorted_axes(new[a]) if a in new else (a,))))
+
+        return replace(
+            self, grid=listed(self.grid), coords={n: tuple(change(i) for i in c) for n, c in self.coords.items()},
+            inner={n: listed(a) for n, a in self.inner.items()},
+        )
+
+
+def sorted_axes(index: Index) -> tuple[Axis, ...]:
+    """The axes of an affine index, the slowest first."""
+    return tuple(t for t, _ in sorted(((t, c) for t, c in index.terms if isinstance(t, Axis)), key=lambda e: -e[1]))
+
+
+def group_of(node: Node) -> Group:
+    """The kernel of one node alone."""
+    assert node.op is not None
+    lower, shape = node.op.lower, node.spec.shape
+    if isinstance(lower, Reduce):
+        x = node.inputs[0]
+        assert isinstance(x, Node)
+        dims, keepdim = node.attrs
+        axes = _axes(x.spec.shape, "i")
+        kept = tuple(a for d, a in enumerate(axes) if d not in dims)
+        coords = tuple(ix.ZERO if d in dims else of(a) for d, a in enumerate(axes) if keepdim or d not in dims)
+        return Group((node,), kept, {node: coords}, {node: tuple(axes[d] for d in dims)}, fixed=True)
+    if isinstance(lower, Contract):
+        axes = _axes(shape, "i")
+        k = _axes((node.args()[0].spec.shape[-1],), "k")
+        return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: k}, fixed=True, product=True)
+    axes = _axes(node.args()[0].spec.shape if isinstance(lower, ScatterAdd) else shape, "i")
+    return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=lower is None or isinstance(lower, ScatterAdd))
+
+
+# ------------------------------------------------------------------------------------------------ expressions of nodes
+
+
+def _index_expr(i: Index) -> Expr:
+    return const(i.const, dtypes.int64) if not i.terms else expr("index", (), dtypes.int64, i)
+
+
+def _condition(how: str, i: Index, n: int) -> bool | Expr:
+    """Whether a position is inside, if that is known before it runs; else the test."""
+    if how == "every":
+        i, how, n = ix.mod(i, n), "eq", 0
+    bounds = i.bounds()
+    if bounds is not None:
+        low, high = bounds
+        if (how == "ge" and low >= n) or (how == "lt" and high < n) or (how == "eq" and low == high == n):
+            return True
+        if (how == "ge" and high < n) or (how == "lt" and low >= n) or (how == "eq" and not low <= n <= high):
+            return False
+    return call(how, _index_expr(i), n)
+
+
+def rounded(e: Expr, d: dtypes.dtype) -> Expr:
+    """The expression in dtype `d` itself, as memory and matrix units hold it, without converting there and back."""
+    if e.op == "cast" and e.args[0].dtype is d and register(d) is e.dtype:
+        return e.args[0]
+    return cast(e, d)
+
+
+class Emitter:
+    """Expressions for elements of nodes. What is computed elsewhere is loaded, what the kernel has is used, the rest is inlined."""
+
+    def __init__(self, homes: Mapping[Node, Home], names: Names, members: Iterable[Node]):
+        self.homes, self.names, self.members = homes, names, frozenset(members)
+        self.known: dict[Node, tuple[Coords, Expr]] = {}
+        self.memo: dict[tuple[Node, Coords, Expr | None], Expr] = {}
+        self.reads: dict[Node, list[Coords]] = {}
+        self.seen: dict[Node, None] = {}
+        self.scalars: dict[str, ScalarArg] = {}
+
+    def value(self, x: Any, at: Coords, mask: Expr | None = None) -> Expr:
+        """The element of node `x` at the coordinates, in its register dtype; a number as a constant of its own dtype."""
+        if not isinstance(x, Node):
+            d = as_spec(x).dtype
+            return const(x, d)
+        key = (x, at, mask)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = self._value(x, at, mask)
+        return found
+
+    def _value(self, x: Node, at: Coords, mask: Expr | None) -> Expr:
+        if x in self.members and x in self.known:
+            here, e = self.known[x]
+            if here != at:
+                raise Refused(f"{self.names.of(x)} is needed at another position than the one the kernel is at")
+            return e
+        if x.kind == "scalar":
+            name = self.names.of(x)
+            self.scalars[name] = ScalarArg(name, x.spec.dtype)
+            return expr("scalar", (), x.spec.dtype, name)
+        if 0 in x.spec.shape:
+            return const(0, register(x.spec.dtype))
+        if x in self.homes:
+            return self.load(x, at, mask)
+        return self.compute(x, at, mask)
+
+    def load(self, x: Node, at: Coords, mask: Expr | None, other: Expr | None = None) -> Expr:
+        """A read of memory."""
+        reads = self.reads.setdefault(x, [])
+        if at not in reads:
+            reads.append(at)
+        home = self.homes[x]
+        args = () if mask is None else (mask,) if other is None else (mask, rounded(other, x.spec.dtype))
+        return cast(expr("load", args, x.spec.dtype, (home.buffer, home.position(at))), register(x.spec.dtype))
+
+    def compute(self, x: Node, at: Coords, mask: Expr | None) -> Expr:
+        """The expression of an operator without loops at one element."""
+        assert x.op is not None
+        self.seen.setdefault(x)
+        lower, attrs = x.op.lower, dict(zip(x.op.attrs, x.attrs, strict=True))
+        if isinstance(lower, View):
+            source = x.args()[0]
+            return self.value(source, lower.index(at, source.spec.shape, **attrs), mask)
+        if isinstance(lower, Pointwise):
+            return self._pointwise(x, lower, at, mask)
+        if isinstance(lower, Generate):
+            inputs = [self.value(i, (), mask) for i in x.inputs]
+            e = lower.function(_index_expr(ix.flatten(at, x.spec.shape)), x.spec, *inputs, **attrs)
+            return cast(e, register(x.spec.dtype))
+        if isinstance(lower, Select):
+            return cast(lower.function(at, self.loader(x, mask), [as_spec(i.spec if isinstance(i, Node) else i) for i in x.inputs], **attrs), register(x.spec.dtype))
+        raise CompileError(f"{x.op.name} has no expression ({x.source})")
+
+    def _pointwise(self, x: Node, lower: Pointwise, at: Coords, mask: Expr | None) -> Expr:
+        assert x.op is not None
+        specs = [i.spec if isinstance(i, Node) else as_spec(i) for i in x.inputs]
+        inputs = [self.value(i, _broadcast(at, s.shape), mask) for i, s in zip(x.inputs, specs, strict=True)]
+        if lower.result != "cast":
+            # Inside a kernel 16-bit floats stay float32 between operators; only an explicit cast rounds, as in PyTorch's compiled code.
+            d = register(compute_dtype(specs, x.spec, lower))
+            keep = 1 if x.op.inputs[0] == "condition" else 0
+            inputs = [i if k < keep else cast(i, d) for k, i in enumerate(inputs)]
+        return cast(lower.function(*inputs, *x.attrs), register(x.spec.dtype))
+
+    def loader(self, x: Node, outer: Expr | None) -> Callable[..., Expr]:
+        """The `load` that a Select or ScatterAdd function gets."""
+
+        def load(i: int, indices: Sequence[Index], mask: Iterable[tuple[str, Index, int]] = (), other: Any = 0) -> Expr:
+            source = x.inputs[i]
+            d = register(source.spec.dtype if isinstance(source, Node) else as_spec(source).dtype)
+            fallback = cast(other, d) if isinstance(other, Expr) else const(other, d)
+            inside: Expr | None = None
+            for how, index, n in mask:
+                test = _condition(how, index, n)
+                if test is False:
+                    return fallback
+                if isinstance(test, Expr):
+                    inside = test if inside is None else inside & test
+            both = inside if outer is None else outer if inside is None else outer & inside
+            at = tuple(ix.ZERO if n == 1 and isinstance(source, Node) else p for p, n in zip(indices, source.spec.shape if isinstance(source, Node) else (), strict=True))
+            if isinstance(source, Node) and source in self.homes and source not in self.known and inside is not None and 0 not in source.spec.shape:
+                return self.load(source, at, both, fallback)
+            e = self.value(source, at, both)
+            return e if inside is None else where(inside, e, fallback)
+
+        return load
+
+
+def _broadcast(at: Coords, shape: tuple[int, ...]) -> Coords:
+    """Where an input of `shape` is read for the output element `at`."""
+    return tuple(ix.ZERO if n == 1 else i for i, n in zip(at[len(at) - len(shape) :], shape, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ kernels of groups
+
+
+@dataclass
+class Draft:
+    """A kernel under construction: reductions and stores with the level at which their operands are known."""
+
+    levels: dict[str, int] = field(default_factory=dict)
+    reductions: dict[tuple[int, tuple[Axis, ...]], list[Reduction | Dot]] = field(default_factory=dict)
+    nested: dict[tuple[int, tuple[Axis, ...]], list[Store]] = field(default_factory=dict)
+    after: dict[int, list[Store]] = field(default_factory=dict)
+
+    def level(self, *roots: Expr) -> int:
+        """The last level of reductions that the expressions use; -1 for none."""
+        return max((self.levels[e.attr] for e in walk(*roots) if e.op == "value"), default=-1)  # type: ignore[index]
+
+    def reduce(self, r: Reduction | Dot, axes: tuple[Axis, ...]) -> Expr:
+        """Enter a reduction; its result as an expression."""
+        level = 1 + self.level(*((r.a, r.b) if isinstance(r, Dot) else (r.value,)))
+        self.levels[r.name] = level
+        self.reductions.setdefault((level, axes), []).append(r)
+        return expr("value", (), r.dtype, r.name)
+
+    def store(self, s: Store, axes: tuple[Axis, ...]) -> None:
+        """Enter a store: inside the nest where it depends on the nest's axes, else after it."""
+        level = self.level(s.value)
+        inside = frozenset(axes)
+        if inside and (depends_on(s.value, inside) or depends_on(expr("index", (), dtypes.int64, s.index), inside)):
+            self.nested.setdefault((level + 1, axes), []).append(s)
+        else:
+            self.after.setdefault(level, []).append(s)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases in order."""
+        nests = sorted(dict.fromkeys([*self.reductions, *self.nested]), key=lambda key: key[0])  # a stable sort keeps the order of entry
+        out = [(level, Phase(axes, tuple(self.reductions.get((level, axes), ())), tuple(self.nested.get((level, axes), ())))) for level, axes in nests]
+        for level, stores in sorted(self.after.items()):
+            last = max((i for i, (k, p) in enumerate(out) if k == level and p.reductions), default=0)
+            if out:
+                out[last] = (out[last][0], replace(out[last][1], stores=out[last][1].stores + tuple(stores)))
+            else:
+                out.append((level, Phase((), (), tuple(stores))))
+        return tuple(replace(p, stores=in_safe_order(p.stores)) for _, p in out)
+
+
+def in_safe_order(stores: tuple[Store, ...]) -> tuple[Store, ...]:
+    """Stores ordered so that none overwrites what a later one reads (in-place updates); as they are where there is no such order."""
+    reads = [{e.attr[0] for e in walk(s.value) if e.op == "load"} for s in stores]  # type: ignore[index]
+    left, out = list(range(len(stores))), []
+    while left:
+        i = next((i for i in left if not any(stores[i].buffer in reads[j] for j in left if j != i)), left[0])
+        left.remove(i)
+        out.append(stores[i])
+    return tuple(out)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The kernels of a group (a scatter has two: the zeros and the additions), and at which elements they read other nodes."""
+
+    kernels: tuple[Kernel, ...]
+    reads: Mapping[Node, tuple[Coords, ...]]
+
+
+def build_kernels(group: Group, homes: Mapping[Node, Home], stores: Mapping[Node, Sequence[Home]], names: Names, order: Mapping[Node, int]) -> Built:
+    """The loop nests of a group. `homes`: nodes that are read from memory; `stores`: where members go. Raises Refused."""
+    emitter = Emitter({n: h for n, h in homes.items() if n not in group.coords}, names, group.nodes)
+    draft = Draft()
+    sizes: dict[str, Buffer] = {}
+    written: dict[str, Buffer] = {}
+    before: list[Kernel] = []
+    for n in group.nodes:
+        assert n.op is not None
+        emitter.seen.setdefault(n)
+        lower, at, axes = n.op.lower, group.coords[n], group.inner[n]
+        if isinstance(lower, ScatterAdd):
+            before.append(_scatter(n, emitter, draft, at, stores[n], written, names))
+            continue
+        e = _member(n, lower, at, axes, emitter, draft, names)
+        emitter.known[n] = (at, e)
+        for home in stores.get(n, ()):
+            loops = () if isinstance(lower, Reduce | Contract) else axes
+            _require_bijection(n, at, group, loops, names)
+            written[home.buffer] = Buffer(home.buffer, n.spec.dtype, home.size, "output")
+            draft.store(Store(home.buffer, home.position(at), rounded(e, n.spec.dtype)), loops)
+    phases = draft.phases()
+    reads = {e.attr[0] for p in phases for e in walk(*_roots(p)) if e.op == "load"}  # type: ignore[index]
+    for x in emitter.reads:
+        home = emitter.homes[x]
+        sizes[home.buffer] = Buffer(home.buffer, x.spec.dtype, max(home.size, sizes[home.buffer].size if home.buffer in sizes else 0))
+    buffers = [b for name, b in sizes.items() if name in reads and name not in written]
+    buffers += [replace(b, role="inout") if name in reads else b for name, b in written.items()]
+    scalars = tuple(emitter.scalars[name] for name in dict.fromkeys(e.attr for p in phases for e in walk(*_roots(p)) if e.op == "scalar"))  # type: ignore[index]
+    used = sorted(emitter.seen, key=lambda n: order.get(n, 0))
+    kernel = Kernel("", group.grid, phases, tuple(buffers), scalars, tuple(dict.fromkeys(n.source for n in used if n.source)))
+    kernel = kernel.renamed(_name(used, kernel))
+    return Built((*before, kernel), {n: tuple(c) for n, c in emitter.reads.items()})
+
+
+def _roots(phase: Phase) -> Iterable[Expr]:
+    for r in phase.reductions:
+        yield from (r.a, r.b) if isinstance(r, Dot) else (r.value,)
+    for s in phase.stores:
+        yield s.value
+    roots = [s.value for s in phase.stores] + [x for r in phase.reductions for x in ((r.a, r.b) if isinstance(r, Dot) else (r.value,))]
+    indices = [s.index for s in phase.stores] + [e.attr[1] if e.op == "load" else e.attr for e in walk(*roots) if e.op in ("load", "index")]  # type: ignore[index,misc]
+    seen: set[Index] = set()
+    while indices:
+        index = indices.pop()
+        if index in seen:
+            continue
+        seen.add(index)  # type: ignore[arg-type]
+        for term, _ in index.terms:  # type: ignore[union-attr]
+            if isinstance(term, Expr):
+                yield term
+                indices += [e.attr[1] if e.op == "load" else e.attr for e in walk(term) if e.op in ("load", "index")]  # type: ignore[index,misc]
+            elif not isinstance(term, Axis):
+                indices.append(term.index)  # type: ignore[attr-defined]
+
+
+def _member(n: Node, lower: Any, at: Coords, axes: tuple[Axis, ...], emitter: Emitter, draft: Draft, names: Names) -> Expr:
+    """The expression of a member's element; enters the reduction or product that it takes."""
+    d = register(n.spec.dtype)
+    if isinstance(lower, Reduce):
+        x = n.args()[0]
+        e = emitter.value(x, _reduced_coords(n, at, axes))
+        if lower.combine in ("any", "all"):
+            e = e if e.dtype is dtypes.bool_ else call("ne", e, 0)
+        elif lower.combine in ("sum", "prod"):
+            e = cast(e, d)
+        elif e.dtype is dtypes.bool_:
+            e = cast(e, dtypes.int64)
+        return cast(draft.reduce(Reduction(names.of(n), lower.combine, e), axes), d)
+    if isinstance(lower, Contract):
+        return cast(draft.reduce(_dot(n, at, axes, emitter, names), axes), d)
+    return emitter.compute(n, at, None)
+
+
+def _reduced_coords(n: Node, at: Coords, axes: tuple[Axis, ...]) -> Coords:
+    """Coordinates of the input of a reduction: those of the result with the reduced axes in their places."""
+    dims, keepdim = n.attrs
+    rank = n.args()[0].spec.ndim
+    kept = iter([i for d, i in enumerate(at) if not (keepdim and d in dims)])
+    inner = iter(axes)
+    return tuple(of(next(inner)) if d in dims else next(kept) for d in range(rank))
+
+
+def _dot(n: Node, at: Coords, axes: tuple[Axis, ...], emitter: Emitter, names: Names) -> Dot:
+    a, b = n.args()
+    (k,) = axes
+    *lead, i, j = at
+    coords_a = (*_broadcast(tuple(lead), a.spec.shape[:-2]), i, of(k))
+    coords_b = (*_broadcast(tuple(lead), b.spec.shape[:-2]), of(k), j)
+    in_b = {x for c in coords_b for x in c.axes()}
+    m_lead = [c for c in lead if not in_b & set(c.axes())]
+    batch = [c for c in lead if in_b & set(c.axes())]
+
+    def listed(indices: Iterable[Index]) -> tuple[Axis, ...]:
+        return tuple(x for c in indices for x in sorted_axes(c))
+
+    operands = [rounded(emitter.value(x, c), x.spec.dtype) for x, c in ((a, coords_a), (b, coords_b))]
+    return Dot(names.of(n), *operands, listed(batch), listed([*m_lead, i]), listed([j]), axes)
+
+
+def _require_bijection(n: Node, at: Coords, group: Group, axes: tuple[Axis, ...], names: Names) -> None:
+    """Every element of a stored member is written by exactly one point of the nest."""
+    loops = {a for a in (*group.grid, *axes) if a.extent != 1}
+    used = {x for c in at for x in c.axes()}
+    if 0 in n.spec.shape or 0 in (a.extent for a in loops):
+        return
+    total = 1
+    for a in loops:
+        total *= a.extent
+    if loops != used or total != n.spec.numel:
+        raise Refused(f"{names.of(n)} has {n.spec.numel} elements, the kernel {total} points")
+
+
+def _scatter(n: Node, emitter: Emitter, draft: Draft, at: Coords, homes: Sequence[Home], written: dict[str, Buffer], names: Names) -> Kernel:
+    """Enter the additions of a scatter; the kernel that makes the zeros it adds to."""
+    assert n.op is not None and isinstance(n.op.lower, ScatterAdd)
+    attrs = dict(zip(n.op.attrs, n.attrs, strict=True))
+    target = n.op.lower.function(at, emitter.loader(n, None), [as_spec(i.spec if isinstance(i, Node) else i) for i in n.inputs], **attrs)
+    value = rounded(emitter.value(n.inputs[0], at), n.spec.dtype)
+    axes = _axes(n.spec.shape, "z")
+    zeros = []
+    for home in homes:
+        written[home.buffer] = Buffer(home.buffer, n.spec.dtype, home.size, "inout")
+        draft.store(Store(home.buffer, home.position(target), value, "add"), ())
+        zeros.append(Store(home.buffer, home.position(tuple(of(a) for a in axes)), const(0, n.spec.dtype)))
+    fill = Kernel("", axes, (Phase((), (), tuple(zeros)),), tuple(replace(written[s.buffer], role="output") for s in zeros), (), (n.source,) if n.source else ())
+    return fill.renamed(_name([], fill, "zeros"))
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def _name(nodes: Sequence[Node], kernel: Kernel, otherwise: str = "copy") -> str:
+    """What the kernel does: its operators in order, runs counted, and four digits of its structure."""
+    words: list[str] = []
+    last, count = "", 0
+    for word in [*(n.op.name for n in nodes if n.op and not n.op.is_view and n.op.name not in ("clone", "full")), ""]:
+        if word == last:
+            count += 1
+            continue
+        if last:
+            words.append(last + (str(count) if count > 1 else ""))
+        last, count = word, 1
+    text = ""
+    for word in words or [otherwise]:
+        if len(text) + len(word) > 40:
+            break
+        text += ("_" if text else "") + word
+    return f"{text or words[0][:40]}_{_digest(kernel)}"
+
+
+def _digest(kernel: Kernel) -> str:
+    number: dict[object, int] = {}
+
+    def place(x: object) -> int:
+        return number.setdefault(x, len(number))
+
+    def shape(index: Index) -> list[object]:
+        return [index.const, *((place(t) if isinstance(t, Axis | Expr) else type(t).__name__, c) for t, c in index.terms)]
+
+    parts: list[object] = [[(place(a), a.extent) for a in kernel.grid]]
+    for p in kernel.phases:
+        parts.append([(place(a), a.extent) for a in p.reduce])
+        for e in walk(*_roots(p)):
+            attr = (place(e.attr[0]), shape(e.attr[1])) if e.op == "load" else shape(e.attr) if e.op == "index" else place(e.attr) if e.op in ("scalar", "value") else e.attr  # type: ignore[index,arg-type]
+            parts.append((place(e), e.op, e.dtype.name, attr, [place(a) for a in e.args]))
+        parts += [(r.combine if isinstance(r, Reduction) else "dot", place(r.name)) for r in p.reductions]
+        parts += [(place(s.buffer), shape(s.index), place(s.value), s.mode) for s in p.stores]
+    return hashlib.sha1(repr(parts).encode(), usedforsecurity=False).hexdigest()[:4]
+
+
+def kernel_graph_order(graph: Graph) -> dict[Node, int]:
+    """The position of every node in the graph."""
+    return {n: i for i, n in enumerate(graph.nodes())}
+
+
+def reads_of(built: Built, node: Node) -> tuple[Coords, ...]:
+    """At which elements the kernel reads a node."""
+    return built.reads.get(node, ())

@@ -1,0 +1,113 @@
+"""Cut a joint graph into forward and backward: a minimum cut decides what is kept and what is computed again.
+
+Min-cut rematerialisation (Chen et al. 2016; the formulation of PyTorch's AOTAutograd partitioner): the cheapest set of values,
+by bytes, that separates the inputs from the gradients, where cheap operations may be repeated and costly ones may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import networkx as nx
+
+from torchlet.compiler.graph import Builder, Graph, Node
+from torchlet.op import Composite, Generate, Pointwise, Select, View
+from torchlet.spec import contiguous_strides
+
+
+def _cheap(n: Node) -> bool:
+    """True where computing the value again costs about as much as reading it."""
+    if n.op is None:
+        return False
+    low = n.op.lower
+    if isinstance(low, Composite):
+        return n.op.name == "dropout"
+    return isinstance(low, Pointwise | Generate | View | Select)
+
+
+def _bytes(n: Node) -> float:
+    return float(max(n.spec.numel, 1) * n.spec.dtype.itemsize)
+
+
+def partition(joint: Graph, grads_in: Sequence[Node], forward_outputs: int) -> tuple[Graph, Graph, tuple[Node, ...]]:
+    """(forward, backward, kept): forward gives the first outputs and then the kept values that it computes; backward takes
+    the kept values, then `grads_in`. `kept` lists joint nodes in that order: inputs of the joint graph or computed nodes."""
+    seeds = set(grads_in)
+    order = joint.nodes()
+    late: set[Node] = set(seeds)  # needs a gradient to be computed
+    for n in order:
+        if any(x in late for x in n.args()):
+            late.add(n)
+    backward_outputs = joint.outputs[forward_outputs:]
+    wanted: set[Node] = set()  # reached from the gradients backwards
+    stack = list(backward_outputs)
+    while stack:
+        n = stack.pop()
+        if n not in wanted:
+            wanted.add(n)
+            stack.extend(n.args())
+    early = [n for n in order if n in wanted and n not in late]
+    g = nx.DiGraph()
+    source, sink = "source", "sink"
+    g.add_nodes_from((source, sink))
+    forward_anyway = set(joint.outputs[:forward_outputs])
+    for n in early:
+        if n.kind == "scalar":
+            continue
+        # a value that leaves the forward pass, or lives outside it, costs no extra write
+        g.add_edge((n, 0), (n, 1), capacity=_bytes(n) * (0.5 if n in forward_anyway or n.kind == "input" else 1.0))
+        if n.kind == "input" or not _cheap(n):
+            g.add_edge(source, (n, 0), capacity=float("inf"))
+        for x in n.args():
+            if x.kind != "scalar":
+                g.add_edge((x, 1), (n, 0), capacity=float("inf"))
+    for n in order:
+        if n in late and n in wanted:
+            for x in n.args():
+                if x not in late and x.kind != "scalar":
+                    g.add_edge((x, 1), sink, capacity=float("inf"))
+    for n in backward_outputs:
+        if n not in late and n.kind != "scalar":
+            g.add_edge((n, 1), sink, capacity=float("inf"))
+    _, (reachable, _) = nx.minimum_cut(g, source, sink, flow_func=nx.algorithms.flow.boykov_kolmogorov)
+    kept = tuple(n for n in early if n.kind != "scalar" and (n, 0) in reachable and (n, 1) not in reachable)
+
+    forward_inputs = tuple(n for n in joint.inputs if n not in seeds)
+    computed = tuple(n for n in kept if n.kind != "input")
+    forward = replace(
+        joint, name=f"{joint.name}_forward", inputs=forward_inputs, outputs=joint.outputs[:forward_outputs] + computed,
+        targets=joint.targets[:forward_outputs] + (None,) * len(computed),
+        output_names=joint.output_names[:forward_outputs] + tuple(f"kept_{i}" for i in range(len(computed))),
+    )
+    b = Builder()
+    new: dict[Node, Node] = {}
+    ins = []
+    for n in kept:
+        dense = n.attrs[1] if n.kind == "input" else contiguous_strides(n.spec.shape)
+        new[n] = b.input(n.spec, dense, n.name)
+        ins.append(new[n])
+    for n in grads_in:
+        new[n] = b.input(n.spec, n.attrs[1], n.name)
+        ins.append(new[n])
+    scalars = []
+    for n in joint.scalars:
+        new[n] = b.scalar(n.spec.dtype, n.name)
+        scalars.append(new[n])
+
+    stack2: list[tuple[Node, bool]] = [(n, False) for n in reversed(backward_outputs)]
+    while stack2:
+        n, ready = stack2.pop()
+        if n in new:
+            continue
+        if ready:
+            assert n.op is not None
+            new[n] = b.node(n.op, tuple([new[x] if isinstance(x, Node) else x for x in n.inputs]), n.attrs, n.source, n.spec)
+        else:
+            stack2.append((n, True))
+            stack2.extend((x, False) for x in n.args())
+    backward = Graph(
+        f"{joint.name}_backward", tuple(ins), tuple(scalars), tuple(new[n] for n in backward_outputs), (None,) * len(backward_outputs),
+        joint.output_names[forward_outputs:],
+    )
+    return forward, backward, kept

@@ -1,0 +1,463 @@
+"""A compiled segment: from a path to a Graph, from arrays to arrays, and its place on the tape for a backward pass outside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from torchlet import autograd, dtypes
+from torchlet.autograd import Accumulated, Saved, edge_of, execute, execute_inplace, force, walk_back
+from torchlet.compiler.differentiate import differentiate
+from torchlet.compiler.execute import Executable, compile_graph
+from torchlet.compiler.graph import Builder, Graph, Node, Number
+from torchlet.compiler.partition import partition
+from torchlet.errors import UnsupportedError
+from torchlet.op import OPS, STATE, apply
+from torchlet.tensor import Meta, Tensor, address, new, share, wrap
+
+_refcount = sys.getrefcount
+
+
+# ------------------------------------------------------------------------------------------------ path -> graph
+
+
+@dataclass
+class Segment:
+    """A path as a graph, and which slot, number and step each input, scalar and output of the graph is."""
+
+    graph: Graph
+    inputs: list[int]  # positions in path.slots
+    scalars: list[int]  # positions among the call's numbers
+    outputs: list[Any]  # the step whose value output k is, or None for a write to an outside tensor
+    written: list[int]  # positions in path.slots of outside tensors that are overwritten
+    alive_nodes: dict[Any, Node] = field(default_factory=dict)  # the value of every step that is visible afterwards
+    input_nodes: dict[int, Node] = field(default_factory=dict)
+
+
+def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Segment:
+    """The graph of a path. Raises UnsupportedError with the reason where a path is not a pure function with whole-tensor writes."""
+    b = Builder()
+    values: dict[Any, Node] = {}
+    position = {h: i for i, h in enumerate(path.slots)}
+    input_nodes: dict[int, Node] = {}
+    scalar_nodes: dict[int, Node] = {}
+    types: dict[int, type] = {}
+    for s in path.steps:
+        k = s.scalars_before
+        for slot, meta in s.checks:
+            if slot is None and isinstance(meta, type):
+                types[k] = meta
+                k += 1
+
+    def scalar(index: int) -> Node:
+        found = scalar_nodes.get(index)
+        if found is None:
+            t = types[index]
+            found = scalar_nodes[index] = b.scalar(dtypes.bool_ if t is bool else dtypes.int64 if t is int else dtypes.float64)
+        return found
+
+    def outside(slot: Any) -> Node:
+        i = position[slot]
+        found = input_nodes.get(i)
+        if found is None:
+            m = slot.t._meta
+            found = input_nodes[i] = b.input(m.spec, m.strides, slot_name(slot.t))
+        return found
+
+    def read(slot: Any) -> Node:
+        if slot in values:
+            return values[slot]
+        if slot in position:
+            return outside(slot)
+        if hasattr(slot, "index"):
+            return scalar(slot.index)
+        if slot.kind == "op" and slot.op.is_view:  # always of the current value of its base: a view sees later writes
+            return stop(slot, b.node(slot.op, (read(slot.checks[0][0]),), slot.attrs, slot.source))
+        raise UnsupportedError(f"a tensor of {slot.source} is read that this segment did not make")
+
+    def requires(slot: Any) -> bool:
+        if hasattr(slot, "index"):
+            return False
+        m = slot.meta if hasattr(slot, "meta") else slot.t._meta
+        return m is not None and m.requires_grad  # type: ignore[no-any-return]
+
+    def stop(step: Any, node: Node) -> Node:
+        """No gradient flows through what was computed while none was recorded."""
+        if not step.meta.requires_grad and step.op.name != "detach" and any(s is not None and requires(s) for s, _ in step.checks):
+            return b.node(OPS["detach"], (node,), ())
+        return node
+
+    def operands(step: Any, checks: Sequence[Any]) -> list[Node | Number]:
+        out: list[Node | Number] = []
+        k = step.scalars_before
+        for slot, meta in checks:
+            if slot is not None:
+                out.append(read(slot))
+            elif isinstance(meta, type):
+                out.append(scalar(k))
+                k += 1
+            else:
+                out.append(meta.value)
+        return out
+
+    def write(slot: Any, node: Node) -> None:
+        m = slot.meta if hasattr(slot, "meta") else slot.t._meta
+        if node.spec.dtype is not m.dtype:
+            node = b.node(OPS["cast"], (node,), (m.dtype,))
+        if slot in position:
+            outside(slot)
+        values[slot] = node
+
+    for s in path.steps:
+        if s.kind == "op" and not s.op.is_view:
+            b.source = s.source
+            values[s] = stop(s, b.node(s.op, tuple(operands(s, s.checks)), s.attrs, s.source))
+        elif s.kind == "inplace":
+            write(s.checks[0][0], b.node(s.op, tuple(operands(s, s.checks[1:])), s.attrs, s.source))
+        elif s.kind == "update":
+            attrs, lengths = s.attrs
+            args = operands(s, s.checks)
+            tensors = [b.tensor(a) if isinstance(a, Node) else a for a in args]
+            lists, at = [], 0
+            for n in lengths:
+                lists.append(tensors[at : at + n])
+                at += n
+            b.source = s.source
+            with b:
+                results = s.op.lower.body(*lists, *tensors[at:], *attrs)
+            new_values = [b.unwrap(t) for group in results for t in group]
+            for slot, node in zip(s.writes, new_values, strict=True):
+                assert isinstance(node, Node)
+                write(slot, node)
+
+    outputs: list[Node] = []
+    targets: list[int | None] = []
+    of_step: list[Any] = []
+    names: list[str] = []
+    alive_nodes: dict[Any, Node] = {}
+    for s in alive:
+        alive_nodes[s] = read(s)
+        base = base_of(s)
+        if base not in position and base not in of_step:
+            outputs.append(read(base))
+            targets.append(None)
+            of_step.append(base)
+            names.append("")
+    written = []
+    inputs_order = list(input_nodes)
+    for slot in path.written_outside:
+        i = position[slot]
+        written.append(i)
+        node = values[slot]
+        if node is not input_nodes[i]:
+            outputs.append(node)
+            targets.append(inputs_order.index(i))
+            of_step.append(None)
+            names.append(input_nodes[i].name)
+    graph = Graph(name, tuple(input_nodes.values()), tuple(scalar_nodes.values()), tuple(outputs), tuple(targets), tuple(names))
+    return Segment(graph, inputs_order, list(scalar_nodes), of_step, written, alive_nodes, input_nodes)
+
+
+def base_of(slot: Any) -> Any:
+    """The slot whose memory a chain of view steps shows."""
+    while getattr(slot, "kind", "") == "op" and slot.op.is_view:
+        slot = slot.checks[0][0]
+    return slot
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+class _Pool:
+    """Output arrays that are used again as soon as nobody else holds them."""
+
+    __slots__ = ("spec", "entries")
+
+    def __init__(self, node: Node):
+        self.spec = (node.spec.shape, node.spec.dtype.np)
+        self.entries: list[tuple[Any, int]] = []
+
+    def take(self) -> tuple[Any, int]:
+        """(array, address)."""
+        for entry in self.entries:
+            if _refcount(entry[0]) == _UNHELD:
+                return entry
+        array = np.empty(*self.spec)
+        entry = (array, array.__array_interface__["data"][0])
+        if len(self.entries) < 3:
+            self.entries.append(entry)
+        return entry
+
+
+def _unheld() -> int:
+    entry = (np.empty(1), 0)
+    return _refcount(entry[0])
+
+
+_UNHELD = _unheld()
+
+
+class Program:
+    """A segment compiled for one set of visible outputs. `stepwise` holds the reason where it is run step by step instead."""
+
+    def __init__(self, path: Any, alive: Sequence[Any], name: str, slot_name: Any):
+        self.path = path
+        self.stepwise = ""
+        self.executable: Executable | None = None
+        self.backward: Backward | None = None
+        try:
+            self.segment = segment_of(path, alive, name, slot_name)
+            self._prepare(alive)
+        except UnsupportedError as error:
+            self.stepwise = str(error)
+
+    def _prepare(self, alive: Sequence[Any]) -> None:
+        seg = self.segment
+        graph = seg.graph
+        position = {s: k for k, s in enumerate(seg.outputs) if s is not None}
+        self.fresh = [k for k, t in enumerate(graph.targets) if t is None]
+        on_tape = [s for s in alive if s.meta.requires_grad and s.position not in self.path.released]
+        self.released = [s for s in alive if s.meta.requires_grad and s.position in self.path.released]
+        if on_tape:
+            if any(self.path.slots[i].t._meta.requires_grad for i in seg.written):
+                raise UnsupportedError("a tensor that requires grad is overwritten in a segment whose outputs still need a backward pass")
+            self.backward = Backward(self, on_tape)
+            graph = self.backward.forward
+        self.graph = graph
+        self.executable = compile_graph(graph, graph.name)
+        self.pools = [_Pool(n) if t is None else None for n, t in zip(graph.outputs, graph.targets, strict=True)]
+        # alive steps: either output k of the graph, or a view to be made of its base afterwards
+        self.direct = [(position[s], s) for s in alive if s in position]
+        self.views = [s for s in alive if s not in position]
+        self.tape_steps = on_tape
+
+    def run(self, slots: Sequence[Any], scalars: Sequence[Any]) -> None:
+        """Launch; bind the visible placeholders to their arrays."""
+        seg = self.segment
+        inputs = [slots[i].t for i in seg.inputs]
+        entries = [None if p is None else p.take() for p in self.pools]
+        assert self.executable is not None
+        self.executable.run([t._ptr or address(t) for t in inputs], [0 if e is None else e[1] for e in entries], [scalars[i] for i in seg.scalars])
+        for i in seg.written:
+            slots[i].t._store.version += 1
+        on_tape = [s.t for s in self.tape_steps]
+        released = [s.t for s in self.released]
+        if self.views:
+            self._make_views(entries)
+        for k, s in self.direct:
+            t = s.t
+            t._np, t._ptr = entries[k]
+            s.t = None  # a visible tensor is not a placeholder any more
+        if self.backward is not None:
+            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in seg.scalars])
+        for t in released:
+            t._node, t._out = _RELEASED, 0
+
+    def _make_views(self, entries: Sequence[Any]) -> None:
+        """Views share the memory of their base, as they do in eager."""
+        made: dict[Any, Tensor] = {}
+        visible = dict.fromkeys(s for _, s in self.direct)
+        for k, s in enumerate(self.segment.outputs):
+            if s is not None:
+                made[s] = t = s.t if s in visible else wrap(entries[k][0])
+                t._np, t._ptr = entries[k]
+        pending = set(self.views)
+
+        def tensor_of(slot: Any) -> Tensor:
+            if slot in made:
+                return made[slot]
+            if getattr(slot, "kind", "") != "op":
+                return slot.t  # type: ignore[no-any-return]
+            source = tensor_of(slot.checks[0][0])
+            assert source._np is not None
+            t = slot.t if slot in pending else new(Tensor)
+            t._np, t._store, t._meta, t._ptr = slot.op.eager(source._np, *slot.attrs), source._store, slot.meta, 0
+            share(source)
+            if slot.grad and slot.op.vjp:
+                t._base = autograd._view_of(source, slot.op, slot.attrs)
+            made[slot] = t
+            return t
+
+        for s in self.views:
+            tensor_of(s)
+        for s in self.views:
+            s.t = None
+
+
+# ------------------------------------------------------------------------------------------------ on the tape
+
+
+class Backward:
+    """The backward half of a segment whose outputs are differentiated outside of it."""
+
+    def __init__(self, program: Program, on_tape: Sequence[Any]):
+        seg = program.segment
+        graph = seg.graph
+        self.program = program
+        self.of = list(on_tape)
+        nodes = [seg.alive_nodes[s] for s in on_tape]
+        distinct = list(dict.fromkeys(nodes))
+        self.output_of = [distinct.index(n) for n in nodes]
+        slots = program.path.slots
+        self.wrt = [k for k, i in enumerate(seg.inputs) if slots[i].t._meta.requires_grad]
+        joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
+        self.has_grad = [g is not None for g in grads_out]
+        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs))
+        joint_inputs = list(joint.inputs)
+        computed = len(graph.outputs)
+        self.kept: list[tuple[bool, int]] = []  # (is an input, its number) or (False, output number of the forward graph)
+        for n in kept:
+            if n.kind == "input":
+                self.kept.append((True, joint_inputs.index(n)))
+            else:
+                self.kept.append((False, computed))
+                computed += 1
+        self.seed_metas = [Meta.get(n.spec.shape, n.spec.dtype) for n in distinct]
+        self.executable: Executable | None = None
+        self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
+
+    def attach(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]) -> None:
+        """Put the segment on the tape: its visible outputs get a node."""
+        node = SegmentNode(self, inputs, entries, scalars)
+        for t, k in zip(outputs, self.output_of, strict=True):
+            t._node, t._out = node, k
+
+
+class SegmentNode(Accumulated):
+    """A whole segment on the tape: its gradients are computed by one compiled program."""
+
+    __slots__ = ("half", "kept", "inputs", "scalars", "freed")
+
+    def __init__(self, half: Backward, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]):
+        super().__init__(tuple(edge_of(inputs[k]) for k in half.wrt), tuple(half.seed_metas))
+        self.half, self.scalars, self.freed = half, scalars, False
+        self.inputs = [Saved(t) for t in inputs]
+        self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
+
+    def _check(self) -> None:
+        if self.freed:
+            raise RuntimeError(
+                "backward: Trying to backward through the graph a second time (or directly access saved tensors after they have already been freed). "
+                "Saved intermediate values of the graph are freed when you call .backward() or autograd.grad().\nhelp: specify retain_graph=True"
+            )
+        for k in self.half.written:
+            if any(saved is self.inputs[k] for saved in self.kept):
+                raise RuntimeError("backward: one of the variables needed for gradient computation has been modified by an inplace operation inside the compiled call")
+
+    def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+        """Gradients of the inputs; with create_graph, the segment is walked operation by operation so that they can be differentiated."""
+        self._check()
+        if STATE.grad:
+            return self._differentiable(grads)
+        half = self.half
+        if half.executable is None:
+            half.executable = compile_graph(half.graph, half.graph.name)
+        seeds = []
+        for g, m in zip(grads, self.metas, strict=True):
+            if g is None:
+                array = np.zeros(tuple(m.shape), m.dtype.np)
+            else:
+                array = np.ascontiguousarray(force(g))
+            seeds.append((array, array.__array_interface__["data"][0]))
+        addresses = [address(s.get(_SEGMENT)) if isinstance(s, Saved) else s[1] for s in self.kept] + [p for _, p in seeds]
+        outs = [wrap(np.empty(n.spec.shape, n.spec.dtype.np)) for n in half.graph.outputs]
+        half.executable.run(addresses, [address(t) for t in outs], self.scalars)
+        it = iter(outs)
+        return [next(it) if has else None for has in half.has_grad]
+
+    def _differentiable(self, grads: list[Tensor | None]) -> list[Tensor | None]:
+        half = self.half
+        seg = half.program.segment
+        values: dict[Node, Any] = {}
+        sources = []
+        for k, (n, saved) in enumerate(zip(seg.graph.inputs, self.inputs, strict=True)):
+            t = saved.get(_SEGMENT)
+            values[n] = t
+            if k in half.wrt:
+                values[n] = apply(OPS["alias"], (t,))  # gradients are wanted at this node's edge, not further down
+                sources.append(values[n])
+        values.update(zip(seg.graph.scalars, self.scalars, strict=True))
+        nodes = list(dict.fromkeys(seg.alive_nodes[s] for s in half.of))
+        for n in Graph("", (), (), tuple(nodes), (None,) * len(nodes)).nodes():
+            if n not in values:
+                assert n.op is not None
+                values[n] = apply(n.op, tuple([values[x] if isinstance(x, Node) else x for x in n.inputs]), n.attrs)
+        seeds = [(edge_of(values[n]), g) for n, g in zip(nodes, grads, strict=True) if g is not None]
+        found: dict[int, Tensor] = {}
+        walk_back(seeds, True, True, found, sources, None)
+        return [found.get(i) for i in range(len(sources))]
+
+    def release(self) -> None:
+        """Let go of what was kept."""
+        self.freed = True
+        self.kept, self.inputs = [], []
+
+
+class _Released(Accumulated):
+    """What a backward pass inside the segment has used up."""
+
+    __slots__ = ()
+
+    def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+        """Always raises."""
+        raise RuntimeError("backward: Trying to backward through the graph a second time. Saved intermediate values of the graph are freed when you call .backward().\nhelp: specify retain_graph=True")
+
+
+_SEGMENT = OPS["clone"]
+_leaf = wrap(np.zeros((), np.float32), requires_grad=True)
+_RELEASED = _Released((_leaf,), (_leaf._meta,))  # type: ignore[arg-type]
+
+# ------------------------------------------------------------------------------------------------ step by step
+
+
+def run_stepwise(path: Any, alive: Sequence[Any], scalars: Sequence[Any], reason: str) -> None:
+    """Run a path in program order with eager operations on the real memory: always right, used where `explain` says so."""
+    visible = set(alive)
+    env: dict[Any, Tensor] = {h: h.t for h in path.slots}
+    run, grad = STATE.run, STATE.grad
+    STATE.run = None
+    try:
+        for s in path.steps:
+            if s.kind == "event":
+                if s.op == "grad":
+                    STATE.grad = s.attrs[0]
+                continue
+            STATE.grad = s.grad
+            args: list[Any] = []
+            k = s.scalars_before
+            for slot, meta in s.checks:
+                if slot is None:
+                    if isinstance(meta, type):
+                        args.append(scalars[k])
+                        k += 1
+                    else:
+                        args.append(meta.value)
+                elif hasattr(slot, "index"):
+                    args.append(scalars[slot.index])
+                else:
+                    args.append(env[slot])
+            if s.kind == "op":
+                result = execute(s.op, tuple(args), s.attrs)
+                if s in visible:
+                    t = s.t
+                    t._np, t._store, t._meta, t._node, t._out, t._base, t._ptr = result._np, result._store, result._meta, result._node, result._out, result._base, 0
+                    result = t
+                    s.t = None
+                env[s] = result
+            elif s.kind == "inplace":
+                execute_inplace(s.op, args[0], tuple(args[1:]), s.attrs)
+            else:
+                attrs, lengths = s.attrs
+                lists, at = [], 0
+                for n in lengths:
+                    lists.append(args[at : at + n])
+                    at += n
+                autograd.execute_update(s.op, lists, args[at:], attrs)
+    finally:
+        STATE.run, STATE.grad = run, grad
+
+

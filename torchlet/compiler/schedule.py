@@ -1,0 +1,359 @@
+"""Orders kernels and extern calls, decides which memory each value lies in, and writes the launch plan."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torchlet.compiler.fuse import Fused, fuse
+from torchlet.compiler.graph import Graph, Node
+from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
+from torchlet.compiler.lower import Group, Home, build_kernels, group_of
+from torchlet.expr import walk
+from torchlet.index import Index
+from torchlet.op import OPS, ScatterAdd
+
+__all__ = ["Extern", "KernelLaunch", "Lifetime", "Plan", "Slot", "schedule"]
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a buffer is: "input" or "output" by position, "arena" by byte offset."""
+
+    kind: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLaunch:
+    """One kernel with the places of its buffers and the positions of its scalars."""
+
+    kernel: Kernel
+    slots: tuple[Slot, ...]
+    scalars: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Extern:
+    """One eager call: `inputs` holds for each node its place and strides in elements, numbers and scalars' positions stay in `node.inputs`."""
+
+    node: Node
+    inputs: tuple[tuple[Slot, tuple[int, ...]] | None, ...]
+    output: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """A buffer: its place, and the first and last step that touch it."""
+
+    name: str
+    nbytes: int
+    slot: Slot
+    first: int
+    last: int
+    reuses: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call launches, in order."""
+
+    name: str
+    graph: Graph
+    steps: tuple[KernelLaunch | Extern, ...]
+    arena_bytes: int
+    lifetimes: tuple[Lifetime, ...] = field(default=())
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """The kernels in launch order."""
+        return [s.kernel for s in self.steps if isinstance(s, KernelLaunch)]
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {len(self.steps)} steps, arena {self.arena_bytes} bytes"]
+        for i, s in enumerate(self.steps):
+            if isinstance(s, KernelLaunch):
+                bound = ", ".join(f"{b.name}: {b.role} at {slot}" for b, slot in zip(s.kernel.buffers, s.slots, strict=True))
+                lines.append(f"{i:4} {s.kernel.name}({bound})")
+            else:
+                lines.append(f"{i:4} extern {s.node.op.name if s.node.op else s.node.kind} -> {s.output}")
+        lines.append("buffers")
+        total = sum(b.nbytes for b in self.lifetimes)
+        for b in self.lifetimes:
+            lines.append(f"     {b.name}: {b.nbytes} bytes, {b.slot}, steps {b.first} to {b.last}" + (f", in the memory of {b.reuses}" if b.reuses else ""))
+        lines.append(f"     all temporaries {total} bytes, peak {self.arena_bytes}")
+        return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------ outputs
+
+
+def _with_copies(graph: Graph) -> tuple[Graph, list[int]]:
+    """Every output a node of its own: inputs, numbers and repeated outputs are copied. Also the outputs that need no work: an input kept as it is."""
+    outputs: list[Node] = []
+    seen: set[Node] = set()
+    kept = []
+    for k, (n, target) in enumerate(zip(graph.outputs, graph.targets, strict=True)):
+        if target is not None and n is graph.inputs[target]:
+            kept.append(k)
+        elif n.kind != "op" or n in seen:
+            n = Node("op", OPS["clone"], (n,), (), replace(n.spec, weak=False), n.source, graph.output_names[k] if graph.output_names else "")
+        seen.add(n)
+        outputs.append(n)
+    return replace(graph, outputs=tuple(outputs)), kept
+
+
+def in_place(kernel: Kernel, buffer: str, also: str | None = None) -> bool:
+    """True when the kernel may overwrite `buffer` while it reads it: each point reads only the element that it writes, and not after that.
+
+    `also`: another name of the same memory, which is the one that is written.
+    """
+    written = also or buffer
+    stores = [(i, p, s) for i, p in enumerate(kernel.phases) for s in p.stores if s.buffer == written]
+    if len(stores) != 1 or stores[0][2].mode != "set":
+        return False
+    at, phase, store = stores[0]
+    nested = _in_nest(phase, store.index, store.value)
+    for i, p in enumerate(kernel.phases):
+        loads = {e for e in walk(*phase_roots(p)) if e.op == "load" and e.attr[0] == buffer}  # type: ignore[index]
+        if any(e.attr[1] != store.index for e in loads) or (loads and i > at):  # type: ignore[index]
+            return False
+        if loads and i == at:
+            position = p.stores.index(store)
+            later = [s for s in p.stores[position + 1 :] if nested or not _in_nest(p, s.index, s.value)]
+            later += [s for s in p.stores[:position] if nested and not _in_nest(p, s.index, s.value)]
+            if any(e in loads for s in later for e in walk(s.value)):
+                return False
+    return True
+
+
+def _in_nest(p: Phase, index: Index, value: object) -> bool:
+    axes = frozenset(p.reduce)
+    return bool(axes & set(index.axes())) or depends_on(value, axes)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ order
+
+
+class _Scheduler:
+    def __init__(self, graph: Graph):
+        self.original = graph
+        self.graph, self.kept = _with_copies(graph)
+        self.fused: Fused = fuse(replace(self.graph, outputs=tuple(n for k, n in enumerate(self.graph.outputs) if k not in self.kept), targets=()))
+        self.groups = list(self.fused.groups)
+        self.group = {n: g for g in self.groups for n in g.nodes}
+        self.reads = {g: self._reads(g) for g in self.groups}
+        self.slots: dict[str, Slot] = {}
+        self.before: dict[Group, set[Group]] = {g: set() for g in self.groups}
+        for g in self.groups:
+            for n in self.reads[g]:
+                if n in self.group and self.group[n] is not g:
+                    self.before[g].add(self.group[n])
+        self._settle_outputs()
+
+    def _reads(self, g: Group) -> list[Node]:
+        """The nodes that a group reads from memory."""
+        if g.nodes[0].op is not None and g.nodes[0].op.lower is None:
+            return list(g.nodes[0].args())
+        return list(self.fused.build(g).reads)
+
+    def _settle_outputs(self) -> None:
+        """Outputs lie in the caller's memory; those with a target in the memory of that input, if nobody needs its old value afterwards."""
+        fused, names = self.fused, self.fused.names
+        for j, n in enumerate(self.graph.inputs):
+            self.slots[names.of(n)] = Slot("input", j)
+        for k, (n, target) in enumerate(zip(self.graph.outputs, self.graph.targets, strict=True)):
+            if k in self.kept:
+                continue
+            if target is None:
+                self.slots[fused.homes[n].buffer] = Slot("output", k)
+            elif not self._write_into(n, self.graph.inputs[target]):
+                copy = Node("op", OPS["clone"], (n,), (), n.spec, n.source)
+                g = group_of(copy)
+                self.groups.append(g)
+                self.group[copy] = g
+                self.reads[g] = [n]
+                self.before[g] = {self.group[n]}
+                fused.order[copy] = len(fused.order)
+                done = self._write_into(copy, self.graph.inputs[target])
+                assert done, "a copy reads only what was computed"
+
+    def _write_into(self, n: Node, x: Node) -> bool:
+        g, fused = self.group[n], self.fused
+        if n.op is None or n.op.lower is None or x.spec.dtype is not n.spec.dtype or x.spec.shape != n.spec.shape:
+            return False
+        strides = x.attrs[1]
+        if any(s == 0 and k > 1 for s, k in zip(strides, x.spec.shape, strict=True)):
+            return False
+        home, stores = fused.homes.get(n), fused.stores.get(n)
+        fused.homes[n] = Home.strided(fused.names.of(x), x.spec.shape, strides)
+        fused.stores[n] = (fused.homes[n],)
+        others = [r for r in self.groups if r is not g and x in self.reads[r]]
+        ok = x not in self.reads[g] or not isinstance(n.op.lower, ScatterAdd)
+        ok = ok and (x not in self.reads[g] or in_place(fused.build(g).kernels[-1], fused.homes[n].buffer))
+        if ok and not any(self._is_before(g, r) for r in others):
+            self.before[g].update(others)
+            return True
+        if home is not None and stores is not None:
+            fused.homes[n], fused.stores[n] = home, stores
+        return False
+
+    def _is_before(self, a: Group, b: Group) -> bool:
+        """True when b must run after a."""
+        seen, todo = set(), [b]
+        while todo:
+            g = todo.pop()
+            if g is a:
+                return True
+            if g not in seen:
+                seen.add(g)
+                todo += self.before[g]
+        return False
+
+    def order(self) -> list[Group]:
+        """Makers before users, and among those that are ready the one that was written first."""
+        rank = {g: max(self.fused.order[n] for n in g.nodes) for g in self.groups}
+        after: dict[Group, list[Group]] = {g: [] for g in self.groups}
+        waiting = {g: len(self.before[g]) for g in self.groups}
+        for g, makers in self.before.items():
+            for m in makers:
+                after[m].append(g)
+        ready = [(rank[g], i) for i, g in enumerate(self.groups) if not waiting[g]]
+        number = {g: i for i, g in enumerate(self.groups)}
+        heapq.heapify(ready)
+        out: list[Group] = []
+        while ready:
+            g = self.groups[heapq.heappop(ready)[1]]
+            out.append(g)
+            for h in after[g]:
+                waiting[h] -= 1
+                if not waiting[h]:
+                    heapq.heappush(ready, (rank[h], number[h]))
+        assert len(out) == len(self.groups), "the kernels wait for each other"
+        return out
+
+    # -------------------------------------------------------------------------------------------- memory
+
+    def plan(self, name: str) -> Plan:
+        """The whole."""
+        drafts: list[tuple[Kernel | Node, list[str]]] = []  # what runs, and the buffers it touches
+        nbytes: dict[str, int] = {}
+        homes = self.fused.homes
+        for g in self.order():
+            if g.nodes[0].op is not None and g.nodes[0].op.lower is None:
+                n = g.nodes[0]
+                drafts.append((n, [*(homes[x].buffer for x in n.args() if x in homes), homes[n].buffer]))
+                nbytes[homes[n].buffer] = n.spec.numel * n.spec.dtype.itemsize
+                continue
+            for kernel in build_kernels(g, homes, self.fused.stores, self.fused.names, self.fused.order).kernels:
+                if kernel.points and any(p.stores for p in kernel.phases):
+                    drafts.append((kernel, [b.name for b in kernel.buffers]))
+                    nbytes.update((b.name, b.size * b.dtype.itemsize) for b in kernel.buffers if b.role != "input")
+        drafts, lifetimes, arena = self._allocate(drafts, nbytes)
+        steps: list[KernelLaunch | Extern] = []
+        scalars = {self.fused.names.of(n): i for i, n in enumerate(self.graph.scalars)}
+        for what, _ in drafts:
+            if isinstance(what, Kernel):
+                steps.append(KernelLaunch(what, tuple(self.slots[b.name] for b in what.buffers), tuple(scalars[s.name] for s in what.scalars)))
+            else:
+                inputs = tuple((self.slots[homes[x].buffer], homes[x].strides) if isinstance(x, Node) and x in homes else None for x in what.inputs)
+                steps.append(Extern(what, inputs, self.slots[homes[what].buffer]))
+        return Plan(name, self.original, tuple(steps), arena, tuple(lifetimes))
+
+    def _allocate(
+        self, drafts: list[tuple[Kernel | Node, list[str]]], nbytes: Mapping[str, int]
+    ) -> tuple[list[tuple[Kernel | Node, list[str]]], list[Lifetime], int]:
+        """Places in the arena by lifetime, best fit; a value may take the place of one that its own kernel reads for the last time."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for i, (_, touched) in enumerate(drafts):
+            for b in touched:
+                if b not in self.slots:
+                    first.setdefault(b, i)
+                    last[b] = i
+        arena = _Arena()
+        at: dict[str, int] = {}
+        reuses: dict[str, str] = {}
+        out = []
+        for i, (what, touched) in enumerate(drafts):
+            new = [b for b in dict.fromkeys(touched) if first.get(b) == i]
+            dying = [b for b in dict.fromkeys(touched) if last.get(b) == i and first[b] < i]
+            for b in new:
+                old = next((d for d in dying if isinstance(what, Kernel) and nbytes[d] == nbytes[b] and _may_replace(what, d, b)), None)
+                if old is not None and isinstance(what, Kernel):
+                    what = _renamed(what, b, old)
+                    dying.remove(old)
+                    at[b], reuses[b] = at[old], old
+                else:
+                    at[b] = arena.take(nbytes[b])
+            for b in dying + [b for b in new if last[b] == i]:
+                arena.give(at[b], nbytes[b])
+            out.append((what, touched))
+        self.slots.update({b: Slot("arena", offset) for b, offset in at.items()})
+        return out, [Lifetime(b, nbytes[b], self.slots[b], first[b], last[b], reuses.get(b, "")) for b in at], arena.size
+
+
+def _may_replace(kernel: Kernel, old: str, new: str) -> bool:
+    kinds = {b.name: b.dtype for b in kernel.buffers}
+    return kinds[old] is kinds[new] and in_place(kernel, old, also=new)
+
+
+def _renamed(kernel: Kernel, new: str, old: str) -> Kernel:
+    """The kernel writing `new` in the memory of `old`, which it reads."""
+    phases = tuple(replace(p, stores=tuple(replace(s, buffer=old) if s.buffer == new else s for s in p.stores)) for p in kernel.phases)
+    buffers = tuple(replace(b, role="inout") if b.name == old else b for b in kernel.buffers if b.name != new)
+    return replace(kernel, phases=phases, buffers=buffers)
+
+
+class _Arena:
+    """Offsets in growing memory with a list of free ranges."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.free: list[tuple[int, int]] = []  # (offset, bytes), by offset
+
+    def take(self, nbytes: int) -> int:
+        n = _aligned(nbytes)
+        fitting = [(size, offset) for offset, size in self.free if size >= n]
+        if fitting:
+            size, offset = min(fitting)
+            self.free.remove((offset, size))
+            if size > n:
+                self._insert(offset + n, size - n)
+            return offset
+        if self.free and sum(self.free[-1]) == self.size:  # the last range is free: let it grow
+            offset, _ = self.free.pop()
+        else:
+            offset = self.size
+        self.size = offset + n
+        return offset
+
+    def give(self, offset: int, nbytes: int) -> None:
+        self._insert(offset, _aligned(nbytes))
+
+    def _insert(self, offset: int, size: int) -> None:
+        ranges: list[tuple[int, int]] = []
+        for o, s in sorted([*self.free, (offset, size)]):
+            if ranges and sum(ranges[-1]) == o:
+                ranges[-1] = (ranges[-1][0], ranges[-1][1] + s)
+            else:
+                ranges.append((o, s))
+        self.free = ranges
+
+
+def _aligned(nbytes: int) -> int:
+    return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
+
+
+def schedule(graph: Graph, name: str) -> tuple[Plan, Fused]:
+    """The launch plan of a graph that `decompose` and `simplify` have been through, and how it was fused."""
+    scheduler = _Scheduler(graph)
+    return scheduler.plan(name), scheduler.fused
+
+

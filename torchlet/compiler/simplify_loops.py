@@ -1,0 +1,159 @@
+"""Rewrites loop nests into simpler ones with the same meaning: fewer axes, one name for equal reduce axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from torchlet import index as ix
+from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, data_terms
+from torchlet.expr import Expr, expr, rewrite
+from torchlet.index import Axis, FloorDiv, Index, Mod
+
+__all__ = ["collapse_axes", "map_kernel", "substitute_axes"]
+
+Rule = Callable[[Expr], Expr | None]
+
+
+def collapse_axes(kernel: Kernel) -> Kernel:
+    """Drop axes of extent 1, give equal reduce axes of later phases one name, and merge neighbours that walk memory as one axis."""
+    kernel = _drop_unit_axes(kernel)
+    kernel = _share_reduce_axes(kernel)
+    merged = True
+    while merged:
+        merged = False
+        for outer, inner in _neighbours(kernel):
+            if all(_walks_as_one(i, outer, inner) for i in _indices(kernel)):
+                kernel = _merge(kernel, outer, inner)
+                merged = True
+                break
+    return kernel
+
+
+def map_kernel(kernel: Kernel, rule: Rule, index_rule: Callable[[ix.Term], Index | None] = lambda term: None) -> Kernel:
+    """The kernel with `rule` applied bottom-up to every expression and `index_rule` to every term of an index, also nested ones."""
+    memo: dict[Expr, Expr] = {}
+
+    def term(t: ix.Term) -> Index | None:
+        return ix.of(visit(t)) if isinstance(t, Expr) else index_rule(t)
+
+    def node(e: Expr) -> Expr | None:
+        if e.op == "load":
+            e = expr("load", e.args, e.dtype, (e.attr[0], e.attr[1].substitute(term)))  # type: ignore[index]
+        elif e.op == "index":
+            e = expr("index", (), e.dtype, e.attr.substitute(term))  # type: ignore[union-attr]
+        changed = rule(e)
+        return e if changed is None else changed
+
+    def visit(e: Expr) -> Expr:
+        return rewrite(e, node, memo)
+
+    def part(r: Reduction | Dot) -> Reduction | Dot:
+        return replace(r, a=visit(r.a), b=visit(r.b)) if isinstance(r, Dot) else replace(r, value=visit(r.value))
+
+    phases = tuple(
+        Phase(p.reduce, tuple(part(r) for r in p.reductions), tuple(replace(s, index=s.index.substitute(term), value=visit(s.value)) for s in p.stores))
+        for p in kernel.phases
+    )
+    return replace(kernel, phases=phases)
+
+
+def substitute_axes(kernel: Kernel, new: Mapping[Axis, Axis | None]) -> Kernel:
+    """The kernel with axes replaced by others (None: the axis is 0 and goes away), in the loops as in the indices."""
+
+    def renamed(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        return tuple(b for a in axes if (b := new.get(a, a)) is not None)
+
+    def term(t: ix.Term) -> Index | None:
+        if not isinstance(t, Axis) or t not in new:
+            return None
+        b = new[t]
+        return ix.ZERO if b is None else Index(((b, 1),))
+
+    def part(r: Reduction | Dot) -> Reduction | Dot:
+        return replace(r, batch=renamed(r.batch), m=renamed(r.m), n=renamed(r.n), k=renamed(r.k)) if isinstance(r, Dot) else r
+
+    kernel = map_kernel(kernel, lambda e: None, term)
+    phases = tuple(Phase(renamed(p.reduce), tuple(part(r) for r in p.reductions), p.stores) for p in kernel.phases)
+    return replace(kernel, grid=renamed(kernel.grid), phases=phases)
+
+
+def _drop_unit_axes(kernel: Kernel) -> Kernel:
+    units = {a: None for a in (*kernel.grid, *(r for p in kernel.phases for r in p.reduce)) if a.extent == 1}
+    return substitute_axes(kernel, units) if units else kernel
+
+
+def _share_reduce_axes(kernel: Kernel) -> Kernel:
+    """Phases that reduce over the same extents get the same axes, so that equal expressions of different phases are equal."""
+    phases = list(kernel.phases)
+    for position, phase in enumerate(phases):
+        for earlier in phases[:position]:
+            if earlier.reduce != phase.reduce and [a.extent for a in earlier.reduce] == [a.extent for a in phase.reduce]:
+                new = dict(zip(phase.reduce, earlier.reduce, strict=True))
+                phases[position] = substitute_axes(replace(kernel, grid=(), phases=(phase,)), new).phases[0]
+                break
+    return replace(kernel, phases=tuple(phases))
+
+
+def _groups(kernel: Kernel) -> Iterator[tuple[Axis, ...]]:
+    """Axis tuples within which neighbours may merge, and outside which they may not."""
+    for phase in kernel.phases:
+        for r in phase.reductions:
+            if isinstance(r, Dot):
+                yield from (r.batch, r.m, r.n)
+
+
+def _neighbours(kernel: Kernel) -> list[tuple[Axis, Axis]]:
+    group_of: dict[Axis, list[int]] = {}
+    for number, group in enumerate(_groups(kernel)):
+        for a in group:
+            group_of.setdefault(a, []).append(number)
+    nests = [kernel.grid, *(p.reduce for p in kernel.phases)]
+    pairs = [pair for nest in nests for pair in zip(nest, nest[1:], strict=False)]
+    return [
+        (a, b) for a, b in dict.fromkeys(pairs)
+        if group_of.get(a) == group_of.get(b) and all((a in nest) == (b in nest) and (a not in nest or _adjacent(nest, a, b)) for nest in nests)
+        and all(a not in group or _adjacent(group, a, b) for group in _groups(kernel))
+    ]
+
+
+def _adjacent(nest: tuple[Axis, ...], a: Axis, b: Axis) -> bool:
+    return nest.index(a) + 1 == nest.index(b)
+
+
+def _merge(kernel: Kernel, outer: Axis, inner: Axis) -> Kernel:
+    wide = Axis(f"{outer.name}_{inner.name}", outer.extent * inner.extent)
+    return substitute_axes(kernel, {outer: None, inner: wide})
+
+
+def _indices(kernel: Kernel) -> list[Index]:
+    """Every index of the kernel, the ones inside data-dependent positions included."""
+    found: dict[Index, None] = {}
+
+    def add(index: Index) -> None:
+        if index not in found:
+            found[index] = None
+            for position in data_terms(index):
+                rewrite(position, node)
+
+    def node(e: Expr) -> None:
+        if e.op == "load":
+            add(e.attr[1])  # type: ignore[index]
+        elif e.op == "index":
+            add(e.attr)  # type: ignore[arg-type]
+
+    memo: dict[Expr, Expr] = {}
+    for root in kernel.roots():
+        rewrite(root, node, memo)
+    for phase in kernel.phases:
+        for s in phase.stores:
+            add(s.index)
+    return list(found)
+
+
+def _walks_as_one(index: Index, outer: Axis, inner: Axis) -> bool:
+    """True when `outer` and `inner` occur only as outer * extent(inner) + inner, in the index and inside its quotients."""
+    if index.coefficient(outer) != index.coefficient(inner) * inner.extent:
+        return False
+    return all(_walks_as_one(t.index, outer, inner) for t, _ in index.terms if isinstance(t, FloorDiv | Mod))
+

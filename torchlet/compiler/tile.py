@@ -1,0 +1,301 @@
+"""Blocks and warps of a Triton kernel, and what it costs: bytes, flops and the roofline time, by formulas over the loop IR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torchlet import dtypes
+from torchlet.compiler.loops import Dot, Kernel, data_terms, phase_roots
+from torchlet.expr import Expr, walk
+from torchlet.index import Axis, Index
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a GPU can do: processors, shared memory of one block, bytes/s, flop/s in float32, float64 and 16-bit dots."""
+
+    processors: int
+    shared_bytes: int
+    bandwidth: float
+    float32: float
+    float64: float
+    half: float
+
+
+MACHINES: Mapping[str, Machine] = {
+    "cuda:80": Machine(108, 163 << 10, 2.0e12, 19.5e12, 9.7e12, 312e12),  # A100
+    "cuda:90": Machine(132, 227 << 10, 4.8e12, 67e12, 34e12, 790e12),  # H200; the 16-bit figure is what cuBLAS reached
+    "cuda:100": Machine(148, 227 << 10, 8.0e12, 80e12, 40e12, 2250e12),  # B200
+    "cuda:120": Machine(170, 99 << 10, 1.79e12, 105e12, 1.6e12, 210e12),  # RTX 5090
+    "hip:gfx942": Machine(304, 64 << 10, 5.3e12, 163e12, 81e12, 1307e12),  # MI300X
+    "hip:gfx950": Machine(256, 160 << 10, 8.0e12, 157e12, 78e12, 2500e12),  # MI355X
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a kernel is cut.
+
+    `kind`: flat (one row of points), square (two grid axes, for transposes), rows (grid × reduce), dot (matrix product).
+    `blocks`: points of each tile dimension, powers of two. `looped`: reduce dimensions that are walked block by block; the
+    others lie in registers whole.
+    """
+
+    kind: str
+    blocks: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 3
+    looped: frozenset[str] = field(default_factory=frozenset)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n (and 1)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def extent(axes: Iterable[Axis]) -> int:
+    """How many points the axes span."""
+    return math.prod(a.extent for a in axes)
+
+
+def axes_of(e: Expr, memo: dict[Expr, frozenset[Axis]]) -> frozenset[Axis]:
+    """The axes that an expression varies along, data-dependent positions included (results of reductions have none)."""
+    stack = [e]
+    while stack:
+        node = stack[-1]
+        waiting = [] if node in memo else [a for a in node.args if a not in memo]
+        stack += waiting
+        if not waiting:
+            stack.pop()
+            if node not in memo:
+                found = frozenset[Axis]().union(*(memo[a] for a in node.args))
+                if node.op in ("load", "index"):
+                    found |= index_axes(node.attr[1] if node.op == "load" else node.attr, memo)  # type: ignore[index,arg-type]
+                memo[node] = found
+    return memo[e]
+
+
+def index_axes(index: Index, memo: dict[Expr, frozenset[Axis]]) -> frozenset[Axis]:
+    """The axes that an index varies along, data-dependent positions included."""
+    return frozenset(index.axes()).union(*(axes_of(t, memo) for t in data_terms(index)))
+
+
+def nodes(kernel: Kernel) -> list[Expr]:
+    """Every distinct expression node, those inside data-dependent positions included; arguments before users."""
+    found: dict[Expr, None] = {}
+    stack = [iter(list(kernel.roots()))]
+    while stack:
+        root = next(stack[-1], None)
+        if root is None:
+            stack.pop()
+        elif root not in found:
+            fresh = [e for e in walk(root) if e not in found]
+            found |= dict.fromkeys(fresh)
+            stack += [data_terms(e.attr[1] if e.op == "load" else e.attr) for e in fresh if e.op in ("load", "index")]  # type: ignore[index,arg-type]
+    return list(found)
+
+
+def reduce_groups(kernel: Kernel) -> dict[int, str]:
+    """The reduce dimensions by their extent: phases that reduce over equally many points share one and so can share values."""
+    extents = dict.fromkeys(extent(p.reduce) for p in kernel.phases if p.reduce)
+    return {n: "r" if i == 0 else f"r{i}" for i, n in enumerate(extents)}
+
+
+def is_product(kernel: Kernel) -> bool:
+    """True when the matrix-product template computes the kernel: one phase with dots over the same axes, then stores."""
+    with_reduce = [p for p in kernel.phases if p.reduce]
+    if len(with_reduce) != 1 or kernel.phases[0] is not with_reduce[0] or not with_reduce[0].reductions:
+        return False
+    phase = with_reduce[0]
+    first = phase.reductions[0]
+    inner = frozenset(phase.reduce)
+    memo: dict[Expr, frozenset[Axis]] = {}
+    return (
+        isinstance(first, Dot)
+        and all(isinstance(d, Dot) and (d.batch, d.m, d.n, d.k) == (first.batch, first.m, first.n, first.k) for d in phase.reductions)
+        and all(
+            d.a.dtype is d.b.dtype and d.a.dtype in (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+            for d in phase.reductions
+            if isinstance(d, Dot)
+        )
+        and set(first.k) == set(phase.reduce)
+        and set(first.batch + first.m + first.n) == set(kernel.grid)
+        and not any(node.op == "value" for d in phase.reductions if isinstance(d, Dot) for node in walk(d.a, d.b))
+        and not any(inner & (axes_of(s.value, memo) | index_axes(s.index, memo)) for s in phase.stores)
+    )
+
+
+def choose(kernel: Kernel, target: str) -> Tile:
+    """A good tile for the kernel on the target, without measuring."""
+    machine = MACHINES[target]
+    if is_product(kernel):
+        return _product_tile(kernel.phases[0].reductions[0], machine)  # type: ignore[arg-type]
+    if any(p.reduce for p in kernel.phases):
+        return _rows_tile(kernel, machine)
+    if (across := transposed_axis(kernel)) is not None:
+        return Tile("square", {"x": min(64, power_of_two(kernel.grid[-1].extent)), "y": min(32, power_of_two(across.extent))})
+    block = min(1024, max(128, power_of_two(-(-kernel.points // (2 * machine.processors)))))
+    return Tile("flat", {"x": block}, num_warps=max(1, block // 256))
+
+
+def accesses(kernel: Kernel) -> list[tuple[str, Index]]:
+    """The distinct (buffer, index) pairs that are read or written."""
+    found = dict.fromkeys(e.attr for e in nodes(kernel) if e.op == "load")
+    found |= dict.fromkeys((s.buffer, s.index) for p in kernel.phases for s in p.stores)
+    return list(found)  # type: ignore[arg-type]
+
+
+def transposed_axis(kernel: Kernel) -> Axis | None:
+    """A grid axis along which some buffer is contiguous while others are contiguous along the last grid axis."""
+    if len(kernel.grid) < 2 or kernel.grid[-1].extent < 8:
+        return None
+    last = kernel.grid[-1]
+    indices = [index for _, index in accesses(kernel)]
+    if not any(index.coefficient(last) == 1 for index in indices):
+        return None
+    return next(
+        (a for index in indices if index.coefficient(last) > 1 for a in kernel.grid[:-1] if index.coefficient(a) == 1 and a.extent >= 8),
+        None,
+    )
+
+
+def _rows_tile(kernel: Kernel, machine: Machine) -> Tile:
+    x = kernel.points
+    blocks: dict[str, int] = {}
+    looped = set()
+    warps = 1
+    along_grid = _contiguous_along_grid(kernel)
+    memo: dict[Expr, frozenset[Axis]] = {}
+    for n, name in reduce_groups(kernel).items():
+        inner = {a for p in kernel.phases if extent(p.reduce) == n for a in p.reduce}
+        held = sum(1 for e in kernel.loads() if axes_of(e, memo) & inner)
+        if along_grid and x > 1:
+            rows = min(64, max(8, power_of_two(-(-x // machine.processors))), power_of_two(x))
+            blocks["x"] = min(blocks.get("x", rows), rows)
+            if power_of_two(n) * rows > 4096:
+                looped.add(name)
+            blocks[name] = min(power_of_two(n), max(1, 4096 // rows))
+        elif power_of_two(n) <= (16384 if held <= 2 else 8192):
+            blocks[name] = power_of_two(n)
+        else:
+            looped.add(name)
+            blocks[name] = 4096 if x > 1 else 8192
+    widest = max(blocks[name] for name in reduce_groups(kernel).values())
+    if "x" not in blocks:
+        # enough rows per program to fill its warps, not so many that processors idle
+        blocks["x"] = max(1, min(2048 // widest, 128, power_of_two(x // (2 * machine.processors)), power_of_two(x)))
+    warps = min(16, max(1, power_of_two(blocks["x"] * widest // 512)))
+    return Tile("rows", blocks, warps, looped=frozenset(looped))
+
+
+def _contiguous_along_grid(kernel: Kernel) -> bool:
+    """True when most reduced data is contiguous along the grid (sums over rows of a matrix), not along the reduce axes."""
+    votes = 0
+    sizes = {b.name: b.size for b in kernel.buffers}
+    for phase in kernel.phases:
+        if phase.reduce:
+            for e in walk(*phase_roots(phase)):
+                if e.op == "load":
+                    buffer, index = e.attr  # type: ignore[misc]
+                    if set(index.axes()) & set(phase.reduce):
+                        unit = {t for t, c in index.terms if c == 1}
+                        votes += sizes[buffer] * (bool(unit & set(kernel.grid)) - bool(unit & set(phase.reduce)))
+    return votes > 0
+
+
+def _product_tile(dot: Dot, machine: Machine) -> Tile:
+    m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k), extent(dot.batch)
+    half = dot.a.dtype.itemsize == 2
+    # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, share of the machine's peak that a full wave of such tiles reaches)
+    candidates = (
+        [
+            (128, 256, 64, 8, 3, 1.0),
+            (128, 128, 64, 8, 3, 0.85),
+            (128, 64, 64, 4, 4, 0.65),
+            (64, 128, 64, 4, 4, 0.65),
+            (64, 64, 64, 4, 4, 0.45),
+            (64, 32, 64, 4, 4, 0.25),
+            (32, 64, 64, 4, 4, 0.25),
+            (16, 64, 128, 4, 4, 0.15),
+            (64, 16, 128, 4, 4, 0.15),
+            (16, 16, 128, 2, 4, 0.05),
+        ]
+        if half
+        else [
+            (128, 128, 16, 8, 3, 1.0),
+            (128, 64, 32, 8, 3, 0.9),
+            (64, 128, 32, 8, 3, 0.9),
+            (64, 64, 32, 4, 3, 0.8),
+            (64, 32, 32, 4, 3, 0.6),
+            (32, 64, 32, 4, 3, 0.6),
+            (32, 32, 32, 4, 3, 0.4),
+            (16, 32, 64, 2, 3, 0.25),
+            (32, 16, 64, 2, 3, 0.25),
+            (16, 16, 64, 1, 3, 0.15),
+        ]
+    )
+    best, best_cost = None, math.inf
+    for bm, bn, bk, warps, stages, share in candidates:
+        if (bm + bn) * bk * dot.a.dtype.itemsize * stages > machine.shared_bytes:
+            stages = 2
+            if (bm + bn) * bk * dot.a.dtype.itemsize * stages > machine.shared_bytes:
+                continue
+        bk = max(16, min(bk, power_of_two(k)))
+        waves = -(-(-(-m // bm) * -(-n // bn) * batch) // machine.processors)
+        cost = waves * max(bm * bn / share, 2500.0)  # a tile takes a while however small it is
+        if cost < best_cost:
+            best, best_cost = Tile("dot", {"m": bm, "n": bn, "k": bk}, warps, stages), cost
+    assert best is not None
+    return best
+
+
+def bytes_moved(kernel: Kernel) -> int:
+    """Bytes that must travel between memory and the chip: each touched element of each buffer once."""
+    buffers = {b.name: b for b in kernel.buffers}
+    memo: dict[Expr, frozenset[Axis]] = {}
+
+    def touched(pairs: Iterable[tuple[str, Index]]) -> int:
+        count: dict[str, int] = {}
+        for name, index in dict.fromkeys(pairs):
+            count[name] = count.get(name, 0) + extent(index_axes(index, memo))
+        return sum(min(n, buffers[name].size) * buffers[name].dtype.itemsize for name, n in count.items())
+
+    reads = touched(e.attr for e in nodes(kernel) if e.op == "load")  # type: ignore[misc]
+    stores = [s for p in kernel.phases for s in p.stores]
+    added = touched((s.buffer, s.index) for s in stores if s.mode == "add")  # read and written
+    return reads + touched((s.buffer, s.index) for s in stores) + added
+
+
+_FREE = frozenset(("const", "load", "index", "scalar", "value", "cast", "arg"))
+
+
+def flops(kernel: Kernel) -> int:
+    """Arithmetic operations on floating-point values; a function such as exp counts as one, a multiply-add as two."""
+    return _dot_flops(kernel) + _other_flops(kernel)
+
+
+def _dot_flops(kernel: Kernel) -> int:
+    return sum(2 * extent((*d.batch, *d.m, *d.n, *d.k)) for p in kernel.phases for d in p.reductions if isinstance(d, Dot))
+
+
+def _other_flops(kernel: Kernel) -> int:
+    every = nodes(kernel)
+    memo = {e: frozenset(kernel.grid) for e in every if e.op == "value"}
+    total = sum(extent(axes_of(e, memo)) for e in every if e.op not in _FREE and e.dtype.is_floating_point)
+    return total + sum(kernel.points * extent(p.reduce) for p in kernel.phases for r in p.reductions if not isinstance(r, Dot))
+
+
+def roofline_us(kernel: Kernel, target: str) -> float:
+    """The least time in microseconds that the target's bandwidth and arithmetic allow."""
+    machine = MACHINES[target]
+    seconds = 0.0
+    dots = [d for p in kernel.phases for d in p.reductions if isinstance(d, Dot)]
+    if dots:
+        kind = dots[0].a.dtype
+        seconds += _dot_flops(kernel) / (
+            machine.half if kind.itemsize == 2 else machine.float64 if kind is dtypes.float64 else machine.float32
+        )
+    seconds += _other_flops(kernel) / machine.float32
+    return max(seconds, bytes_moved(kernel) / machine.bandwidth) * 1e6

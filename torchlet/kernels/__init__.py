@@ -1,0 +1,1 @@
+"""Kernel templates and device functions that generated code is built from."""

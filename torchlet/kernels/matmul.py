@@ -1,0 +1,74 @@
+"""The tiled matrix product: a text with holes for what is computed before (prologue) and after (epilogue) the product.
+
+A program makes one [BLOCK_M, BLOCK_N] tile. Programs are numbered in bands of GROUP tile rows, so that those running at the
+same time share operand tiles in the L2 cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import indent
+
+TEMPLATE = """\
+pid = tl.program_id(0)
+{batch}
+band = pid // {band_tiles}
+band_rows = min({tiles_m} - band * {group}, {group})
+m = (band * {group} + pid % {band_tiles} % band_rows){wide} * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+n = (pid % {band_tiles} // band_rows){wide} * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+{before}
+for k_start in range(0, {k}, BLOCK_K):
+    k_row = k_start + tl.arange(0, BLOCK_K)[None, :]{wide}
+    k_column = k_start + tl.arange(0, BLOCK_K)[:, None]{wide}
+{loop}
+{after}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Extents of the product and of its tiles; tiles are numbered in bands of `group` rows."""
+
+    m: int
+    n: int
+    k: int
+    batch: int
+    block_m: int
+    block_n: int
+    group: int = 8
+
+    @property
+    def tiles_m(self) -> int:
+        """Tiles along m."""
+        return -(-self.m // self.block_m)
+
+    @property
+    def tiles_n(self) -> int:
+        """Tiles along n."""
+        return -(-self.n // self.block_n)
+
+    @property
+    def programs(self) -> int:
+        """How many programs the product takes."""
+        return self.tiles_m * self.tiles_n * self.batch
+
+
+def render(s: Shape, wide: bool, before: list[str], loop: list[str], after: list[str]) -> str:
+    """The kernel's body. `before` holds loop-invariant lines, `loop` loads the operand tiles and accumulates, `after` is the epilogue.
+
+    `wide`: positions take 64 bits.
+    """
+    tiles = s.tiles_m * s.tiles_n
+    cast = ".to(tl.int64)" if wide else ""
+    text = TEMPLATE.format(
+        batch=f"z = (pid // {tiles}){cast}\npid = pid % {tiles}" if s.batch > 1 else "",
+        band_tiles=s.group * s.tiles_n,
+        group=s.group,
+        tiles_m=s.tiles_m,
+        k=s.k,
+        wide=cast,
+        before="\n".join(before),
+        loop=indent("\n".join(loop), "    "),
+        after="\n".join(after),
+    )
+    return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"

@@ -1,0 +1,145 @@
+"""Adam (Kingma & Ba 2014) with AMSGrad (Reddi et al. 2018), and AdamW (Loshchilov & Hutter 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torchlet import ops
+from torchlet.op import apply_update, update
+from torchlet.optim.optimizer import Optimizer, number, with_grads
+
+__all__ = ["Adam", "AdamW"]
+
+Tensors = list[Any]
+
+
+def _adam(
+    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any, beta2_rest: Any,
+    correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
+) -> tuple[Tensors, Tensors, Tensors]:
+    params, exp_avgs, exp_avg_sqs = _moments(params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize)
+    return _moved(params, exp_avgs, exp_avg_sqs, step_size, correction, eps), exp_avgs, exp_avg_sqs
+
+
+def _amsgrad(
+    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, max_exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any,
+    beta2_rest: Any, correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
+) -> tuple[Tensors, Tensors, Tensors, Tensors]:
+    params, exp_avgs, exp_avg_sqs = _moments(params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize)
+    largest = [ops.maximum(a, b) for a, b in zip(max_exp_avg_sqs, exp_avg_sqs, strict=True)]
+    return _moved(params, exp_avgs, largest, step_size, correction, eps), exp_avgs, exp_avg_sqs, largest
+
+
+def _moments(
+    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, beta1_rest: Any, beta2: Any, beta2_rest: Any, decay: Any,
+    decay_kind: str, maximize: bool,
+) -> tuple[Tensors, Tensors, Tensors]:
+    """Parameters after decoupled decay, and the two new running averages."""
+    if maximize:
+        grads = [-g for g in grads]
+    if decay_kind == "gradient":
+        grads = [g + p * decay for p, g in zip(params, grads, strict=True)]
+    elif decay_kind == "decoupled":
+        params = [p * decay for p in params]
+    exp_avgs = [m + (g - m) * beta1_rest for m, g in zip(exp_avgs, grads, strict=True)]
+    exp_avg_sqs = [v * beta2 + g * g * beta2_rest for v, g in zip(exp_avg_sqs, grads, strict=True)]
+    return params, exp_avgs, exp_avg_sqs
+
+
+def _moved(params: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, correction: Any, eps: Any) -> Tensors:
+    return [p - m / (v.sqrt() / correction + eps) * step_size for p, m, v in zip(params, exp_avgs, exp_avg_sqs, strict=True)]
+
+
+# Scalars are combined in Python, in double precision: 1 - 0.999 computed in float32 is wrong in its fifth digit.
+_LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs")
+_SCALARS = ("step_size", "beta1_rest", "beta2", "beta2_rest", "correction", "eps", "decay")
+_WRITES = ("params", "exp_avgs", "exp_avg_sqs")
+adam = update("adam", _LISTS, _SCALARS, _WRITES, _adam, ("decay_kind", "maximize"), "Adam and AdamW: one step of each tensor.")
+amsgrad = update(
+    "adam_amsgrad", (*_LISTS, "max_exp_avg_sqs"), _SCALARS, (*_WRITES, "max_exp_avg_sqs"), _amsgrad, ("decay_kind", "maximize"),
+    "Adam and AdamW whose second moment never shrinks.",
+)
+
+
+class Adam(Optimizer):
+    """Steps scaled by running averages of the gradient and its square; `weight_decay` is added to the gradient."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
+        amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
+        fused: bool | None = None, decoupled_weight_decay: bool = False,
+    ) -> None:
+        if not 0.0 <= number(lr):
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not 0.0 <= eps:
+            raise ValueError(f"Invalid epsilon value: {eps}")
+        if not 0.0 <= number(betas[0]) < 1.0:
+            raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
+        if not 0.0 <= number(betas[1]) < 1.0:
+            raise ValueError(f"Invalid beta parameter at index 1: {betas[1]}")
+        if not 0.0 <= weight_decay:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        super().__init__(params, dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=foreach, capturable=capturable,
+            differentiable=differentiable, fused=fused, decoupled_weight_decay=decoupled_weight_decay,
+        ))
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        loss = self._begin(closure)
+        state = self.state
+        for group in self.param_groups:
+            params, grads = with_grads(group["params"])
+            if not params:
+                continue
+            states = [state[p] for p in params]
+            for p, s in zip(params, states, strict=True) if not all(states) else ():
+                if not s:
+                    s["step"] = 0.0
+                    s["exp_avg"] = ops.zeros_like(p)
+                    s["exp_avg_sq"] = ops.zeros_like(p)
+                    if group["amsgrad"]:
+                        s["max_exp_avg_sq"] = ops.zeros_like(p)
+            steps = [s["step"] for s in states]
+            if steps.count(steps[0]) == len(steps):
+                _advance(group, params, grads, states, steps[0] + 1)
+                continue
+            for step in sorted(set(steps)):  # parameters that sat out some steps have their own bias corrections
+                chosen = [i for i, n in enumerate(steps) if n == step]
+                _advance(group, [params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen], step + 1)
+        return loss
+
+
+def _advance(group: dict[str, Any], params: Tensors, grads: Tensors, states: list[dict[str, Any]], step: float) -> None:
+    """Update parameters that have all made the same number of steps."""
+    lr, (beta1, beta2), weight_decay = number(group["lr"]), map(number, group["betas"]), group["weight_decay"]
+    if weight_decay == 0:
+        decay_kind, decay = "none", 0.0
+    elif group["decoupled_weight_decay"]:
+        decay_kind, decay = "decoupled", 1 - lr * weight_decay
+    else:
+        decay_kind, decay = "gradient", weight_decay
+    scalars = (lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, (1 - beta2**step) ** 0.5, group["eps"], decay)
+    lists = [params, grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
+    op = adam
+    if group["amsgrad"]:
+        lists.append([s["max_exp_avg_sq"] for s in states])
+        op = amsgrad
+    apply_update(op, lists, scalars, (decay_kind, bool(group["maximize"])))
+    for s in states:
+        s["step"] = step
+
+
+class AdamW(Adam):
+    """Adam whose weight decay shrinks the parameters themselves instead of entering the gradient."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2,
+        amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize, capturable=capturable, differentiable=differentiable,
+            fused=fused, decoupled_weight_decay=True,
+        )

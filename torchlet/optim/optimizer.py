@@ -1,0 +1,186 @@
+"""Optimizer: parameter groups, state per parameter, and PyTorch's layout of both in `state_dict`.
+
+A subclass gathers lists of tensors in `step` and hands them to one update operator; it computes nothing itself. The number
+of steps is a plain number in `state` (a changing number is data to the compiler) and a float32 tensor in `state_dict`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+from torchlet import dtypes, ops
+from torchlet.autograd import enable_grad, is_leaf, no_grad
+from torchlet.tensor import Tensor
+
+__all__ = ["Optimizer", "required"]
+
+required = type("required", (), {"__repr__": lambda self: "<required parameter>"})()
+
+
+class Optimizer:
+    """Base class: `params` is an iterable of tensors, of (name, tensor) pairs, or of dicts with a "params" entry and options."""
+
+    _opt_called = False  # schedulers warn when they are stepped first
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError("params argument given to the optimizer should be an iterable of Tensors or dicts, but got torchlet.Tensor")
+        self.defaults = defaults
+        self.state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[dict[str, Any]] = []
+        groups = list(params)
+        if not groups:
+            raise ValueError("optimizer got an empty parameter list")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        for group in groups:
+            self.add_param_group(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own; options that are missing take the defaults."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        params = param_group["params"]
+        if isinstance(params, set):
+            raise TypeError(
+                "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets will change between "
+                "runs. Please use a list instead."
+            )
+        entries = [params] if isinstance(params, Tensor) else list(params)
+        names = [e[0] for e in entries if isinstance(e, tuple)]
+        tensors = [e[1] if isinstance(e, tuple) else e for e in entries]
+        if names:
+            if len(names) != len(tensors):
+                raise ValueError("all optimizer params should be with/without names. Some param names are missing")
+            param_group["param_names"] = names
+        param_group["params"] = tensors
+        for p in tensors:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"optimizer can only optimize Tensors, but one of the params is {type(p).__name__}")
+            if not is_leaf(p):
+                raise ValueError("can't optimize a non-leaf Tensor")
+        for name, default in self.defaults.items():
+            if default is required and name not in param_group:
+                raise ValueError(f"parameter group didn't specify a value of required optimization parameter {name}")
+            param_group.setdefault(name, default)
+        if len(tensors) != len(set(tensors)):
+            warnings.warn("optimizer contains a parameter group with duplicate parameters; in future, this will cause an error", stacklevel=3)
+        known = set(chain.from_iterable(g["params"] for g in self.param_groups))
+        if any(("param_names" in g) != ("param_names" in param_group) for g in self.param_groups):
+            words = "with names" if "param_names" in param_group else "without names"
+            raise ValueError(f"all optimizer param groups should be with/without names. cannot add param group {words} to the optimizer")
+        if not known.isdisjoint(tensors):
+            raise ValueError("some parameters appear in more than one parameter group")
+        self.param_groups.append(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters by their gradients. `closure` computes the loss anew and returns it; so does `step`."""
+        raise NotImplementedError
+
+    def _begin(self, closure: Callable[[], Any] | None) -> Any:
+        """What every `step` does first: call the closure with gradients on."""
+        self._opt_called = True
+        if closure is None:
+            return None
+        with enable_grad():
+            return closure()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters (`set_to_none=False`: fill them with zeros)."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                grad = p.grad
+                if grad is not None:
+                    if set_to_none:
+                        p.grad = None
+                    else:
+                        with no_grad():
+                            (grad.detach_() if not is_leaf(grad) else grad.requires_grad_(False)).zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and options with parameters as numbers: {"state": {0: {…}}, "param_groups": [{…, "params": [0]}]}."""
+        numbers: dict[int, int] = {}
+        groups = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                numbers.setdefault(id(p), len(numbers))
+            groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": [numbers[id(p)] for p in group["params"]]})
+        state = {
+            numbers[id(key)] if isinstance(key, Tensor) else key: {
+                k: ops.tensor(float(v), dtype=dtypes.float32) if k == "step" and not isinstance(v, Tensor) else v for k, v in value.items()
+            }
+            if isinstance(value, dict) else value
+            for key, value in self.state.items()
+        }
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; tensors are copied in the dtype and on the device of their parameter.
+
+        Raises ValueError, with nothing changed, when the groups do not fit.
+        """
+        saved = [copy.deepcopy({k: v for k, v in g.items()}) for g in state_dict["param_groups"]]
+        groups = self.param_groups
+        if len(groups) != len(saved):
+            raise ValueError("loaded state dict has a different number of parameter groups")
+        if any(len(g["params"]) != len(s["params"]) for g, s in zip(groups, saved, strict=True)):
+            raise ValueError("loaded state dict contains a parameter group that doesn't match the size of optimizer's group")
+        parameter = dict(zip(chain.from_iterable(s["params"] for s in saved), chain.from_iterable(g["params"] for g in groups), strict=True))
+        state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+        for key, value in state_dict["state"].items():
+            p = parameter.get(key)
+            state[key if p is None else p] = copy.deepcopy(value) if p is None else _fit(p, value, "")
+        for group, new in zip(groups, saved, strict=True):
+            new["params"] = group["params"]
+            if "param_names" in group:
+                new.setdefault("param_names", group["param_names"])
+        self.__setstate__({"state": state, "param_groups": saved})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for group in self.param_groups:  # checkpoints of versions that had fewer options
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+    def __repr__(self) -> str:
+        groups = [
+            "\n".join([f"Parameter Group {i}", *[f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]])
+            for i, group in enumerate(self.param_groups)
+        ]
+        return f"{type(self).__name__} (\n" + "\n\n".join(groups) + "\n)"
+
+
+def _fit(p: Tensor, value: Any, key: str) -> Any:
+    """A copy of saved state for parameter `p`."""
+    if key == "step":
+        return value.item() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        kind = p.dtype if p.dtype.is_floating_point and value.dtype.is_floating_point else value.dtype
+        return value.detach().clone().to(device=p.device, dtype=kind)
+    if isinstance(value, dict):
+        return {k: _fit(p, v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_fit(p, v, "") for v in value)
+    return value
+
+
+def number(value: Any) -> float:
+    """An option as a plain number; a 0-d tensor is read."""
+    return value.item() if isinstance(value, Tensor) else value  # type: ignore[no-any-return]
+
+
+def with_grads(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and their gradients."""
+    grads = [p._grad for p in params]
+    if [1 for g in grads if g is None]:
+        params = [p for p in params if p._grad is not None]
+        return params, [p._grad for p in params]  # type: ignore[misc]
+    return params, grads  # type: ignore[return-value]

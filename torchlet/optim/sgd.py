@@ -1,0 +1,92 @@
+"""Stochastic gradient descent, with momentum (Sutskever et al. 2013, in PyTorch's form)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torchlet import ops
+from torchlet.op import apply_update, update
+from torchlet.optim.optimizer import Optimizer, number, with_grads
+
+__all__ = ["SGD"]
+
+Tensors = list[Any]
+
+
+def _gradients(params: Tensors, grads: Tensors, weight_decay: Any, decays: bool, maximize: bool) -> Tensors:
+    if maximize:
+        grads = [-g for g in grads]
+    return [g + p * weight_decay for p, g in zip(params, grads, strict=True)] if decays else grads
+
+
+def _plain(params: Tensors, grads: Tensors, lr: Any, weight_decay: Any, decays: bool, maximize: bool) -> tuple[Tensors]:
+    grads = _gradients(params, grads, weight_decay, decays, maximize)
+    return ([p - g * lr for p, g in zip(params, grads, strict=True)],)
+
+
+def _with_momentum(
+    params: Tensors, grads: Tensors, buffers: Tensors, lr: Any, weight_decay: Any, momentum: Any, undamped: Any,
+    decays: bool, maximize: bool, nesterov: bool, first: bool,
+) -> tuple[Tensors, Tensors]:
+    grads = _gradients(params, grads, weight_decay, decays, maximize)
+    # the first buffer is the gradient itself, neither damped nor added to anything
+    buffers = [g.clone() for g in grads] if first else [b * momentum + g * undamped for b, g in zip(buffers, grads, strict=True)]
+    steps = [g + b * momentum for g, b in zip(grads, buffers, strict=True)] if nesterov else buffers
+    return [p - s * lr for p, s in zip(params, steps, strict=True)], buffers
+
+
+sgd = update("sgd", ("params", "grads"), ("lr", "weight_decay"), ("params",), _plain, ("decays", "maximize"), "p -= lr * g")
+sgd_momentum = update(
+    "sgd_momentum", ("params", "grads", "buffers"), ("lr", "weight_decay", "momentum", "undamped"), ("params", "buffers"), _with_momentum,
+    ("decays", "maximize", "nesterov", "first"), "b = momentum * b + (1 - dampening) * g; p -= lr * b",
+)
+
+
+class SGD(Optimizer):
+    """p -= lr * b with b = momentum * b + (1 - dampening) * (g + weight_decay * p)."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
+        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False, fused: bool | None = None,
+    ) -> None:
+        if number(lr) < 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if momentum < 0.0:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+        if weight_decay < 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        super().__init__(params, dict(
+            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, foreach=foreach,
+            differentiable=differentiable, fused=fused,
+        ))
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        loss = self._begin(closure)
+        state = self.state
+        for group in self.param_groups:
+            params, grads = with_grads(group["params"])
+            if not params:
+                continue
+            weight_decay, momentum = group["weight_decay"], number(group["momentum"])
+            decays, maximize = weight_decay != 0, bool(group["maximize"])
+            if momentum == 0:
+                apply_update(sgd, (params, grads), (number(group["lr"]), weight_decay), (decays, maximize))
+                continue
+            states = [state[p] for p in params]
+            old = [s.get("momentum_buffer") is not None for s in states]
+            scalars = (number(group["lr"]), weight_decay, momentum, 1 - group["dampening"])
+            for first in (True, False):
+                chosen = [i for i, had in enumerate(old) if had is not first]
+                if chosen:
+                    some = len(chosen) != len(params)
+                    ps, gs = ([params[i] for i in chosen], [grads[i] for i in chosen]) if some else (params, grads)
+                    if first:
+                        for i in chosen:
+                            states[i]["momentum_buffer"] = ops.zeros_like(params[i])
+                    buffers = [states[i]["momentum_buffer"] for i in chosen]
+                    apply_update(sgd_momentum, (ps, gs, buffers), scalars, (decays, maximize, bool(group["nesterov"]), first))
+        return loss

@@ -1,0 +1,154 @@
+"""The CPU runtime: the C thread pool, programs of kernel launches, and the arena they work in."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+from torchlet.config import config
+from torchlet.runtime import cc
+
+__all__ = ["Program", "arena", "get_num_threads", "runtime", "set_num_threads"]
+
+MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
+REGION_WORK = 8192  # element operations from which a kernel is shared out once the other threads are awake anyway
+PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
+_SOURCES = ("tl_runtime.c", "tl_gemm.c")
+
+
+class _Launchable(Protocol):
+    name: str
+    address: int
+    parallel: bool
+    work: int
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("fn", ctypes.c_void_p), ("n_buffers", ctypes.c_int32), ("n_scalars", ctypes.c_int32), ("buffers", ctypes.POINTER(ctypes.c_int32)),
+        ("scalars", ctypes.POINTER(ctypes.c_int32)), ("parallel", ctypes.c_int32), ("barrier", ctypes.c_int32),
+    ]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("launches", ctypes.c_void_p), ("n", ctypes.c_int), ("pointers", ctypes.c_void_p), ("scalars", ctypes.c_void_p)]
+
+
+@lru_cache(maxsize=1)
+def runtime() -> ctypes.CDLL:
+    """The runtime library, compiled once per machine; its symbols are what generated kernels link to. Raises CompileError."""
+    parts = [(cc.CSRC / name).read_text() for name in _SOURCES]
+    headers = [p.read_text() for p in sorted(cc.CSRC.glob("*.h"))]
+    key = "runtime-" + hashlib.sha256("\0".join([cc.fingerprint(), *parts, *headers]).encode()).hexdigest()[:40]
+    path, _ = cc.library(key, "\n".join(f'#include "{name}"' for name in _SOURCES))
+    lib = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    lib.tl_alloc.restype = ctypes.c_void_p
+    lib.tl_alloc.argtypes = [ctypes.c_int64]
+    lib.tl_free.argtypes = [ctypes.c_void_p]
+    lib.tl_run.argtypes = [ctypes.c_void_p]
+    lib.tl_set_threads(config.num_threads or _cores())
+    return lib
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads in programs started from now on. Raises ValueError unless n >= 1."""
+    if n < 1:
+        raise ValueError(f"set_num_threads: got {n}; expected a positive number")
+    runtime().tl_set_threads(int(n))
+
+
+def get_num_threads() -> int:
+    """How many threads a parallel kernel is shared out over."""
+    return int(runtime().tl_get_threads())
+
+
+class Program:
+    """A table of launches that one call runs in order.
+
+    `launches`: (kernel, slots of its buffers in `pointers`, slots of its scalars in `scalars`). `pointers` (uint64 addresses) and
+    `scalars` (int64, or the bits of a float64) are ctypes arrays to be written before `run`; both support the buffer protocol.
+    """
+
+    def __init__(self, launches: Sequence[tuple[_Launchable, Sequence[int], Sequence[int]]], n_pointers: int, n_scalars: int):
+        self.names = [kernel.name for kernel, _, _ in launches]
+        self.pointers = (ctypes.c_uint64 * max(n_pointers, 1))()
+        self.scalars = (ctypes.c_int64 * max(n_scalars, 1))()
+        region = any(kernel.parallel for kernel, _, _ in launches) or sum(kernel.work for kernel, _, _ in launches) >= PROGRAM_WORK
+        self._table = (_Launch * max(len(launches), 1))()
+        before = False
+        for entry, (kernel, buffers, scalars) in zip(self._table, launches, strict=False):
+            if max(len(buffers), len(scalars)) > MAX_ARGUMENTS:
+                raise ValueError(f"{kernel.name}: {max(len(buffers), len(scalars))} arguments; expected at most {MAX_ARGUMENTS}")
+            if max(buffers, default=-1) >= n_pointers or max(scalars, default=-1) >= n_scalars:
+                raise ValueError(f"{kernel.name}: slots {list(buffers)}, {list(scalars)}; expected less than {n_pointers} pointers and {n_scalars} scalars")
+            wide = region and kernel.work >= REGION_WORK
+            entry.fn = kernel.address
+            entry.n_buffers, entry.n_scalars = len(buffers), len(scalars)
+            entry.buffers = (ctypes.c_int32 * max(len(buffers), 1))(*buffers)
+            entry.scalars = (ctypes.c_int32 * max(len(scalars), 1))(*scalars)
+            entry.parallel = wide
+            entry.barrier = wide or before
+            before = wide
+        self._program = _Program(ctypes.addressof(self._table), len(launches), ctypes.addressof(self.pointers), ctypes.addressof(self.scalars))
+        self._address = ctypes.c_void_p(ctypes.addressof(self._program))
+        self._run = runtime().tl_run
+
+    def run(self) -> None:
+        """Run all launches. Raises IndexError when a data-dependent position was outside its buffer."""
+        if self._run(self._address):
+            self._raise()
+
+    def _raise(self) -> None:
+        index, size = ctypes.c_int64(), ctypes.c_int64()
+        launch = runtime().tl_take_error(ctypes.byref(index), ctypes.byref(size))
+        if 0 < launch <= len(self.names):
+            raise IndexError(f"{self.names[launch - 1]}: position {index.value} is out of range for a buffer of {size.value} elements")
+
+
+class _Blocks:
+    """The arena of one thread; blocks that were handed out stay until the thread ends."""
+
+    def __init__(self) -> None:
+        self.addresses: list[int] = []
+        self.size = 0
+        weakref.finalize(self, _release, self.addresses)
+
+    def get(self, nbytes: int) -> int:
+        if nbytes > self.size or not self.addresses:
+            self.size = max(nbytes, 2 * self.size, 1 << 16)
+            address = runtime().tl_alloc(self.size)
+            if not address:
+                raise MemoryError(f"arena: {self.size} bytes")
+            self.addresses.append(address)
+        return self.addresses[-1]
+
+
+def _release(addresses: list[int]) -> None:
+    for address in addresses:
+        runtime().tl_free(address)
+
+
+class _Arena(threading.local):
+    def __init__(self) -> None:
+        self.blocks = _Blocks()
+
+
+_ARENA = _Arena()
+
+
+def arena(nbytes: int) -> int:
+    """The address of this thread's working memory, at least `nbytes` long, 64-byte aligned (2 MiB and huge pages where it is big).
+
+    Its content is undefined; an address that was handed out stays valid for the thread's life, and a later call may share it.
+    """
+    return _ARENA.blocks.get(nbytes)

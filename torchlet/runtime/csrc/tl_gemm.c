@@ -1,0 +1,72 @@
+// Matrix products for the pool: packed panels and a register-tiled kernel in vector extensions, direct paths for skinny shapes.
+// Each finished tile goes to the caller's function while it is in cache, so the product itself needs no memory.
+#include "tl_runtime.h"
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define MR 14  // 14 x 2 accumulators, 2 columns of b, 1 broadcast: 31 of 32 registers
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define MR 6
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define MR 12
+#else
+#define VECTOR_BYTES 16
+#define MR 6
+#endif
+
+#define SHARED_BYTES (32 << 20)  // packed columns that all threads read
+#define PANELS 8                 // column panels that one packed block of rows meets before the next block
+#define ROW_BLOCKS 8             // row panels whose sums wait in cache between two slices of k
+#define AXPY_ROWS 4              // up to so many rows skip packing where the columns of b are contiguous,
+#define DOT_ROWS 12              // or where k is
+
+extern void *tl_scratch(int slot, int64_t bytes);
+extern void *tl_shared(void);
+
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define HAVE_SHUFFLE
+#endif
+#endif
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+// masks that interleave the first and the last halves of two vectors
+#define LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define LOW_8 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_8 4, 12, 5, 13, 6, 14, 7, 15
+#define LOW_4 0, 4, 1, 5
+#define HIGH_4 2, 6, 3, 7
+#define LOW_2 0, 2
+#define HIGH_2 1, 3
+
+#define T float
+#define S f32
+#define SLICE 512  // of k: a block of MR rows of it stays in the first-level cache
+#if VECTOR_BYTES == 64
+#define LANES 16
+#elif VECTOR_BYTES == 32
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#include "tl_gemm_template.h"
+#undef T
+#undef S
+#undef SLICE
+#undef LANES
+
+#define T double
+#define S f64
+#define SLICE 256
+#if VECTOR_BYTES == 64
+#define LANES 8
+#elif VECTOR_BYTES == 32
+#define LANES 4
+#else
+#define LANES 2
+#endif
+#include "tl_gemm_template.h"

@@ -1,0 +1,298 @@
+// The matrix product of one element type: T, its suffix S, LANES of a vector and SLICE come from tl_gemm.c.
+#define N_(name) JOIN(name, S)
+#define NR (2 * LANES)
+#define ROW_STRIDE (SLICE + 16)
+#define COLUMN_STRIDE 16  // of a row block packed with k outermost; MR <= 16
+
+typedef T N_(vec) __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef T N_(uvec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+#define VEC N_(vec)
+#define UVEC N_(uvec)
+#define OPERAND JOIN(tl_operand, S)
+#define GEMM JOIN(tl_gemm, S)
+
+// c[mr][NR] (+)= a[mr][k] * b[k][NR]
+TL_INLINE void N_(micro)(const int mr, const int64_t rs, const int64_t ks, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb,
+                         T *restrict c, int64_t ldc, int add) {
+    VEC x[MR][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++) x[i][0] = x[i][1] = (VEC){0};
+    for (int64_t p = 0; p < k; p++) {
+        VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++) {
+            T s = a[i * rs];
+            x[i][0] += s * b0;
+            x[i][1] += s * b1;
+        }
+        a += ks;
+        b += ldb;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++) {
+        UVEC *to = (UVEC *)(c + i * ldc), *next = (UVEC *)(c + i * ldc + LANES);
+        if (add) x[i][0] += *to, x[i][1] += *next;
+        *to = x[i][0];
+        *next = x[i][1];
+    }
+}
+
+// the kernels of every height, for row blocks packed by rows (k contiguous) and by k (rows contiguous)
+typedef void (*N_(kernel))(int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add);
+#define HEIGHT(mr) \
+    static void N_(rows_##mr)(int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add) { \
+        N_(micro)(mr, ROW_STRIDE, 1, k, a, b, ldb, c, ldc, add); \
+    } \
+    static void N_(columns_##mr)(int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add) { \
+        N_(micro)(mr, 1, COLUMN_STRIDE, k, a, b, ldb, c, ldc, add); \
+    }
+HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4) HEIGHT(5) HEIGHT(6)
+#if MR > 6
+HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
+#endif
+#if MR > 12
+HEIGHT(13) HEIGHT(14)
+#endif
+#undef HEIGHT
+static const N_(kernel) N_(kernels)[2][MR + 1] = {
+#define ROW(f) 0, N_(f##_1), N_(f##_2), N_(f##_3), N_(f##_4), N_(f##_5), N_(f##_6)
+#define MORE(f) , N_(f##_7), N_(f##_8), N_(f##_9), N_(f##_10), N_(f##_11), N_(f##_12)
+#if MR > 12
+    {ROW(rows) MORE(rows), N_(rows_13), N_(rows_14)}, {ROW(columns) MORE(columns), N_(columns_13), N_(columns_14)}
+#elif MR > 6
+    {ROW(rows) MORE(rows)}, {ROW(columns) MORE(columns)}
+#else
+    {ROW(rows)}, {ROW(columns)}
+#endif
+#undef ROW
+#undef MORE
+};
+
+// dst[c][r] = src[r][c] for a square of LANES: interleaving the two halves of the rows log2(LANES) times transposes
+TL_INLINE void N_(transpose)(const T *restrict src, int64_t lds, T *restrict dst, int64_t ldd) {
+#ifdef HAVE_SHUFFLE
+    VEC r[LANES], t[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) r[i] = *(const UVEC *)(src + i * lds);
+#pragma GCC unroll 4
+    for (int step = 1; step < LANES; step *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            t[2 * i] = __builtin_shufflevector(r[i], r[i + LANES / 2], JOIN(LOW, LANES));
+            t[2 * i + 1] = __builtin_shufflevector(r[i], r[i + LANES / 2], JOIN(HIGH, LANES));
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) r[i] = t[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) *(UVEC *)(dst + i * ldd) = r[i];
+#else
+    for (int64_t i = 0; i < LANES; i++)
+        for (int64_t j = 0; j < LANES; j++) dst[j * ldd + i] = src[i * lds + j];
+#endif
+}
+
+// dst[j][i] = src[i][j] for m rows of n; both have room for whole squares
+static void N_(transpose_block)(const T *restrict src, int64_t lds, int64_t m, int64_t n, T *restrict dst, int64_t ldd) {
+    for (int64_t i = 0; i < m; i += LANES)
+        for (int64_t j = 0; j < n; j += LANES) N_(transpose)(src + i * lds + j, lds, dst + j * ldd + i, ldd);
+}
+
+// a column panel: dst[k][NR] = rows j0.. of operand b, zero past `n` of them
+static void N_(pack_columns)(const GEMM *g, const OPERAND *b, int64_t j0, int64_t n, int64_t k0, int64_t k1, T *restrict dst) {
+    int64_t k = k1 - k0, row = b->row, col = b->col;
+    if (n < NR && (b->eval || row == 1 || col != 1)) memset(dst, 0, sizeof(T) * (size_t)(k * NR));
+    if (b->eval) {
+        b->eval(g->env, j0, j0 + n, k0, k1, dst, 1, NR);
+        return;
+    }
+    const T *p = b->p + j0 * row + k0 * col;
+    if (row == 1 && n == NR) {
+        for (int64_t q = 0; q < k; q++) {
+            *(UVEC *)(dst + q * NR) = *(const UVEC *)(p + q * col);
+            *(UVEC *)(dst + q * NR + LANES) = *(const UVEC *)(p + q * col + LANES);
+        }
+    } else if (col == 1) {
+        for (int64_t half = 0; half < NR; half += LANES) {
+            const T *from = p + half * row;
+            int64_t rows = n - half, q = 0;
+            if (rows >= LANES)
+                for (; q + LANES <= k; q += LANES) N_(transpose)(from + q, row, dst + q * NR + half, NR);
+            for (; q < k; q++)
+                for (int64_t j = 0; j < LANES; j++) dst[q * NR + half + j] = j < rows ? from[j * row + q] : 0;
+        }
+    } else {
+        for (int64_t q = 0; q < k; q++)
+            for (int64_t j = 0; j < n; j++) dst[q * NR + j] = p[j * row + q * col];
+    }
+}
+
+// a row block: rows i0.. of operand a, by rows where k is contiguous, else by k; returns which (an index of `kernels`)
+static int N_(pack_rows)(const GEMM *g, const OPERAND *a, int64_t rows, int64_t i0, int64_t n, int64_t k0, int64_t k1, T *restrict dst) {
+    int64_t k = k1 - k0;
+    if (a->eval) {
+        a->eval(g->env, i0, i0 + n, k0, k1, dst, ROW_STRIDE, 1);
+        return 0;
+    }
+    const T *restrict p = a->p + i0 * a->row + k0 * a->col;
+    if (a->col == 1) {
+        for (int64_t i = 0; i < n; i++) memcpy(dst + i * ROW_STRIDE, p + i * a->row, sizeof(T) * (size_t)k);
+        return 0;
+    }
+    if (a->row == 1 && i0 + MR <= rows) {  // a constant length copies in registers; what it takes too much is not used
+        for (int64_t q = 0; q < k; q++) memcpy(dst + q * COLUMN_STRIDE, p + q * a->col, sizeof(T) * MR);
+        return 1;
+    }
+    for (int64_t q = 0; q < k; q++)
+        for (int64_t i = 0; i < n; i++) dst[q * COLUMN_STRIDE + i] = p[i * a->row + q * a->col];
+    return 1;
+}
+
+TL_INLINE void N_(finish)(const GEMM *g, int swapped, const T *t, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    if (i1 <= i0 || j1 <= j0) return;
+    if (!swapped) {
+        g->tile(g->env, t, ld, i0, i1, j0, j1);
+        return;
+    }
+    int64_t room = (i1 - i0 + LANES - 1) / LANES * LANES;
+    T *turned = tl_scratch(2, (int64_t)sizeof(T) * room * ((j1 - j0 + LANES - 1) / LANES * LANES));
+    N_(transpose_block)(t, ld, i1 - i0, j1 - j0, turned, room);
+    g->tile(g->env, turned, room, j0, j1, i0, i1);
+}
+
+// a few rows: columns [j0, j1) without packing; a has contiguous k, b contiguous columns or contiguous k
+static void N_(skinny)(const GEMM *g, const T *a, int64_t lda, int64_t m, int64_t k, const OPERAND *b, int swapped, int64_t j0, int64_t j1) {
+    enum { WIDTH = 1024 };
+    T *sums = tl_scratch(1, (int64_t)sizeof(T) * WIDTH * 16);
+    for (int64_t j = j0; j < j1; j += WIDTH) {
+        int64_t n = TL_MIN(WIDTH, j1 - j);
+        if (b->row == 1) {
+            memset(sums, 0, sizeof(T) * (size_t)(WIDTH * m));
+            for (int64_t q = 0; q < k; q += 4) {
+                const T *restrict p = b->p + j + q * b->col;
+                for (int64_t i = 0; i < m; i++) {
+                    T *restrict c = sums + i * WIDTH;
+                    const T *x = a + i * lda + q;
+                    if (q + 4 <= k) {
+                        const T x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
+                        const T *restrict p1 = p + b->col, *restrict p2 = p1 + b->col, *restrict p3 = p2 + b->col;
+#pragma omp simd
+                        for (int64_t l = 0; l < n; l++) c[l] += (x0 * p[l] + x1 * p1[l]) + (x2 * p2[l] + x3 * p3[l]);
+                    } else {
+                        for (int64_t r = 0; r < k - q; r++) {
+                            const T x0 = x[r];
+#pragma omp simd
+                            for (int64_t l = 0; l < n; l++) c[l] += x0 * p[r * b->col + l];
+                        }
+                    }
+                }
+            }
+        } else {
+            for (int64_t l = 0; l < n; l += 4) {  // four rows of b at a time hide the latency of the sums
+                const T *restrict p0 = b->p + (j + l) * b->row, *restrict p1 = b->p + (j + TL_MIN(l + 1, n - 1)) * b->row;
+                const T *restrict p2 = b->p + (j + TL_MIN(l + 2, n - 1)) * b->row, *restrict p3 = b->p + (j + TL_MIN(l + 3, n - 1)) * b->row;
+                for (int64_t i = 0; i < m; i++) {
+                    const T *restrict x = a + i * lda;
+                    T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+                    for (int64_t q = 0; q < k; q++) {
+                        s0 += x[q] * p0[q];
+                        s1 += x[q] * p1[q];
+                        s2 += x[q] * p2[q];
+                        s3 += x[q] * p3[q];
+                    }
+                    T *c = sums + i * WIDTH + l;
+                    c[0] = s0, c[1] = s1, c[2] = s2, c[3] = s3;  // past n there is room
+                }
+            }
+        }
+        N_(finish)(g, swapped, sums, WIDTH, 0, m, j, j + n);
+    }
+}
+
+// so few rows that reading b once, where it lies, is the whole cost
+TL_INLINE int N_(is_skinny)(int64_t m, const OPERAND *b) {
+    return !b->eval && ((b->row == 1 && m <= AXPY_ROWS) || (b->col == 1 && m <= DOT_ROWS));
+}
+
+void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
+    int64_t m = g->m, n = g->n, k = g->k;
+    OPERAND a = g->a, b = g->b;
+    // Either operand can be the broadcast one. Cycles for one step of k: multiply-adds of whole panels, then packing (a transposing
+    // copy costs about a quarter cycle an element) and, swapped, turning the result.
+    double straight = (double)m * ((n + NR - 1) / NR) + 0.01 * NR * n * (b.col == 1 ? 3 : 1);
+    double turned = (double)n * ((m + NR - 1) / NR) + 0.01 * NR * m * (a.col == 1 ? 3 : 1) + 0.5 * m * n / (double)TL_MAX(k, 1);
+    const int few_rows = N_(is_skinny)(m, &b), few_columns = N_(is_skinny)(n, &a);
+    const int swapped = few_rows || few_columns ? few_columns && (!few_rows || n < m) : turned < straight;
+    if (swapped) {
+        int64_t size = m;
+        m = n, n = size;
+        OPERAND other = a;
+        a = b, b = other;
+    }
+    if (few_rows || few_columns) {
+        int64_t lda = a.row;
+        if (a.eval || a.col != 1) {
+            T *copy = tl_scratch(0, (int64_t)sizeof(T) * m * (k + 1));
+            lda = k;
+            if (a.eval) a.eval(g->env, 0, m, 0, k, copy, k, 1);
+            else
+                for (int64_t i = 0; i < m; i++)
+                    for (int64_t q = 0; q < k; q++) copy[i * k + q] = a.p[i * a.row + q * a.col];
+            a.p = copy;
+        }
+        TL_SHARE(j0, j1, n, 16);
+        N_(skinny)(g, a.p, lda, m, k, &b, swapped, j0, j1);
+        return;
+    }
+    const int64_t slices = TL_MAX(1, (k + SLICE - 1) / SLICE), slice = (k + slices - 1) / slices;
+    const int64_t panels = (n + NR - 1) / NR, panel_size = TL_MAX(1, k) * NR;
+    const int direct = !b.eval && b.row == 1 && m <= 2 * MR && nth >= 1;  // too few rows to pay for packing
+    // rows or columns over the threads, whichever leaves the slowest thread less; columns need no barrier
+    const int64_t by_rows = (m + nth - 1) / nth * panels, by_columns = m * ((panels + nth - 1) / nth);
+    const int alone = nth == 1 || direct || by_columns * 20 <= by_rows * 21 || panel_size * (int64_t)sizeof(T) > SHARED_BYTES;
+    const int64_t first = alone ? panels * tid / nth : 0, last = alone ? panels * (tid + 1) / nth : panels;
+    const int64_t r0 = alone ? 0 : m * tid / nth, r1 = alone ? m : m * (tid + 1) / nth;
+    const int64_t group = TL_MAX(1, TL_MIN(last - first, SHARED_BYTES / (panel_size * (int64_t)sizeof(T))));
+    const int64_t block = (slices > 1 || swapped) ? ROW_BLOCKS * MR : MR;
+    const int64_t wide = PANELS * NR, block_room = (block + LANES - 1) / LANES * LANES;
+    T *rows = tl_scratch(0, (int64_t)sizeof(T) * TL_MAX(MR * ROW_STRIDE, SLICE * COLUMN_STRIDE));
+    T *sums = tl_scratch(1, (int64_t)sizeof(T) * TL_MAX(block_room * wide, 1024 * 16));
+    T *packed = alone ? tl_scratch(3, (int64_t)sizeof(T) * panel_size * (direct ? 1 : group)) : tl_shared();
+    for (int64_t g0 = first; g0 < last; g0 += group) {
+        const int64_t g1 = TL_MIN(g0 + group, last);
+        const int64_t p0 = alone ? g0 : g0 + (g1 - g0) * tid / nth, p1 = alone ? g1 : g0 + (g1 - g0) * (tid + 1) / nth;
+        for (int64_t q = p0; q < p1; q++)
+            if (!direct || (q + 1) * NR > n) N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), 0, k, packed + (direct ? 0 : q - g0) * panel_size);
+        if (!alone) tl_barrier(nth);
+        for (int64_t q0 = g0; q0 < g1; q0 += PANELS) {
+            const int64_t q1 = TL_MIN(q0 + PANELS, g1), j1 = TL_MIN(q1 * NR, n);
+            for (int64_t i0 = r0; i0 < r1; i0 += block) {
+                const int64_t i1 = TL_MIN(i0 + block, r1), count = (i1 - i0 + MR - 1) / MR;
+                for (int64_t c = 0; c < slices; c++) {
+                    const int64_t k0 = TL_MIN(c * slice, k), k1 = TL_MIN(k0 + slice, k);
+                    for (int64_t x = 0; x < count; x++) {
+                        const int64_t i = i0 + (i1 - i0) * x / count, height = i0 + (i1 - i0) * (x + 1) / count - i;
+                        T *to = sums + (i - i0) * wide;
+                        N_(kernel) kernel = N_(kernels)[N_(pack_rows)(g, &a, m, i, height, k0, k1, rows)][height];
+                        for (int64_t q = q0; q < q1; q++) {
+                            if (direct && (q + 1) * NR <= n) kernel(k1 - k0, rows, b.p + q * NR + k0 * b.col, b.col, to + (q - q0) * NR, wide, c > 0);
+                            else kernel(k1 - k0, rows, packed + (direct ? 0 : q - g0) * panel_size + k0 * NR, NR, to + (q - q0) * NR, wide, c > 0);
+                        }
+                        if (c == slices - 1 && !swapped) N_(finish)(g, 0, to, wide, i, i + height, q0 * NR, j1);
+                    }
+                }
+                if (swapped) N_(finish)(g, 1, sums, wide, i0, i1, q0 * NR, j1);
+            }
+        }
+        if (!alone) tl_barrier(nth);
+    }
+}
+#undef VEC
+#undef UVEC
+#undef OPERAND
+#undef GEMM
+#undef N_
+#undef NR
+#undef ROW_STRIDE
+#undef COLUMN_STRIDE

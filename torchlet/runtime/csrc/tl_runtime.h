@@ -1,0 +1,42 @@
+// What generated kernels and the runtime know of each other.
+#pragma once
+#include <stdint.h>
+#include "tl_math.h"
+
+#define TL_MAX_THREADS 64
+#define TL_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define TL_MAX(a, b) ((a) > (b) ? (a) : (b))
+// the share [lo, hi) of thread tid in range(n), in multiples of grain
+#define TL_SHARE(lo, hi, n, grain) \
+    const int64_t lo = TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * tid / nth * (grain)); \
+    const int64_t hi = TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * (tid + 1) / nth * (grain))
+
+typedef void (*tl_kernel)(char *const *restrict b, const int64_t *restrict s, int tid, int nth);
+
+extern void tl_barrier(int nth);
+// records that a data-dependent position was outside its buffer; returns 0, a position that is safe to read
+extern int64_t tl_bad_index(int64_t index, int64_t size);
+TL_INLINE int64_t tl_check(int64_t index, int64_t size) {
+    return TL_UNLIKELY((uint64_t)index >= (uint64_t)size) ? tl_bad_index(index, size) : index;
+}
+
+// Matrix products. What a generated packing or tile function needs to know: its kernel's arguments and the batch position.
+typedef struct { char *const *b; const int64_t *s; int64_t at[8]; } tl_env;
+
+// One operand: element (r, k) is p[r * row + k * col], or what `eval` writes to dst[(r - r0) * rs + (k - k0) * ks].
+// One result: `tile` gets the products of rows [i0, i1) and columns [j0, j1) as t[(i - i0) * ld + (j - j0)].
+#define TL_GEMM_TYPES(T, S) \
+    typedef struct { \
+        const T *p; \
+        int64_t row, col; \
+        void (*eval)(const tl_env *env, int64_t r0, int64_t r1, int64_t k0, int64_t k1, T *restrict dst, int64_t rs, int64_t ks); \
+    } tl_operand_##S; \
+    typedef struct { \
+        int64_t m, n, k; \
+        tl_operand_##S a, b; \
+        void (*tile)(const tl_env *env, const T *restrict t, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1); \
+        const tl_env *env; \
+    } tl_gemm_##S; \
+    extern void tl_gemm_run_##S(const tl_gemm_##S *g, int tid, int nth);
+TL_GEMM_TYPES(float, f32)
+TL_GEMM_TYPES(double, f64)
