@@ -37,7 +37,7 @@ def main():
         print(f"  {path.relative_to(dump)}  ({path.stat().st_size} bytes)")
 
     kernels = [path for path in files if path.parent.name == "6_kernels" and path.suffix == ".c"]
-    kernel = min(kernels, key=lambda path: path.stat().st_size)
+    kernel = max(kernels, key=lambda path: path.stat().st_size)
     print(f"\none kernel, {kernel.relative_to(dump)}:\n")
     print(kernel.read_text())
 

@@ -22,7 +22,15 @@ from torchlet.index import Axis, Index
 from torchlet.runtime import cpu as runtime
 
 Array = np.ndarray[Any, Any]
-F32, F64, F16, BF16, I64, I32, BOOL = dtypes.float32, dtypes.float64, dtypes.float16, dtypes.bfloat16, dtypes.int64, dtypes.int32, dtypes.bool_
+F32, F64, F16, BF16, I64, I32, BOOL = (
+    dtypes.float32,
+    dtypes.float64,
+    dtypes.float16,
+    dtypes.bfloat16,
+    dtypes.int64,
+    dtypes.int32,
+    dtypes.bool_,
+)
 # 16-bit results are rounded once from float32; half an ulp of the format, and what inputs of that format lose is not counted
 TOLERANCE = {F32: 2e-6, F64: 1e-13, F16: 1e-3, BF16: 8e-3}
 
@@ -53,7 +61,9 @@ class Case:
         self.given = {n: a.copy() for n, a in self.arrays.items()}
 
 
-def make(name: str, grid: tuple[Axis, ...], phases: tuple[Phase, ...], arrays: dict[str, Array], scalars: tuple[ScalarArg, ...] = ()) -> Kernel:
+def make(
+    name: str, grid: tuple[Axis, ...], phases: tuple[Phase, ...], arrays: dict[str, Array], scalars: tuple[ScalarArg, ...] = ()
+) -> Kernel:
     written = {s.buffer for p in phases for s in p.stores}
     buffers = tuple(Buffer(n, dtypes.from_numpy(a.dtype), a.size, "output" if n in written else "input") for n, a in arrays.items())
     return Kernel(name, grid, phases, buffers, scalars, ("model.py:3",))
@@ -138,7 +148,11 @@ def transpose(m: int, n: int) -> Case:
     z, i, j = Axis("z", 2), Axis("i", m), Axis("j", n)
     arrays = {"x": random(2, n, m), "y": random(m, n), "out": np.zeros((2, m, n), "f")}
     y = load_of("x", at(z, j, i)) + load_of("y", at(i, j))
-    return Case(make("transpose_add", (z, i, j), (Phase(stores=(Store("out", at(z, i, j), y),)),), arrays), arrays, {"out": arrays["x"].swapaxes(1, 2) + arrays["y"].astype(float)})
+    return Case(
+        make("transpose_add", (z, i, j), (Phase(stores=(Store("out", at(z, i, j), y),)),), arrays),
+        arrays,
+        {"out": arrays["x"].swapaxes(1, 2) + arrays["y"].astype(float)},
+    )
 
 
 @case
@@ -147,7 +161,11 @@ def quotients_in_positions() -> Case:
     j = ix.mod(ix.of(i), 7) * 9 + ix.floordiv(ix.of(i), 7)
     arrays = {"x": random(70), "out": np.zeros(60, "f")}
     n = np.arange(60)
-    return Case(make("regroup", (i,), (Phase(stores=(Store("out", ix.of(i), load_of("x", j)),)),), arrays), arrays, {"out": arrays["x"][n % 7 * 9 + n // 7]})
+    return Case(
+        make("regroup", (i,), (Phase(stores=(Store("out", ix.of(i), load_of("x", j)),)),), arrays),
+        arrays,
+        {"out": arrays["x"][n % 7 * 9 + n // 7]},
+    )
 
 
 @case
@@ -157,7 +175,11 @@ def padding_reads_only_what_exists() -> Case:
     inside = call("and", position >= 5, position < 35)
     arrays = {"x": random(30), "out": np.zeros(40, "f")}
     x = load_of("x", ix.of(i) - 5, F32, inside, const(-1.0, F32))
-    return Case(make("pad", (i,), (Phase(stores=(Store("out", ix.of(i), x),)),), arrays), arrays, {"out": np.pad(arrays["x"], 5, constant_values=-1)})
+    return Case(
+        make("pad", (i,), (Phase(stores=(Store("out", ix.of(i), x),)),), arrays),
+        arrays,
+        {"out": np.pad(arrays["x"], 5, constant_values=-1)},
+    )
 
 
 @case
@@ -219,7 +241,12 @@ def softmax(rows: int, columns: int) -> Case:
     return Case(softmax_kernel(rows, columns, arrays), arrays, {"out": e / e.sum(1, keepdims=True)})
 
 
-@cases("sums", *[(m, n, d, over) for m, n in ((5, 3), (300, 70), (30000, 5), (3, 40000), (70, 900)) for d in (F32,) for over in "rcx"], (300, 70, F64, "c"), (300, 70, BF16, "r"))
+@cases(
+    "sums",
+    *[(m, n, d, over) for m, n in ((5, 3), (300, 70), (30000, 5), (3, 40000), (70, 900)) for d in (F32,) for over in "rcx"],
+    (300, 70, F64, "c"),
+    (300, 70, BF16, "r"),
+)
 def sums(m: int, n: int, d: dtype, over: str) -> Case:
     """Sum, smallest, and position of the largest over rows, columns or everything."""
     i, j = Axis("i", m), Axis("j", n)
@@ -232,9 +259,17 @@ def sums(m: int, n: int, d: dtype, over: str) -> Case:
     out = at(*grid) if grid else ix.ZERO
     e = load_of("x", at(i, j), d)
     accumulated = F32 if d is BF16 else d
-    arrays = {"x": x, "sum": np.zeros(kept or 1, accumulated.np), "min": np.zeros(kept or 1, accumulated.np), "arg": np.zeros(kept or 1, np.int64)}
-    phase = Phase(reduce, (Reduction("a", "sum", e * e), Reduction("b", "min", e), Reduction("c", "argmax", e)),
-                  (Store("sum", out, value("a", accumulated)), Store("min", out, value("b", accumulated)), Store("arg", out, value("c", I64))))
+    arrays = {
+        "x": x,
+        "sum": np.zeros(kept or 1, accumulated.np),
+        "min": np.zeros(kept or 1, accumulated.np),
+        "arg": np.zeros(kept or 1, np.int64),
+    }
+    phase = Phase(
+        reduce,
+        (Reduction("a", "sum", e * e), Reduction("b", "min", e), Reduction("c", "argmax", e)),
+        (Store("sum", out, value("a", accumulated)), Store("min", out, value("b", accumulated)), Store("arg", out, value("c", I64))),
+    )
     expected = {"sum": (wide**2).sum(axis), "min": wide.min(axis), "arg": wide.argmax(axis)}
     return Case(make("sums", grid, (phase,), arrays), arrays, {k: np.reshape(v, kept or 1) for k, v in expected.items()})
 
@@ -283,8 +318,14 @@ def integer_and_logical_reductions() -> Case:
     x[0] = 3
     e = load_of("x", at(g, r), I32)
     wanted = {
-        "sum": x.sum(1, dtype=np.int64), "prod": x.astype(np.int64).prod(1), "max": x.max(1).astype(np.int64), "min": x.min(1).astype(np.int64),
-        "any": (x == 5).any(1), "all": (x == 3).all(1), "argmax": x.argmax(1), "argmin": x.argmin(1),
+        "sum": x.sum(1, dtype=np.int64),
+        "prod": x.astype(np.int64).prod(1),
+        "max": x.max(1).astype(np.int64),
+        "min": x.min(1).astype(np.int64),
+        "any": (x == 5).any(1),
+        "all": (x == 3).all(1),
+        "argmax": x.argmax(1),
+        "argmin": x.argmin(1),
     }
     tested = {"any": call("eq", e, 5), "all": call("eq", e, 3)}
     reductions = tuple(Reduction(n, n, tested.get(n, e)) for n in wanted)
@@ -304,7 +345,11 @@ def nan_wins(d: dtype, m: int, n: int) -> Case:
     wide = F32 if d is F16 else d
     names = ("max", "min", "argmax", "argmin")
     arrays = {"x": x} | {k: np.zeros(m, np.int64 if k[0] == "a" else wide.np) for k in names}
-    phase = Phase((r,), tuple(Reduction("v" + k, k, e) for k in names), tuple(Store(k, ix.of(g), value("v" + k, I64 if k[0] == "a" else wide)) for k in names))
+    phase = Phase(
+        (r,),
+        tuple(Reduction("v" + k, k, e) for k in names),
+        tuple(Store(k, ix.of(g), value("v" + k, I64 if k[0] == "a" else wide)) for k in names),
+    )
     return Case(make("extremes", (g,), (phase,), arrays), arrays, {k: getattr(x.astype(float), k)(1) for k in names}, tolerance=0)
 
 
@@ -357,7 +402,12 @@ def masked_positions_may_be_anywhere() -> Case:
 
 # ------------------------------------------------------------------------------------------------ matrix products
 
-DOT_ROWS = [(m, n, k, ta, tb, F32, 0) for m, n, k in ((64, 96, 784), (1, 33, 70), (5, 7, 1), (64, 10, 128), (10, 70, 64), (130, 3, 600), (15, 65, 1100)) for ta in (0, 1) for tb in (0, 1)]
+DOT_ROWS = [
+    (m, n, k, ta, tb, F32, 0)
+    for m, n, k in ((64, 96, 784), (1, 33, 70), (5, 7, 1), (64, 10, 128), (10, 70, 64), (130, 3, 600), (15, 65, 1100))
+    for ta in (0, 1)
+    for tb in (0, 1)
+]
 DOT_ROWS += [(45, 50, 60, ta, tb, d, 0) for d in (F64, BF16, F16, I64) for ta, tb in ((0, 1), (1, 0))]
 DOT_ROWS += [(33, 40, 20, 0, 1, F32, 9), (33, 40, 20, 1, 0, F32, 3), (1, 40, 20, 0, 1, F32, 5)]
 
@@ -375,12 +425,19 @@ def linear(rows: int, columns: int, inner: int, ta: int, tb: int, d: dtype, batc
     b = max(batch, 1)
     scale = 1 if d is not I64 else 5
     arrays = {
-        "x": (random(b, *((inner, rows) if ta else (rows, inner))) * scale).astype(d.np), "w": (random(b, *((columns, inner) if tb else (inner, columns))) * scale).astype(d.np),
-        "bias": random(columns, d=d if d is not I64 else F32).astype(d.np), "out": np.zeros((b, rows, columns), wide.np),
+        "x": (random(b, *((inner, rows) if ta else (rows, inner))) * scale).astype(d.np),
+        "w": (random(b, *((columns, inner) if tb else (inner, columns))) * scale).astype(d.np),
+        "bias": random(columns, d=d if d is not I64 else F32).astype(d.np),
+        "out": np.zeros((b, rows, columns), wide.np),
     }
     a, c = (arrays[q].astype(float) for q in "xw")
     expected = np.maximum((a.swapaxes(1, 2) if ta else a) @ (c.swapaxes(1, 2) if tb else c) + arrays["bias"].astype(float), 0)
-    return Case(make("linear_relu", grid, (Phase((k,), (dot,), (Store("out", at(z, m, n), y),)),), arrays), arrays, {"out": expected}, tolerance=4e-6)
+    return Case(
+        make("linear_relu", grid, (Phase((k,), (dot,), (Store("out", at(z, m, n), y),)),), arrays),
+        arrays,
+        {"out": expected},
+        tolerance=4e-6,
+    )
 
 
 @case
@@ -486,10 +543,17 @@ def test_the_text_names_the_users_line_and_buffers() -> None:
     assert "immintrin" not in source
 
 
+def test_operands_that_lie_in_one_stride_are_not_copied_by_expressions() -> None:
+    source = codegen.emit(BUILT["dot_of_expressions_over_split_axes"].kernel)
+    assert "merge_heads_a(" in source and "merge_heads_b(" not in source  # tanh(x) is evaluated, w is read as it lies
+
+
 def test_contiguous_axes_become_one_loop() -> None:
     i, j, k = Axis("i", 4), Axis("j", 1), Axis("k", 6)
     arrays = {"x": random(24), "y": random(24), "out": random(24)}
-    kernel = make("add", (i, j, k), (Phase(stores=(Store("out", at(i, j, k), load_of("x", at(i, j, k)) + load_of("y", at(i, j, k))),)),), arrays)
+    kernel = make(
+        "add", (i, j, k), (Phase(stores=(Store("out", at(i, j, k), load_of("x", at(i, j, k)) + load_of("y", at(i, j, k))),)),), arrays
+    )
     assert [a.extent for a in collapse_axes(kernel).grid] == [24]
     row = make("add", (i, k), (Phase(stores=(Store("out", at(i, k), load_of("x", at(i, k)) + load_of("y", ix.of(k))),)),), arrays)
     assert [a.extent for a in collapse_axes(row).grid] == [4, 6]
@@ -513,25 +577,58 @@ def test_names_that_are_no_identifiers_are_harmless(loaded: dict[str, LoadedKern
 def test_small_kernels_stay_on_one_thread(loaded: dict[str, LoadedKernel]) -> None:
     assert not loaded["pointwise_17_float32"].parallel
     assert loaded["pointwise_50001_float32"].parallel
-    assert codegen.threads_wanted(BUILT["pointwise_50001_float32"].kernel) and not codegen.threads_wanted(BUILT["pointwise_17_float32"].kernel)
+    assert codegen.threads_wanted(BUILT["pointwise_50001_float32"].kernel) and not codegen.threads_wanted(
+        BUILT["pointwise_17_float32"].kernel
+    )
 
 
 # ------------------------------------------------------------------------------------------------ scalar functions
 
 UNARY = {
-    "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "log2": np.log2, "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
-    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "sigmoid": lambda x: np.where(x > 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))),
-    "erf": None, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "floor": np.floor, "ceil": np.ceil,
-    "round": np.rint, "trunc": np.trunc, "abs": np.abs, "sign": np.sign, "neg": np.negative, "reciprocal": lambda x: 1 / x,
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "log2": np.log2,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sigmoid": lambda x: np.where(x > 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))),
+    "erf": None,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
+    "trunc": np.trunc,
+    "abs": np.abs,
+    "sign": np.sign,
+    "neg": np.negative,
+    "reciprocal": lambda x: 1 / x,
 }
 # sigmoid adds the roundings of its sum and its quotient to those of exp
-LIMIT = {"sigmoid": 2.5} | dict.fromkeys(("exp", "log", "log1p", "expm1", "log2", "tanh", "erf", "sin", "cos", "tan", "sinh", "cosh", "rsqrt"), 2.0)
-SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e-40, -1e-40, 3e38, -3e38, 0.5, 2.5, -1.5, 88.8, -87.4, -103.0, -104.5, 9.1], "f")
+LIMIT = {"sigmoid": 2.5} | dict.fromkeys(
+    ("exp", "log", "log1p", "expm1", "log2", "tanh", "erf", "sin", "cos", "tan", "sinh", "cosh", "rsqrt"), 2.0
+)
+SPECIAL = np.array(
+    [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e-40, -1e-40, 3e38, -3e38, 0.5, 2.5, -1.5, 88.8, -87.4, -103.0, -104.5, 9.1], "f"
+)
 
 
 def unary_kernel(op: str, n: int, d: dtype = F32) -> Kernel:
     i = Axis("i", n)
-    return make(op, (i,), (Phase(stores=(Store("out", ix.of(i), call(op, load_of("x", ix.of(i), d))),)),), {"x": np.zeros(n, d.np), "out": np.zeros(n, d.np)})
+    return make(
+        op,
+        (i,),
+        (Phase(stores=(Store("out", ix.of(i), call(op, load_of("x", ix.of(i), d))),)),),
+        {"x": np.zeros(n, d.np), "out": np.zeros(n, d.np)},
+    )
 
 
 def exact(op: str, x: Array) -> Array:
@@ -554,7 +651,9 @@ def functions() -> dict[str, LoadedKernel]:
 def test_float_functions_are_within_two_ulp(op: str, functions: dict[str, LoadedKernel]) -> None:
     rng = np.random.default_rng(1)
     n = 20000
-    x = np.concatenate([rng.standard_normal(n // 2), rng.uniform(-90, 90, n // 4), rng.standard_normal(n // 4) * 10.0 ** rng.uniform(-6, 4, n // 4)]).astype("f")
+    x = np.concatenate(
+        [rng.standard_normal(n // 2), rng.uniform(-90, 90, n // 4), rng.standard_normal(n // 4) * 10.0 ** rng.uniform(-6, 4, n // 4)]
+    ).astype("f")
     if op in ("log", "log2", "sqrt", "rsqrt"):
         x = np.abs(x)
     if op == "log1p":
@@ -600,7 +699,17 @@ def binary(op: str, x: Array, y: Array) -> Array:
 def test_binary_float_functions_treat_special_values_as_numpy(op: str) -> None:
     values = np.array([0.0, -0.0, 1, -1, 2, -2, 0.5, -0.5, 3, -3, 2.5, -7.25, np.inf, -np.inf, np.nan, 1e-40, 3e38, 33], "f")
     x, y = (a.ravel().copy() for a in np.meshgrid(values, values))
-    numpy = {"lt": np.less, "eq": np.equal, "ne": np.not_equal, "ge": np.greater_equal, "pow": np.power, "floordiv": np.floor_divide, "mod": np.remainder, "fmod": np.fmod, "atan2": np.arctan2}
+    numpy = {
+        "lt": np.less,
+        "eq": np.equal,
+        "ne": np.not_equal,
+        "ge": np.greater_equal,
+        "pow": np.power,
+        "floordiv": np.floor_divide,
+        "mod": np.remainder,
+        "fmod": np.fmod,
+        "atan2": np.arctan2,
+    }
     with np.errstate(all="ignore"):
         wanted = numpy.get(op, getattr(np, op, None))(x, y)  # type: ignore[misc]
     got = binary(op, x, y)
@@ -626,7 +735,16 @@ def test_integers_wrap_and_division_by_zero_gives_zero(op: str, d: dtype) -> Non
     info = np.iinfo(d.np)
     values = np.array([0, 1, 2, 3, 7, info.max, info.min, info.max - 1, info.min + 1, *([-1, -2, -7] if info.min < 0 else [])], d.np)
     x, y = (a.ravel().copy() for a in np.meshgrid(values, values))
-    numpy = {"add": np.add, "mul": np.multiply, "floordiv": np.floor_divide, "mod": np.remainder, "fmod": np.fmod, "maximum": np.maximum, "and": np.bitwise_and, "xor": np.bitwise_xor}
+    numpy = {
+        "add": np.add,
+        "mul": np.multiply,
+        "floordiv": np.floor_divide,
+        "mod": np.remainder,
+        "fmod": np.fmod,
+        "maximum": np.maximum,
+        "and": np.bitwise_and,
+        "xor": np.bitwise_xor,
+    }
     with np.errstate(all="ignore"):
         wanted = numpy[op](x, y)
     np.testing.assert_array_equal(binary(op, x, y), wanted)
@@ -637,7 +755,9 @@ def test_sixteen_bit_floats_round_to_nearest_even(d: dtype) -> None:
     bits = np.arange(0, 1 << 16, dtype=np.uint16).view(d.np)
     exactly = bits[np.isfinite(bits.astype("f"))].astype("f")
     steps = np.sort(exactly)
-    x = np.concatenate([steps, steps[1:] / 2 + steps[:-1] / 2, np.array([np.inf, -np.inf, np.nan, 3.4e38, -0.0, 65519.0, 65520.0], "f")]).astype("f")
+    x = np.concatenate(
+        [steps, steps[1:] / 2 + steps[:-1] / 2, np.array([np.inf, -np.inf, np.nan, 3.4e38, -0.0, 65519.0, 65520.0], "f")]
+    ).astype("f")
     i = Axis("i", x.size)
     arrays = {"x": x, "out": np.zeros(x.size, d.np)}
     (k,) = load([make("round", (i,), (Phase(stores=(Store("out", ix.of(i), cast(load_of("x", ix.of(i)), d)),)),), arrays)])

@@ -362,6 +362,20 @@ def test_long_chain_needs_no_recursion() -> None:
     np.testing.assert_allclose(pointwise(chain, a), a + 1500, rtol=1e-4)
 
 
+def test_a_kernel_may_have_the_name_of_a_device_function() -> None:
+    i = Axis("i", 5)
+    for name in ("tanh", "tl", "lambda"):
+        k = Kernel(
+            name,
+            (i,),
+            (Phase(stores=(Store("y", of(i), call("tanh", load("x", of(i)))),)),),
+            (Buffer("x", float32, 5), Buffer("y", float32, 5)),
+        )
+        x, y = random(5), np.zeros(5, np.float32)
+        run(emit(k), [x, y])
+        np.testing.assert_allclose(y, np.tanh(x), rtol=1e-6)
+
+
 # ---- gather, scatter, random -----------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +390,16 @@ def test_gather_reads_rows_by_index() -> None:
         {"y": y},
     )
     np.testing.assert_array_equal(y, table[ids])
+
+
+def test_a_gathered_position_can_be_an_index_itself_and_be_divided() -> None:
+    i = Axis("i", 24)
+    x, order, ids = random(60), np.random.default_rng(1).permutation(24), np.random.default_rng(2).integers(0, 60, 24)
+    y = np.zeros(24, np.float32)
+    inner = load("ids", of(load("order", of(i), int64)), int64)
+    outer = floordiv(of(inner) + of(i), 2)  # a data-dependent term inside a quotient
+    execute((i,), (Phase(stores=(Store("y", of(i), load("x", outer)),)),), {"x": x, "order": order, "ids": ids}, {"y": y})
+    np.testing.assert_array_equal(y, x[(ids[order] + np.arange(24)) // 2])
 
 
 def test_scatter_add_combines_points_that_meet() -> None:

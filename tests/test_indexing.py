@@ -17,8 +17,26 @@ def t(x: Any) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------ reading
 
 BASIC = [
-    0, -1, slice(None), slice(1, None), slice(0, 3, 2), slice(5, 9), slice(-2, None), Ellipsis, None, (), (0, 1), (0, 1, 2), (slice(None), 2),
-    (Ellipsis, -1), (0, Ellipsis, 1), (None, slice(1, 2), None), (slice(None, None, 2), Ellipsis, slice(1, 4, 2)), (Ellipsis, None), np.int64(1), slice(2, 1),
+    0,
+    -1,
+    slice(None),
+    slice(1, None),
+    slice(0, 3, 2),
+    slice(5, 9),
+    slice(-2, None),
+    Ellipsis,
+    None,
+    (),
+    (0, 1),
+    (0, 1, 2),
+    (slice(None), 2),
+    (Ellipsis, -1),
+    (0, Ellipsis, 1),
+    (None, slice(1, 2), None),
+    (slice(None, None, 2), Ellipsis, slice(1, 4, 2)),
+    (Ellipsis, None),
+    np.int64(1),
+    slice(2, 1),
 ]
 
 
@@ -37,8 +55,25 @@ I, J = np.array([2, 0, -1, 2]), np.array([[1], [3]])
 ROWS, WHOLE = np.array([True, False, True]), A % 3 == 0
 MIXED = (ROWS, slice(None), 1)
 ADVANCED = [
-    I, (I,), (slice(None), I), (Ellipsis, I), (I, J), (I, slice(None), J), (slice(None), I, J), (I, None, J), (None, I), (slice(1, 3), np.array([0, 1])), ROWS,
-    MIXED, WHOLE, (slice(None), A[0] > 7), (ROWS, np.array([0, 3])), (J - 1, Ellipsis), np.array([], np.int64), np.zeros(3, bool), (I, slice(0, 2), slice(1, None, 3)),
+    I,
+    (I,),
+    (slice(None), I),
+    (Ellipsis, I),
+    (I, J),
+    (I, slice(None), J),
+    (slice(None), I, J),
+    (I, None, J),
+    (None, I),
+    (slice(1, 3), np.array([0, 1])),
+    ROWS,
+    MIXED,
+    WHOLE,
+    (slice(None), A[0] > 7),
+    (ROWS, np.array([0, 3])),
+    (J - 1, Ellipsis),
+    np.array([], np.int64),
+    np.zeros(3, bool),
+    (I, slice(0, 2), slice(1, None, 3)),
 ]
 ADVANCED_IDS = [str(k).replace("\n", "")[:60] for k in ADVANCED]
 
@@ -106,7 +141,10 @@ def test_writing_with_a_key_changes_that_region(key: Any, kind: str) -> None:
     x, expected = t(A), A.copy()
     shape = A[key].shape
     value: Any = {
-        "number": -1.5, "full": np.arange(np.prod(shape, dtype=int)).reshape(shape) + 0.5, "broadcast": np.arange(shape[-1:] and shape[-1] or 1) + 0.5, "0-d": np.array(7.0),
+        "number": -1.5,
+        "full": np.arange(np.prod(shape, dtype=int)).reshape(shape) + 0.5,
+        "broadcast": np.arange((shape[-1:] and shape[-1]) or 1) + 0.5,
+        "0-d": np.array(7.0),
     }[kind]
     if kind == "broadcast" and not shape:
         value = np.array(0.5)
@@ -236,7 +274,9 @@ def test_take_along_dim_broadcasts() -> None:
 def test_joining() -> None:
     a, b = torch.ones(2, 2), torch.zeros(2, 2)
     assert torch.cat((a, b)).shape == (4, 2) and torch.cat([a, b], dim=-1).tolist() == [[1, 1, 0, 0]] * 2
-    assert torch.stack([a, b], -1).shape == (2, 2, 2) and torch.hstack([a[0], b[0]]).shape == (4,) and torch.vstack([a[0], b]).shape == (3, 2)
+    assert (
+        torch.stack([a, b], -1).shape == (2, 2, 2) and torch.hstack([a[0], b[0]]).shape == (4,) and torch.vstack([a[0], b]).shape == (3, 2)
+    )
     assert torch.cat([torch.zeros(0), a]).shape == (2, 2) and torch.cat([a, b.long()]).dtype is torch.float32
 
 
@@ -253,9 +293,21 @@ def test_padding_modes() -> None:
 
 def test_repeating_and_turning() -> None:
     x = torch.tensor([[1, 2], [3, 4]])
-    assert x.repeat(2, 1, 2).shape == (2, 2, 4) and x.repeat(1, 2).tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]] and x.tile(2).tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
-    assert x.repeat_interleave(2).tolist() == [1, 1, 2, 2, 3, 3, 4, 4] and x.repeat_interleave(torch.tensor([2, 1]), 0).tolist() == [[1, 2], [1, 2], [3, 4]]
-    assert x.flip(0).tolist() == [[3, 4], [1, 2]] and x.roll(1).tolist() == [[4, 1], [2, 3]] and x.roll((1, 1), (0, 1)).tolist() == [[4, 3], [2, 1]]
+    assert (
+        x.repeat(2, 1, 2).shape == (2, 2, 4)
+        and x.repeat(1, 2).tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
+        and x.tile(2).tolist() == [[1, 2, 1, 2], [3, 4, 3, 4]]
+    )
+    assert x.repeat_interleave(2).tolist() == [1, 1, 2, 2, 3, 3, 4, 4] and x.repeat_interleave(torch.tensor([2, 1]), 0).tolist() == [
+        [1, 2],
+        [1, 2],
+        [3, 4],
+    ]
+    assert (
+        x.flip(0).tolist() == [[3, 4], [1, 2]]
+        and x.roll(1).tolist() == [[4, 1], [2, 3]]
+        and x.roll((1, 1), (0, 1)).tolist() == [[4, 3], [2, 1]]
+    )
     assert torch.rot90(x).tolist() == [[2, 4], [1, 3]] and torch.rot90(x, -1).tolist() == [[3, 1], [4, 2]]
 
 
@@ -282,7 +334,11 @@ def test_meshgrid_and_unfold() -> None:
 def test_extremes_with_positions_have_names() -> None:
     x = torch.tensor([[1.0, 5.0], [7.0, 3.0]], requires_grad=True)
     out = x.max(dim=1)
-    assert out.values.tolist() == [5, 7] and out.indices.tolist() == [1, 0] and repr(out).startswith("torchlet.return_types.max(\nvalues=tensor([5., 7.]")
+    assert (
+        out.values.tolist() == [5, 7]
+        and out.indices.tolist() == [1, 0]
+        and repr(out).startswith("torchlet.return_types.max(\nvalues=tensor([5., 7.]")
+    )
     values, indices = torch.min(x, 0, keepdim=True)
     assert values.tolist() == [[1, 3]] and indices.tolist() == [[0, 1]]
     out.values.sum().backward()
@@ -293,7 +349,9 @@ def test_extremes_with_positions_have_names() -> None:
 def test_sorting_is_stable_and_puts_nan_last() -> None:
     x = torch.tensor([2.0, float("nan"), 1.0, 2.0])
     assert x.sort().indices.tolist() == [2, 0, 3, 1] and x.sort(descending=True).indices.tolist() == [1, 0, 3, 2]
-    assert torch.tensor([3, 1, 2]).topk(2).values.tolist() == [3, 2] and torch.tensor([3, 1, 2]).topk(1, largest=False).indices.tolist() == [1]
+    assert torch.tensor([3, 1, 2]).topk(2).values.tolist() == [3, 2] and torch.tensor([3, 1, 2]).topk(
+        1, largest=False
+    ).indices.tolist() == [1]
     assert torch.tensor([4.0, 1.0, 3.0, 2.0]).median().item() == 2 and torch.tensor([4.0, 1.0, 3.0]).kthvalue(2).values.item() == 3
     assert np.isnan(x.median().item()) and np.isnan(x.max().item()) and x.argmax().item() == 1
 
@@ -314,7 +372,10 @@ def test_counting() -> None:
     assert values.tolist() == [1, 2, 3] and inverse.tolist() == [2, 0, 2, 1] and counts.tolist() == [1, 1, 2]
     assert x.bincount().tolist() == [0, 1, 1, 2] and x.bincount(minlength=6).tolist() == [0, 1, 1, 2, 0, 0]
     assert torch.bincount(x, weights=torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [0, 2, 4, 4]
-    assert torch.searchsorted(torch.tensor([1, 3, 5]), torch.tensor([3, 6, 0])).tolist() == [1, 3, 0] and torch.bucketize(torch.tensor(3), torch.tensor([1, 3, 5]), right=True).item() == 2
+    assert (
+        torch.searchsorted(torch.tensor([1, 3, 5]), torch.tensor([3, 6, 0])).tolist() == [1, 3, 0]
+        and torch.bucketize(torch.tensor(3), torch.tensor([1, 3, 5]), right=True).item() == 2
+    )
 
 
 def test_multinomial_draws_by_weight() -> None:

@@ -15,7 +15,8 @@ LAYERS = [  # from the ground up; a module may import from its own layer and tho
     "op",
     "autograd",
     "ops",
-    "nn optim data serialize compiler kernels runtime",
+    "random nn optim data serialize cuda compiler kernels runtime",
+    "utils",
 ]
 FORBIDDEN = [("compiler", "nn optim data"), ("kernels", "nn optim data"), ("nn", "optim data compiler"), ("runtime", "ops nn optim data")]
 LATE = {}  # module -> what it imports inside a function, and why that is right

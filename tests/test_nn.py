@@ -48,7 +48,17 @@ def test_parameters_buffers_and_modules_are_found_in_order_of_assignment() -> No
     assert [n for n, _ in net.named_parameters()] == NAMES
     assert [n for n, _ in net.named_buffers()] == ["scale", "scratch"]
     assert list(net.state_dict()) == ["scale", *NAMES]
-    assert [n for n, _ in net.named_modules()] == ["", "fc1", "blocks", "blocks.0", "blocks.0.0", "blocks.0.1", "blocks.1", "blocks.1.0", "blocks.1.1"]
+    assert [n for n, _ in net.named_modules()] == [
+        "",
+        "fc1",
+        "blocks",
+        "blocks.0",
+        "blocks.0.0",
+        "blocks.0.1",
+        "blocks.1",
+        "blocks.1.0",
+        "blocks.1.1",
+    ]
     assert [n for n, _ in net.named_children()] == ["fc1", "blocks"]
 
 
@@ -193,7 +203,10 @@ def test_deepcopy_and_pickle_are_independent_and_keep_tied_parameters() -> None:
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert other.tied is other.fc1.weight is other._modules["fc1"]._parameters["weight"]
         assert isinstance(other.fc1.weight, nn.Parameter) and other.fc1.weight.requires_grad
-        assert np.array_equal(other.fc1.weight.numpy() if not other.fc1.weight.requires_grad else other.fc1.weight.detach().numpy(), net.fc1.weight.detach().numpy())
+        assert np.array_equal(
+            other.fc1.weight.numpy() if not other.fc1.weight.requires_grad else other.fc1.weight.detach().numpy(),
+            net.fc1.weight.detach().numpy(),
+        )
         with tl.no_grad():
             other.fc1.weight.zero_()
         assert float(net.fc1.weight.detach().abs().sum()) > 0
@@ -203,7 +216,8 @@ def test_deepcopy_and_pickle_are_independent_and_keep_tied_parameters() -> None:
 
 def test_dir_and_repr() -> None:
     assert repr(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Dropout(0.1)))) == (
-        "Sequential(\n  (0): Linear(in_features=2, out_features=3, bias=True)\n  (1): Sequential(\n    (0): ReLU()\n    (1): Dropout(p=0.1, inplace=False)\n  )\n)"
+        "Sequential(\n  (0): Linear(in_features=2, out_features=3, bias=True)\n  (1): Sequential(\n    (0): ReLU()\n    (1): "
+        "Dropout(p=0.1, inplace=False)\n  )\n)"
     )
     assert repr(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()])) == (
         "ModuleList(\n  (0-1): 2 x Linear(in_features=2, out_features=2, bias=True)\n  (2): ReLU()\n)"
@@ -236,7 +250,7 @@ def test_errors_that_the_user_raises_keep_their_words() -> None:
         def forward(self, x: tl.Tensor) -> tl.Tensor:
             raise RuntimeError("mine")
 
-    with pytest.raises(RuntimeError, match="^mine$"):
+    with pytest.raises(RuntimeError, match=r"^mine$"):
         nn.Sequential(Mine())(tl.ones(1))
 
 
@@ -272,7 +286,9 @@ def test_full_backward_hooks_see_and_replace_gradients() -> None:
         layer.weight.copy_(tl.tensor([[2.0, 3.0]]))
     seen = []
     layer.register_full_backward_pre_hook(lambda m, grad_output: (grad_output[0] * 10,))
-    layer.register_full_backward_hook(lambda m, grad_input, grad_output: seen.append((grad_input[0].tolist(), grad_output[0].tolist())) or (grad_input[0] + 1,))
+    layer.register_full_backward_hook(
+        lambda m, grad_input, grad_output: seen.append((grad_input[0].tolist(), grad_output[0].tolist())) or (grad_input[0] + 1,)
+    )
     x = tl.tensor([[1.0, 1.0]], requires_grad=True)
     layer(x).sum().backward()
     assert seen == [([[20.0, 30.0]], [[10.0]])]
@@ -424,7 +440,11 @@ def test_linear_starts_within_its_bounds_and_computes_the_product() -> None:
     layer = nn.Linear(16, 64)
     bound = 1 / math.sqrt(16)
     w = layer.weight.detach().numpy()
-    assert np.abs(w).max() <= bound and w.std() == pytest.approx(bound / math.sqrt(3), rel=0.1) and np.abs(layer.bias.detach().numpy()).max() <= bound
+    assert (
+        np.abs(w).max() <= bound
+        and w.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        and np.abs(layer.bias.detach().numpy()).max() <= bound
+    )
     x = normal(2, 5, 16).astype(np.float32)
     expected = x.astype(np.float64) @ w.T.astype(np.float64) + layer.bias.detach().numpy()
     np.testing.assert_allclose(layer(tl.tensor(x)).detach().numpy(), expected, rtol=1e-5, atol=1e-6)
@@ -477,7 +497,9 @@ def test_layer_group_and_rms_norm() -> None:
     centred = x - x.mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(nn.LayerNorm(6).double()(tl.tensor(x)).detach().numpy(), expected, rtol=1e-8)
-    np.testing.assert_allclose(nn.RMSNorm(6, eps=1e-6).double()(tl.tensor(x)).detach().numpy(), x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6), rtol=1e-8)
+    np.testing.assert_allclose(
+        nn.RMSNorm(6, eps=1e-6).double()(tl.tensor(x)).detach().numpy(), x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6), rtol=1e-8
+    )
     g = x.reshape(2, 2, -1)
     g = (g - g.mean(-1, keepdims=True)) / np.sqrt(g.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(nn.GroupNorm(2, 4).double()(tl.tensor(x)).detach().numpy(), g.reshape(x.shape), rtol=1e-8)
@@ -502,13 +524,22 @@ def test_dropout_drops_scales_and_is_off_in_evaluation() -> None:
 @pytest.mark.parametrize(
     ("name", "formula"),
     [
-        ("relu", lambda x: np.maximum(x, 0)), ("silu", lambda x: x / (1 + np.exp(-x))), ("elu", lambda x: np.where(x > 0, x, np.expm1(x))),
-        ("leaky_relu", lambda x: np.where(x > 0, x, 0.01 * x)), ("hardtanh", lambda x: np.clip(x, -1, 1)), ("relu6", lambda x: np.clip(x, 0, 6)),
-        ("softplus", lambda x: np.log1p(np.exp(x))), ("softsign", lambda x: x / (1 + abs(x))), ("tanhshrink", lambda x: x - np.tanh(x)),
-        ("mish", lambda x: x * np.tanh(np.log1p(np.exp(x)))), ("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6),
-        ("gelu", lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))), ("logsigmoid", lambda x: -np.log1p(np.exp(-x))),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+        ("elu", lambda x: np.where(x > 0, x, np.expm1(x))),
+        ("leaky_relu", lambda x: np.where(x > 0, x, 0.01 * x)),
+        ("hardtanh", lambda x: np.clip(x, -1, 1)),
+        ("relu6", lambda x: np.clip(x, 0, 6)),
+        ("softplus", lambda x: np.log1p(np.exp(x))),
+        ("softsign", lambda x: x / (1 + abs(x))),
+        ("tanhshrink", lambda x: x - np.tanh(x)),
+        ("mish", lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+        ("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6),
+        ("gelu", lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))),
+        ("logsigmoid", lambda x: -np.log1p(np.exp(-x))),
         ("selu", lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x))),
-        ("softshrink", lambda x: np.sign(x) * np.maximum(abs(x) - 0.5, 0)), ("hardshrink", lambda x: np.where(abs(x) > 0.5, x, 0)),
+        ("softshrink", lambda x: np.sign(x) * np.maximum(abs(x) - 0.5, 0)),
+        ("hardshrink", lambda x: np.where(abs(x) > 0.5, x, 0)),
     ],
 )
 def test_activation_is_its_formula(name, formula) -> None:  # type: ignore[no-untyped-def]
@@ -593,9 +624,13 @@ def test_nll_loss_matches_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("loss", "formula"),
     [
-        (nn.MSELoss, lambda x, y: (x - y) ** 2), (nn.L1Loss, lambda x, y: abs(x - y)),
+        (nn.MSELoss, lambda x, y: (x - y) ** 2),
+        (nn.L1Loss, lambda x, y: abs(x - y)),
         (nn.SmoothL1Loss, lambda x, y: np.where(abs(x - y) < 1, 0.5 * (x - y) ** 2, abs(x - y) - 0.5)),
-        (lambda **kw: nn.HuberLoss(delta=0.7, **kw), lambda x, y: np.where(abs(x - y) <= 0.7, 0.5 * (x - y) ** 2, 0.7 * (abs(x - y) - 0.35))),
+        (
+            lambda **kw: nn.HuberLoss(delta=0.7, **kw),
+            lambda x, y: np.where(abs(x - y) <= 0.7, 0.5 * (x - y) ** 2, 0.7 * (abs(x - y) - 0.35)),
+        ),
         (nn.BCEWithLogitsLoss, lambda x, y: np.logaddexp(0, x) - x * y),
     ],
 )
@@ -643,7 +678,9 @@ def test_attention_is_softmax_of_scaled_scores() -> None:
     expected = np.exp(log_softmax(scores)) @ v
     np.testing.assert_allclose(F.scaled_dot_product_attention(tl.tensor(q), tl.tensor(k), tl.tensor(v)).numpy(), expected, rtol=1e-9)
     causal = np.exp(log_softmax(np.where(np.tril(np.ones((5, 6), bool)), scores, -np.inf))) @ v
-    np.testing.assert_allclose(F.scaled_dot_product_attention(tl.tensor(q), tl.tensor(k), tl.tensor(v), is_causal=True).numpy(), causal, rtol=1e-9)
+    np.testing.assert_allclose(
+        F.scaled_dot_product_attention(tl.tensor(q), tl.tensor(k), tl.tensor(v), is_causal=True).numpy(), causal, rtol=1e-9
+    )
 
 
 def test_a_query_that_may_attend_to_nothing_gives_zeros_and_finite_gradients() -> None:
@@ -656,7 +693,9 @@ def test_a_query_that_may_attend_to_nothing_gives_zeros_and_finite_gradients() -
         assert np.isfinite(q.grad.numpy()).all() and np.isfinite(v.grad.numpy()).all()
 
 
-@pytest.mark.parametrize(("mode", "numpy_mode"), [("constant", "constant"), ("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")])
+@pytest.mark.parametrize(
+    ("mode", "numpy_mode"), [("constant", "constant"), ("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")]
+)
 def test_pad_is_numpys(mode: str, numpy_mode: str) -> None:
     x = normal(2, 3, 5)
     np.testing.assert_array_equal(F.pad(tl.tensor(x), (2, 1), mode=mode).numpy(), np.pad(x, ((0, 0), (0, 0), (2, 1)), mode=numpy_mode))
@@ -664,7 +703,9 @@ def test_pad_is_numpys(mode: str, numpy_mode: str) -> None:
 
 def test_pad_with_negative_widths_and_values() -> None:
     x = normal(3, 4)
-    np.testing.assert_array_equal(F.pad(tl.tensor(x), (-1, 1, 1, -1), value=2.0).numpy(), np.pad(x[:2, 1:], ((1, 0), (0, 1)), constant_values=2.0))
+    np.testing.assert_array_equal(
+        F.pad(tl.tensor(x), (-1, 1, 1, -1), value=2.0).numpy(), np.pad(x[:2, 1:], ((1, 0), (0, 1)), constant_values=2.0)
+    )
 
 
 def test_one_hot_normalize_cosine_similarity() -> None:

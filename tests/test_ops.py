@@ -15,10 +15,15 @@ from torchlet.tensor import Tensor
 
 Case = tuple[Op, tuple[Any, ...], tuple[Any, ...]]
 CASES: list[Any] = [
-    pytest.param(op, inputs, attrs, id=f"{op.name}-{k}") for op in OPS.values() if op.samples for k, (inputs, attrs) in enumerate(op.samples())
+    pytest.param(op, inputs, attrs, id=f"{op.name}-{k}")
+    for op in OPS.values()
+    if op.samples
+    for k, (inputs, attrs) in enumerate(op.samples())
 ]
 # Left out: cast rounds (differences see steps) and embedding hides the gradient of its padding row; both have tests of their own.
-DIFFERENTIABLE = [c for c in CASES if c.values[0].vjp and c.values[0].name != "cast" and not (c.values[0].name == "embedding" and c.values[2] != (None,))]
+DIFFERENTIABLE = [
+    c for c in CASES if c.values[0].vjp and c.values[0].name != "cast" and not (c.values[0].name == "embedding" and c.values[2] != (None,))
+]
 
 # How a case is run. A compiled way of running is one more entry here.
 RUNS: dict[str, Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Tensor]] = {"eager": apply}
@@ -31,13 +36,33 @@ TOLERANCE = {
     dtypes.bfloat16: (4e-2, 4e-2),  # five times eps (7.8e-3)
 }
 # Operators whose result jumps: rounding the inputs may move them over an edge, so only float64 and float32 are compared.
-JUMPS = {"floor_divide", "remainder", "fmod", "floor", "ceil", "round", "trunc", "argmax", "argmin", "argsort", "topk", "searchsorted", "eq", "ne", "lt", "le", "gt", "ge"}
+JUMPS = {
+    "floor_divide",
+    "remainder",
+    "fmod",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "argmax",
+    "argmin",
+    "argsort",
+    "topk",
+    "searchsorted",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+}
 
 
 def tensors(inputs: tuple[Any, ...], dtype: dtypes.dtype, requires_grad: bool = False) -> tuple[Any, ...]:
     """The sample as tensors: floating-point arrays in `dtype`, the others as they are; numbers stay numbers."""
     return tuple(
-        torch.tensor(x, dtype=dtype, requires_grad=requires_grad) if floating(x) else torch.tensor(x) if isinstance(x, np.ndarray) else x for x in inputs
+        torch.tensor(x, dtype=dtype, requires_grad=requires_grad) if floating(x) else torch.tensor(x) if isinstance(x, np.ndarray) else x
+        for x in inputs
     )
 
 
@@ -61,7 +86,10 @@ def test_operator_agrees_with_float64(op: Op, inputs: Any, attrs: Any, dtype: An
     if dtype is not dtypes.float64 and not any(floating(x) for x in inputs):
         pytest.skip("nothing to round")
     given = tensors(inputs, dtype)
-    rounded = tuple(t.numpy().astype(np.float64) if isinstance(t, Tensor) and t.dtype is dtype else t.numpy() if isinstance(t, Tensor) else t for t in given)
+    rounded = tuple(
+        t.numpy().astype(np.float64) if isinstance(t, Tensor) and t.dtype is dtype else t.numpy() if isinstance(t, Tensor) else t
+        for t in given
+    )
     with np.errstate(all="ignore"):
         expected = np.asarray(op.eager(*rounded, *attrs))
     rtol, atol = TOLERANCE[dtype]
@@ -109,7 +137,9 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "silu": each(lambda x: x / (1 + math.exp(-x))),
     "mish": each(lambda x: x * math.tanh(math.log1p(math.exp(x)))),
     "logsigmoid": each(lambda x: -math.log1p(math.exp(-x))),
-    "gelu": lambda x, a: each(lambda v: 0.5 * v * (1 + (math.erf(v / math.sqrt(2)) if a == "none" else math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))))(x),
+    "gelu": lambda x, a: each(
+        lambda v: 0.5 * v * (1 + (math.erf(v / math.sqrt(2)) if a == "none" else math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))))
+    )(x),
     "leaky_relu": each(lambda x, s: x if x > 0 else s * x),
     "elu": each(lambda x, a: x if x > 0 else a * (math.exp(x) - 1)),
     "softplus": each(lambda x, b, t: x if x * b > t else math.log1p(math.exp(x * b)) / b),
@@ -129,7 +159,9 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "cross_entropy": lambda x, t, i: np.array([0.0 if c == i else -np.log(softmax(r, 0)[c]) for r, c in zip(x, t, strict=True)]),
     "linear": lambda x, w, b: x @ w.T + b,
     "linear_without_bias": lambda x, w: x @ w.T,
-    "gather": lambda x, i, d: np.take_along_axis(x, i, d) if i.shape[1 - d] == x.shape[1 - d] else np.take_along_axis(x[:, : i.shape[1]], i, d),
+    "gather": lambda x, i, d: (
+        np.take_along_axis(x, i, d) if i.shape[1 - d] == x.shape[1 - d] else np.take_along_axis(x[:, : i.shape[1]], i, d)
+    ),
     "scatter_sum": scattered,
     "index_select": lambda x, i, d: np.stack([x.take(k, d) for k in i], d),
     "index_sum": rows_added,
@@ -140,7 +172,9 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "diagonal_embed": lambda x, s, k: np.stack([np.diag(r, k)[: s[0], : s[1]] for r in x]),
     "unfold": lambda x, d, n, s: np.stack([np.moveaxis(x.take(range(i, i + n), d), d, -1) for i in range(0, x.shape[d] - n + 1, s)], d),
     "expand": lambda x, s: np.broadcast_to(x, s),
-    "sum_to": lambda x, s: x.sum(tuple(i for i in range(x.ndim) if i < x.ndim - len(s) or s[i - x.ndim + len(s)] == 1), keepdims=True).reshape(s),
+    "sum_to": lambda x, s: x.sum(
+        tuple(i for i in range(x.ndim) if i < x.ndim - len(s) or s[i - x.ndim + len(s)] == 1), keepdims=True
+    ).reshape(s),
     "total_norm": lambda *a: np.linalg.norm(np.concatenate([x.reshape(-1) for x in a[:-1]]), a[-1]),
 }
 
@@ -167,7 +201,9 @@ def test_formulas_are_of_operators_that_exist() -> None:
 def agrees(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> None:
     rule = op.spec(*[x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs], *attrs)
     out = apply(op, inputs, attrs)
-    assert len(rule.shape) == out.ndim and all(n in (-1, m) for n, m in zip(rule.shape, out.shape, strict=True)), f"rule {rule}, result {tuple(out.shape)}"
+    assert len(rule.shape) == out.ndim and all(n in (-1, m) for n, m in zip(rule.shape, out.shape, strict=True)), (
+        f"rule {rule}, result {tuple(out.shape)}"
+    )
     assert rule.dtype is out.dtype, f"rule {rule}, result {out.dtype}"
 
 
@@ -178,7 +214,12 @@ def test_shape_rule_agrees_with_the_result(op: Op, inputs: Any, attrs: Any, dtyp
 
 
 POINTWISE = [c for c in CASES if isinstance(c.values[0].lower, Pointwise) and c.values[0].name != "cast"]
-INTEGER_TOO = [c for c in POINTWISE if c.values[0].lower.result == "float" or c.values[0].name in ("add", "mul", "maximum", "minimum", "eq", "lt", "abs", "square", "relu", "where", "clone")]
+INTEGER_TOO = [
+    c
+    for c in POINTWISE
+    if c.values[0].lower.result == "float"
+    or c.values[0].name in ("add", "mul", "maximum", "minimum", "eq", "lt", "abs", "square", "relu", "where", "clone")
+]
 
 
 @pytest.mark.parametrize("dtype", (*dtypes.INTS, dtypes.bool_), ids=lambda d: d.name)
@@ -247,7 +288,9 @@ def test_gradient_agrees_with_differences(op: Op, inputs: Any, attrs: Any) -> No
     out.backward(c)
     for _ in range(3):
         directions = [rng.standard_normal(x.shape) for x in xs]
-        expected = numeric(lambda moved: scalar([(run(op, inputs, attrs, which, [torch.tensor(m) for m in moved]), values(c))]), xs, directions, 1e-4)
+        expected = numeric(
+            lambda moved: scalar([(run(op, inputs, attrs, which, [torch.tensor(m) for m in moved]), values(c))]), xs, directions, 1e-4
+        )
         got = scalar([(t.grad, d) for t, d in zip(ts, directions, strict=True)])
         assert got == pytest.approx(expected, rel=1e-6, abs=1e-7)
     assert all(t.grad.shape == t.shape and t.grad.dtype is t.dtype for t in ts)
@@ -273,7 +316,11 @@ def test_second_gradient_agrees_with_differences(op: Op, inputs: Any, attrs: Any
     points = leaves(xs)
     grads = first(points)
     dependent = [(g, d) for g, d in zip(grads, v, strict=True) if g.requires_grad]
-    second = torch.autograd.grad([g for g, _ in dependent], points, [torch.tensor(d) for _, d in dependent], allow_unused=True) if dependent else [None] * len(points)
+    second = (
+        torch.autograd.grad([g for g, _ in dependent], points, [torch.tensor(d) for _, d in dependent], allow_unused=True)
+        if dependent
+        else [None] * len(points)
+    )
     for _ in range(2):
         directions = [rng.standard_normal(x.shape) for x in xs]
         expected = numeric(s, xs, directions, 1e-4)
@@ -300,7 +347,10 @@ def test_padding_row_of_an_embedding_gets_no_gradient() -> None:
 @pytest.mark.parametrize("op, inputs, attrs", [c for c in CASES if c.values[0].name != "view"])  # view refuses layouts that need a copy
 def test_strided_inputs_give_the_same_result(op: Op, inputs: Any, attrs: Any) -> None:
     apart = tuple(torch.from_numpy(np.repeat(x, 2, axis=-1)[..., ::2]) if isinstance(x, np.ndarray) and x.ndim else x for x in inputs)
-    turned = tuple(torch.from_numpy(np.ascontiguousarray(x.T)).permute(*reversed(range(x.ndim))) if isinstance(x, np.ndarray) and x.ndim else x for x in inputs)
+    turned = tuple(
+        torch.from_numpy(np.ascontiguousarray(x.T)).permute(*reversed(range(x.ndim))) if isinstance(x, np.ndarray) and x.ndim else x
+        for x in inputs
+    )
     expected = values(apply(op, tensors(inputs, dtypes.float64), attrs))
     for given in (apart, turned):
         np.testing.assert_allclose(values(apply(op, given, attrs)), expected, rtol=1e-12, atol=1e-12)  # sums may run in another order
@@ -309,7 +359,12 @@ def test_strided_inputs_give_the_same_result(op: Op, inputs: Any, attrs: Any) ->
 @pytest.mark.parametrize("shape", ((), (0,), (2, 0, 3)), ids=str)
 @pytest.mark.parametrize("op, inputs, attrs", POINTWISE)
 def test_pointwise_operators_take_empty_and_0d_tensors(op: Op, inputs: Any, attrs: Any, shape: tuple[int, ...]) -> None:
-    given = tuple(torch.tensor(np.resize(x, shape) if math.prod(shape) else np.zeros(shape, x.dtype), requires_grad=floating(x)) if isinstance(x, np.ndarray) else x for x in inputs)
+    given = tuple(
+        torch.tensor(np.resize(x, shape) if math.prod(shape) else np.zeros(shape, x.dtype), requires_grad=floating(x))
+        if isinstance(x, np.ndarray)
+        else x
+        for x in inputs
+    )
     out = apply(op, given, attrs)
     assert out.shape == shape
     agrees(op, given, attrs)
@@ -383,47 +438,86 @@ def raises(kind: type[Exception], match: str, f: Callable[[], Any]) -> Any:
 X = torch.zeros(2, 3)
 
 
-@pytest.mark.parametrize("kind, match, f", [
-    raises(RuntimeError, r"add: shapes \(2, 3\), \(2,\) do not broadcast: .*must match the size of tensor b", lambda: X + torch.zeros(2)),
-    raises(RuntimeError, r"sub: got dtype bool; expected a number dtype\nhelp", lambda: torch.tensor([True]) - torch.tensor([True])),
-    raises(RuntimeError, r"matmul: mat1 and mat2 shapes cannot be multiplied \(2x3 and 2x3\)", lambda: X @ X),
-    raises(RuntimeError, r"matmul: expected m1 and m2 to have the same dtype", lambda: X @ torch.zeros(3, 2, dtype=torch.float64)),
-    raises(RuntimeError, r"linear: last dimension of input is 3, expected in_features=4", lambda: torch.nn.functional.linear(X, torch.zeros(5, 4))),
-    raises(RuntimeError, r"view: shape '\[4\]' is invalid for input of size 6", lambda: X.view(4)),
-    raises(RuntimeError, r"view size is not compatible .*\nhelp: use .reshape", lambda: X.T.view(6)),
-    raises(RuntimeError, r"expand: target sizes \[2, 4\] for a tensor of shape \[2, 3\]", lambda: X.expand(2, 4)),
-    raises(IndexError, r"sum: Dimension out of range \(expected to be in range of \[-2, 1\], but got 2\)", lambda: X.sum(2)),
-    raises(RuntimeError, r"sum: dim 0 appears multiple times", lambda: X.sum((0, 0))),
-    raises(RuntimeError, r"mean: could not infer output dtype", lambda: torch.tensor([1]).mean()),
-    raises(IndexError, r"index 5 is out of bounds for dimension 0 with size 2", lambda: X[5]),
-    raises(IndexError, r"too many indices for tensor of dimension 2", lambda: X[0, 0, 0]),
-    raises(IndexError, r"index_advanced: index 3 is out of bounds for .* 1 with size 3", lambda: X[:, torch.tensor([3])]),
-    raises(IndexError, r"shape of the mask \[3\] at index 0 does not match", lambda: X[torch.tensor([True] * 3)]),
-    raises(IndexError, r"tensors used as indices must be long.*\nhelp", lambda: X[torch.tensor([1.0])]),
-    raises(IndexError, r"gather: index 7 is out of bounds for dimension 1 with size 3", lambda: X.gather(1, torch.tensor([[7], [0]]))),
-    raises(IndexError, r"gather: index -1 is out of bounds for dimension 1 with size 3", lambda: X.gather(1, torch.tensor([[-1], [0]]))),
-    raises(RuntimeError, r"gather: index has shape \(2,\) for an input of shape \(2, 3\)", lambda: X.gather(1, torch.tensor([0, 1]))),
-    raises(IndexError, r"gather: index has dtype float32; expected an integer dtype", lambda: X.gather(1, X)),
-    raises(IndexError, r"embedding: index 2 is out of bounds for dimension 0 with size 2", lambda: torch.embedding(X, torch.tensor([2]))),
-    raises(IndexError, r"index_select: index 9 is out of bounds", lambda: X.index_select(0, torch.tensor([9]))),
-    raises(IndexError, r"scatter_sum: index 4 is out of bounds for dimension 0 with size 2", lambda: X.scatter_add(0, torch.tensor([[4, 0, 0]]), torch.ones(1, 3))),
-    raises(RuntimeError, r"index_put: shape mismatch: value tensor of shape \[2\] cannot be broadcast", lambda: X.index_put((torch.tensor([0]),), torch.ones(2))),
-    raises(RuntimeError, r"masked_fill: mask has dtype int64; expected bool\nhelp", lambda: X.masked_fill(torch.tensor([1, 0, 1]), 0)),
-    raises(RuntimeError, r"cat: Sizes of tensors must match except in dimension 0. Expected size 3 but got size 4", lambda: torch.cat([X, torch.zeros(2, 4)])),
-    raises(RuntimeError, r"cat: zero-dimensional tensor \(at position 0\) cannot be concatenated\nhelp", lambda: torch.cat([torch.tensor(1.0)])),
-    raises(RuntimeError, r"stack expects each tensor to be equal size, but got \[2, 3\] at entry 0 and \[3\] at entry 1", lambda: torch.stack([X, torch.zeros(3)])),
-    raises(RuntimeError, r"topk: selected index k out of range: k is 4", lambda: X.topk(4)),
-    raises(RuntimeError, r"tril: input tensor must have at least 2 dimensions", lambda: torch.zeros(3).tril()),
-    raises(IndexError, r"one_hot: index 3 is out of bounds for dimension 1 with size 3", lambda: torch.one_hot(torch.tensor([3]), 3)),
-    raises(RuntimeError, r"multinomial: probability tensor contains either", lambda: torch.multinomial(torch.tensor([-1.0, 2.0]), 1)),
-    raises(RuntimeError, r"multinomial: .*not enough non-negative category", lambda: torch.multinomial(torch.tensor([0.0, 2.0]), 2)),
-    raises(IndexError, r"Target 5 is out of bounds for 3 classes|cross_entropy", lambda: torch.nn.functional.cross_entropy(X, torch.tensor([0, 5]))),
-    raises(RuntimeError, r"max\(\): Expected reduction dim to be specified", lambda: torch.zeros(0).max()),
-    raises(TypeError, r"exp\(\): argument 'input' \(position 1\) must be Tensor, not float", lambda: torch.exp(1.0)),
-    raises(RuntimeError, r"clamp: at least one of 'min' or 'max' must not be None", lambda: X.clamp()),
-    raises(RuntimeError, r"add_: output with shape \[3\] doesn't match the broadcast shape \[2, 3\]", lambda: torch.zeros(3).add_(X)),
-    raises(RuntimeError, r"add_: result type float32 can't be cast to the desired output type int64", lambda: torch.tensor([1]).add_(1.5)),
-])
+@pytest.mark.parametrize(
+    "kind, match, f",
+    [
+        raises(
+            RuntimeError, r"add: shapes \(2, 3\), \(2,\) do not broadcast: .*must match the size of tensor b", lambda: X + torch.zeros(2)
+        ),
+        raises(RuntimeError, r"sub: got dtype bool; expected a number dtype\nhelp", lambda: torch.tensor([True]) - torch.tensor([True])),
+        raises(RuntimeError, r"matmul: mat1 and mat2 shapes cannot be multiplied \(2x3 and 2x3\)", lambda: X @ X),
+        raises(RuntimeError, r"matmul: expected m1 and m2 to have the same dtype", lambda: X @ torch.zeros(3, 2, dtype=torch.float64)),
+        raises(
+            RuntimeError,
+            r"linear: last dimension of input is 3, expected in_features=4",
+            lambda: torch.nn.functional.linear(X, torch.zeros(5, 4)),
+        ),
+        raises(RuntimeError, r"view: shape '\[4\]' is invalid for input of size 6", lambda: X.view(4)),
+        raises(RuntimeError, r"view size is not compatible .*\nhelp: use .reshape", lambda: X.T.view(6)),
+        raises(RuntimeError, r"expand: target sizes \[2, 4\] for a tensor of shape \[2, 3\]", lambda: X.expand(2, 4)),
+        raises(IndexError, r"sum: Dimension out of range \(expected to be in range of \[-2, 1\], but got 2\)", lambda: X.sum(2)),
+        raises(RuntimeError, r"sum: dim 0 appears multiple times", lambda: X.sum((0, 0))),
+        raises(RuntimeError, r"mean: could not infer output dtype", lambda: torch.tensor([1]).mean()),
+        raises(IndexError, r"index 5 is out of bounds for dimension 0 with size 2", lambda: X[5]),
+        raises(IndexError, r"too many indices for tensor of dimension 2", lambda: X[0, 0, 0]),
+        raises(IndexError, r"index_advanced: index 3 is out of bounds for .* 1 with size 3", lambda: X[:, torch.tensor([3])]),
+        raises(IndexError, r"shape of the mask \[3\] at index 0 does not match", lambda: X[torch.tensor([True] * 3)]),
+        raises(IndexError, r"tensors used as indices must be long.*\nhelp", lambda: X[torch.tensor([1.0])]),
+        raises(IndexError, r"gather: index 7 is out of bounds for dimension 1 with size 3", lambda: X.gather(1, torch.tensor([[7], [0]]))),
+        raises(
+            IndexError, r"gather: index -1 is out of bounds for dimension 1 with size 3", lambda: X.gather(1, torch.tensor([[-1], [0]]))
+        ),
+        raises(RuntimeError, r"gather: index has shape \(2,\) for an input of shape \(2, 3\)", lambda: X.gather(1, torch.tensor([0, 1]))),
+        raises(IndexError, r"gather: index has dtype float32; expected an integer dtype", lambda: X.gather(1, X)),
+        raises(
+            IndexError, r"embedding: index 2 is out of bounds for dimension 0 with size 2", lambda: torch.embedding(X, torch.tensor([2]))
+        ),
+        raises(IndexError, r"index_select: index 9 is out of bounds", lambda: X.index_select(0, torch.tensor([9]))),
+        raises(
+            IndexError,
+            r"scatter_sum: index 4 is out of bounds for dimension 0 with size 2",
+            lambda: X.scatter_add(0, torch.tensor([[4, 0, 0]]), torch.ones(1, 3)),
+        ),
+        raises(
+            RuntimeError,
+            r"index_put: shape mismatch: value tensor of shape \[2\] cannot be broadcast",
+            lambda: X.index_put((torch.tensor([0]),), torch.ones(2)),
+        ),
+        raises(RuntimeError, r"masked_fill: mask has dtype int64; expected bool\nhelp", lambda: X.masked_fill(torch.tensor([1, 0, 1]), 0)),
+        raises(
+            RuntimeError,
+            r"cat: Sizes of tensors must match except in dimension 0. Expected size 3 but got size 4",
+            lambda: torch.cat([X, torch.zeros(2, 4)]),
+        ),
+        raises(
+            RuntimeError,
+            r"cat: zero-dimensional tensor \(at position 0\) cannot be concatenated\nhelp",
+            lambda: torch.cat([torch.tensor(1.0)]),
+        ),
+        raises(
+            RuntimeError,
+            r"stack expects each tensor to be equal size, but got \[2, 3\] at entry 0 and \[3\] at entry 1",
+            lambda: torch.stack([X, torch.zeros(3)]),
+        ),
+        raises(RuntimeError, r"topk: selected index k out of range: k is 4", lambda: X.topk(4)),
+        raises(RuntimeError, r"tril: input tensor must have at least 2 dimensions", lambda: torch.zeros(3).tril()),
+        raises(IndexError, r"one_hot: index 3 is out of bounds for dimension 1 with size 3", lambda: torch.one_hot(torch.tensor([3]), 3)),
+        raises(RuntimeError, r"multinomial: probability tensor contains either", lambda: torch.multinomial(torch.tensor([-1.0, 2.0]), 1)),
+        raises(RuntimeError, r"multinomial: .*not enough non-negative category", lambda: torch.multinomial(torch.tensor([0.0, 2.0]), 2)),
+        raises(
+            IndexError,
+            r"Target 5 is out of bounds for 3 classes|cross_entropy",
+            lambda: torch.nn.functional.cross_entropy(X, torch.tensor([0, 5])),
+        ),
+        raises(RuntimeError, r"max\(\): Expected reduction dim to be specified", lambda: torch.zeros(0).max()),
+        raises(TypeError, r"exp\(\): argument 'input' \(position 1\) must be Tensor, not float", lambda: torch.exp(1.0)),
+        raises(RuntimeError, r"clamp: at least one of 'min' or 'max' must not be None", lambda: X.clamp()),
+        raises(RuntimeError, r"add_: output with shape \[3\] doesn't match the broadcast shape \[2, 3\]", lambda: torch.zeros(3).add_(X)),
+        raises(
+            RuntimeError, r"add_: result type float32 can't be cast to the desired output type int64", lambda: torch.tensor([1]).add_(1.5)
+        ),
+    ],
+)
 def test_errors_say_what_was_given_and_what_was_expected(kind: Any, match: str, f: Callable[[], Any]) -> None:
     with pytest.raises(kind, match=match):
         f()

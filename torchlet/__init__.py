@@ -1,5 +1,7 @@
 """torchlet: tensors that feel like PyTorch's, recorded while they run and compiled. The public names; no code of its own."""
 
+# ruff: noqa: F401 -- to hold these names is what this file is for
+
 from __future__ import annotations
 
 import importlib

@@ -182,7 +182,8 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
     if recording and not op.vjp and isinstance(op.lower, Composite):
         value = execute(op, inputs, attrs)
         op, inputs, attrs = op_module.OPS["clone"], (value,), ()
-    out = compute(op, [x._np if isinstance(x, Tensor) else x for x in inputs], attrs)
+    arrays = [x._np if isinstance(x, Tensor) else x for x in inputs]
+    out = arrays[0] if op.name == "clone" else compute(op, arrays, attrs)  # a copy is made by the assignment below
     check_result(op, target._meta.spec, Spec(out.shape, dtypes.from_numpy(out.dtype)))
     node = None
     if recording:  # also where no gradient goes back (fill_): what `target` was before is cut off
@@ -190,8 +191,11 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
         result._meta = result._meta.replace(requires_grad=True)
         node = OpNode(op, inputs, attrs, result)
         node.saves_out_of(target)
-    with np.errstate(all="ignore"):  # conversions of what the target's dtype cannot hold
+    if out.dtype is array.dtype:
         array[...] = out
+    else:
+        with np.errstate(all="ignore"):  # what the target's dtype cannot hold is converted without complaint
+            array[...] = out
     target._store.version += 1
     if node is not None:
         node.saved_version(target._store.version)
@@ -334,9 +338,14 @@ class OpNode(Node):
         return None  # g, an attribute, or a spec: found when it is asked for
 
     def saves_out_of(self, target: Tensor) -> None:
-        """The result is about to be written into `target`: a saved output is read from there."""
+        """The result is about to be written into `target`: a saved output is read from there, a saved input is copied before."""
         if self.out_shadow is not None:
             self.out_shadow._np, self.out_shadow._store = target._np, target._store
+        for value in (self.kept or {}).values():
+            if isinstance(value, Saved) and value.tensor is target:
+                before = wrap(np.array(target._np, copy=True))
+                before._meta, before._node, before._out = before._meta.replace(requires_grad=target._meta.requires_grad), target._node, target._out
+                value.tensor, value.version = before, 0
 
     def saved_version(self, version: int) -> None:
         """The version of the target after the write."""

@@ -11,7 +11,10 @@ __all__ = ["Config", "config"]
 
 
 def _switch(variable: str, read: Callable[[str], object], default: object) -> object:
-    return field(default_factory=lambda: read(os.environ[variable]) if os.environ.get(variable) else default, metadata={"variable": variable})
+    def start() -> object:
+        return read(os.environ[variable]) if os.environ.get(variable) else default
+
+    return field(default_factory=start, metadata={"variable": variable})
 
 
 @dataclass(slots=True)
@@ -21,11 +24,14 @@ class Config:
     cache_dir     TORCHLET_CACHE_DIR: where compiled kernels are kept; empty: the user's cache folder
     cc            CC: the C compiler to call; empty: the first of cc, gcc, clang
     num_threads   TORCHLET_NUM_THREADS: threads of the CPU runtime; 0: one for each core this process may use
+    debug         TORCHLET_DEBUG: where to write every stage and kernel of what is compiled: a folder, or 1 for ./torchlet_debug; with
+                  ",ptx" after it (or `ptx` alone) also what Triton makes of the kernels; empty or 0: nowhere
     """
 
     cache_dir: str = _switch("TORCHLET_CACHE_DIR", str, "")  # type: ignore[assignment]
     cc: str = _switch("CC", str, "")  # type: ignore[assignment]
     num_threads: int = _switch("TORCHLET_NUM_THREADS", int, 0)  # type: ignore[assignment]
+    debug: str = _switch("TORCHLET_DEBUG", str, "")  # type: ignore[assignment]
 
     @contextmanager
     def __call__(self, **switches: object) -> Iterator[Config]:

@@ -120,7 +120,8 @@ class _Writer:
             finally:
                 self.open.discard(id(value))
         raise TypeError(
-            f"save: {where} is a {type(value).__module__}.{type(value).__qualname__}; expected tensors, numbers, strings, None, and dicts, lists, "
+            f"save: {where} is a {type(value).__module__}.{type(value).__qualname__}; expected tensors, numbers, strings, None, and "
+            f"dicts, lists, "
             "tuples or sets of them\nhelp: save model.state_dict() or optimizer.state_dict() instead of the object"
         )
 
@@ -129,12 +130,20 @@ class _Writer:
         kind = type(value)
         if kind in (list, tuple, set, frozenset):
             return {kind.__name__: [self.tree(v, f"{where}[{i}]") for i, v in enumerate(value)]}
-        entries = [[self.tree(k, f"a key of {where}"), self.tree(v, f"{where}[{k!r}]")] for k, v in value.items()] if isinstance(value, dict) else []
+        entries = (
+            [[self.tree(k, f"a key of {where}"), self.tree(v, f"{where}[{k!r}]")] for k, v in value.items()]
+            if isinstance(value, dict)
+            else []
+        )
         if kind is dict:
             return {"dict": entries}
         if isinstance(value, OrderedDict):
             attributes = {k: v for k, v in vars(value).items() if isinstance(k, str)}  # _metadata of a state_dict
-            return {"ordered": entries, "attributes": self.tree(attributes, f"the attributes of {where}")} if attributes else {"ordered": entries}
+            return (
+                {"ordered": entries, "attributes": self.tree(attributes, f"the attributes of {where}")}
+                if attributes
+                else {"ordered": entries}
+            )
         if isinstance(value, dict):  # Counter, defaultdict: their entries
             return {"dict": entries}
         raise TypeError(f"save: {where} is a {kind.__qualname__}; expected a plain list, tuple or set")
@@ -153,13 +162,16 @@ def _extent(array: np.ndarray[Any, Any]) -> tuple[int, int]:
     return start, end + array.itemsize
 
 
-def _storages(tensors: list[Tensor]) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Each tensor's description, and the bytes of each storage. Tensors that share memory share a storage."""
+def _storages(tensors: list[Tensor]) -> tuple[list[dict[str, Any]], list[tuple[list[Any], memoryview | bytes]]]:
+    """Each tensor's description; for each storage, arrays that keep its memory alive, and the memory.
+
+    Tensors that share memory share a storage.
+    """
     groups: dict[Storage, list[int]] = {}
     for i, t in enumerate(tensors):
         groups.setdefault(t._store, []).append(i)
     described: list[dict[str, Any]] = [{}] * len(tensors)
-    contents = []
+    contents: list[tuple[list[Any], memoryview | bytes]] = []
     for members in groups.values():
         arrays = [force(tensors[i]) for i in members]
         if len(arrays) == 1 and not arrays[0].flags.c_contiguous:  # a lone view of something larger: only its elements
@@ -170,14 +182,16 @@ def _storages(tensors: list[Tensor]) -> tuple[list[dict[str, Any]], list[bytes]]
             t = tensors[i]
             entry = {
                 "storage": len(contents), "dtype": t.dtype.name, "shape": list(a.shape), "strides": list(a.strides),
-                "offset": a.__array_interface__["data"][0] - start if a.size else 0, "requires_grad": t.requires_grad, "parameter": isinstance(t, Parameter),
+                "offset": a.__array_interface__["data"][0] - start if a.size else 0,
+                "requires_grad": t.requires_grad, "parameter": isinstance(t, Parameter),
             }
             described[i] = entry
-        contents.append(ctypes.string_at(start, max(e[1] for e in extents) - start))  # one allocation, kept alive by the tensors
+        size = max(e[1] for e in extents) - start
+        contents.append((arrays, memoryview((ctypes.c_ubyte * size).from_address(start)).cast("B") if size else b""))
     return described, contents
 
 
-def save(obj: Any, f: File, *_: Any, **__: Any) -> None:
+def save(obj: Any, f: File) -> None:
     """Write a value (tensors, numbers, strings, None; dicts, lists, tuples, sets of them) to a path or a binary file.
 
     Tensors that share memory share it again after `load`, and one tensor met twice is one tensor. A path is replaced only
@@ -189,8 +203,8 @@ def save(obj: Any, f: File, *_: Any, **__: Any) -> None:
     head = {"format": FORMAT, "version": VERSION, "byteorder": sys.byteorder, "tensors": described, "value": tree}
     with _replacing(f) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("structure.json", json.dumps(head, separators=(",", ":")))
-        for i, content in enumerate(contents):
-            archive.writestr(f"data/{i}", content)
+        for i, (_, content) in enumerate(contents):
+            archive.writestr(f"data/{i}", content)  # type: ignore[arg-type]  # takes any bytes
 
 
 # ------------------------------------------------------------------------------------------------ load
@@ -251,8 +265,9 @@ class _Reader:
             info = self.archive.getinfo(f"data/{int(number)}")
             if info.compress_type != zipfile.ZIP_STORED:
                 raise _Damaged(f"{info.filename} is compressed")
-            content = np.empty(info.file_size, np.uint8)
-            with self.archive.open(info) as member:  # reading to the end checks the CRC
+            content: Any = np.empty(info.file_size, np.uint8)
+            with self.archive.open(info) as opened:
+                member: Any = opened  # a buffered reader; reading to the end checks the CRC
                 filled = 0
                 while filled < content.size and (got := member.readinto(memoryview(content)[filled:])):
                     filled += got
@@ -283,7 +298,11 @@ class _Reader:
         if self.device is not None and self.device is not t.device:
             t = t.to(self.device)
         if d.get("parameter"):
-            t = Parameter(t, bool(d.get("requires_grad"))) if self.users[d["storage"]] > 1 else fresh_parameter(t).requires_grad_(bool(d.get("requires_grad")))
+            t = (
+                Parameter(t, bool(d.get("requires_grad")))
+                if self.users[d["storage"]] > 1
+                else fresh_parameter(t).requires_grad_(bool(d.get("requires_grad")))
+            )
         elif d.get("requires_grad"):
             t.requires_grad_()
         self.tensors[number] = t
@@ -302,7 +321,10 @@ def load(f: File, map_location: Any = None, pickle_module: Any = None, *, weight
         start = source.read(4)
         source.seek(-len(start), os.SEEK_CUR)
         if start[:2] != b"PK":
-            raise RuntimeError(f"load: {name} is not a torchlet file (it starts with {start!r}); expected a file written by torchlet.save{_other_kind(start)}")
+            raise RuntimeError(
+                f"load: {name} is not a torchlet file (it starts with {start!r}); expected a file written by "
+                f"torchlet.save{_other_kind(start)}"
+            )
         try:
             with zipfile.ZipFile(source) as archive:
                 names = archive.namelist()
@@ -315,7 +337,19 @@ def load(f: File, map_location: Any = None, pickle_module: Any = None, *, weight
                 if head["byteorder"] != sys.byteorder:
                     raise _Damaged(f"its numbers are {head['byteorder']}-endian, this machine's are not")
                 return _Reader(archive, head, where).value(head["value"])
-        except (_Damaged, zipfile.BadZipFile, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, zlib.error) as error:
+        except (
+            _Damaged,
+            zipfile.BadZipFile,
+            EOFError,
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+            zlib.error,
+        ) as error:
             raise RuntimeError(f"load: {name} cannot be read: {error}; expected an intact file written by torchlet.save") from error
 
 
@@ -328,7 +362,18 @@ def _other_kind(start: bytes) -> str:
 # ------------------------------------------------------------------------------------------------ safetensors
 
 # https://github.com/huggingface/safetensors#format: 8 bytes length, a JSON header of that length, the data
-_SAFE = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+_SAFE = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 _SAFE_NAMES = {v: k for k, v in _SAFE.items()}
 _HEADER_LIMIT = 100_000_000
 
@@ -367,7 +412,12 @@ def load_file(filename: File, device: Any = "cpu") -> dict[str, Tensor]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
             kind = _DTYPES[_SAFE[entry["dtype"]]].np
-            if begin != expected or end > len(data) or end - begin != math.prod(entry["shape"]) * kind.itemsize or any(n < 0 for n in entry["shape"]):
+            if (
+                begin != expected
+                or end > len(data)
+                or end - begin != math.prod(entry["shape"]) * kind.itemsize
+                or any(n < 0 for n in entry["shape"])
+            ):
                 raise _Damaged(f"tensor {name!r} has the bytes {begin} to {end} of {len(data)} and the shape {entry['shape']}")
             expected = end
             array = np.frombuffer(data[begin:end], kind.newbyteorder("<")).astype(kind).reshape(entry["shape"])  # a copy, so writable

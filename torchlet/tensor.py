@@ -131,6 +131,9 @@ class Tensor:
 class Parameter(Tensor):
     """A tensor that `nn.Module` lists as its parameter when assigned as an attribute."""
 
+    def __init__(self, data: Tensor | None = None, requires_grad: bool = True) -> None:
+        """All is done by `__new__`, which `nn/parameter.py` attaches."""
+
 
 class Node:
     """A step of the eager tape: which rule turns the gradient of the output into gradients of the inputs.

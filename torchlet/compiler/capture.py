@@ -61,13 +61,14 @@ class Step(Slot):
     """
 
     __slots__ = (
-        "kind", "op", "attrs", "checks", "fresh", "meta", "parent", "next", "edges", "source", "slots_before", "scalars_before",
+        "kind", "op", "functional", "attrs", "checks", "fresh", "meta", "parent", "next", "edges", "source", "slots_before", "scalars_before",
         "path", "after", "macros", "writes", "grad",
     )
 
     def __init__(self, parent: Step | None, kind: str = "root", op: Any = None, attrs: tuple[Any, ...] = ()):
         super().__init__()
         self.parent, self.kind, self.op, self.attrs = parent, kind, op, attrs
+        self.functional = op if kind == "op" else None  # so that the hot loop asks one thing, not two
         self.checks: tuple[tuple[Slot | None, Any], ...] = ()
         self.fresh: tuple[Slot, ...] = ()  # outside tensors that appear here first
         self.meta: Meta | None = None
@@ -117,12 +118,14 @@ class Path:
         self.written: list[Slot] = list(dict.fromkeys(w for s in steps for w in s.writes))
         self.written_outside = [w for w in self.written if not isinstance(w, Step)]
         self.released = frozenset(i for s in steps if s.kind == "event" and s.op == "release" for i in s.attrs[0])
+        self.scalar_count = sum(slot is None and isinstance(meta, type) for s in steps for slot, meta in s.checks)
         self.is_empty = all(s.kind == "event" for s in steps)
         self.programs: dict[tuple[int, ...], Program] = {}
         self.quiet: tuple[list[Step], int, list[Step], Program | None] | None = None  # expected: dead outputs and their reference counts, visible ones
         self.reasons: list[str] = []
         self.launches = 0
         self.stepwise = 0
+        self.stepwise_because: list[str] = []
 
 
 class Macro:
@@ -151,14 +154,33 @@ class Run:
     # ------------------------------------------------------------------------------------------------ following
 
     def step(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
-        """Dispatch of an operation: one step down the trie."""
+        """Dispatch of an operation: one step down the trie. The comparison is `_match`, written out: this is the hottest loop."""
         s = self.cur.next
-        if s is not None and s.op is op and s.attrs == attrs and s.kind == "op" and self._match(s, inputs):
-            self.cur = s
-            t = s.t
-            if t is None or _refcount(t) > _FREE or t._np is not None:
-                t = self._place(s)
-            return t  # type: ignore[no-any-return]
+        if s is not None and s.functional is op and s.attrs == attrs and len(s.checks) == len(inputs):
+            scalars = self.scalars
+            before = len(scalars)
+            try:
+                for x, (slot, meta) in zip(inputs, s.checks):  # noqa: B905
+                    if meta is None:
+                        if x is not slot.t:  # type: ignore[union-attr]
+                            break
+                    elif slot is not None:
+                        if x._meta is not meta or x._np is None or (meta.shared and x._store.exported):
+                            break
+                        slot.t = x
+                    elif x.__class__ is meta:
+                        scalars.append(x)
+                    elif meta.__class__ is not Constant or x.__class__ is not meta.value.__class__ or repr(x) != repr(meta.value):
+                        break
+                else:
+                    self.cur = s
+                    t = s.t
+                    if t is None or _refcount(t) > _FREE or t._np is not None:
+                        t = self._place(s)
+                    return t  # type: ignore[no-any-return]
+            except AttributeError:  # a number where a tensor was
+                pass
+            del scalars[before:]
         return self._record_op(op, inputs, attrs)
 
     def _match(self, s: Step, inputs: Sequence[Any]) -> bool:
@@ -446,6 +468,8 @@ class Run:
                 return
             stepwise = program.stepwise
         path.stepwise += 1
+        if stepwise not in path.stepwise_because:
+            path.stepwise_because.append(stepwise)
         path.quiet = None
         run_stepwise(path, alive, self.scalars, stepwise)
 

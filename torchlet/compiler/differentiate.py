@@ -12,7 +12,15 @@ from torchlet.tensor import Storage, Tensor
 
 
 class _Taping(Builder):
-    """A builder whose tensors are on the tape, so that the eager engine walks the graph."""
+    """A builder whose tensors are on the tape, so that the eager engine walks the graph; gradients get the line of what they differentiate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[OpNode, str] = {}
+
+    def visit(self, node: Any) -> None:
+        """The engine is about to use a node of the tape."""
+        self.source = self.lines.get(node, "")
 
     def tape(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...], source: str) -> Tensor:
         """One operation: a node, and its place on the tape."""
@@ -24,6 +32,7 @@ class _Taping(Builder):
         if wants and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs):
             out._meta = out._meta.replace(requires_grad=True)
             out._node = OpNode(op, inputs, attrs, out)
+            self.lines[out._node] = source
         return out
 
     def step(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
@@ -55,8 +64,8 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
         tensors[n]._store = Storage()
     scalars = tuple(b.unwrap(tensors[n]) for n in graph.scalars)
     grads_in = []
-    needed = set(graph.outputs) | set(of)
-    everything = Graph(graph.name, graph.inputs, graph.scalars, tuple(needed), (None,) * len(needed))
+    needed = tuple(dict.fromkeys([*graph.outputs, *of]))
+    everything = Graph(graph.name, graph.inputs, graph.scalars, needed, (None,) * len(needed))
     outer, outer_grad = STATE.run, STATE.grad
     STATE.run, STATE.grad = b, True
     try:
@@ -74,7 +83,8 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
                 seeds.append(((t._node, 0) if t._node is not None else t, b.tensor(g)))
         found: dict[int, Tensor] = {}
         b.source = ""
-        walk_back(seeds, True, False, found, [tensors[n] for n in wrt], None)
+        walk_back(seeds, True, False, found, [tensors[n] for n in wrt], b)
+        b.source = ""
         grads_out: list[Node | None] = []
         for i, n in enumerate(wrt):
             g = found.get(i)
@@ -90,7 +100,7 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
     present = tuple(g for g in grads_out if g is not None)
     joint = Graph(
         graph.name, tuple(inputs) + tuple(grads_in), scalars, outputs + present, graph.targets + (None,) * len(present),  # type: ignore[arg-type]
-        graph.output_names + tuple(f"grad_{n.name}" for n, g in zip(wrt, grads_out, strict=True) if g is not None),
+        graph.output_names + tuple(f"grad_{n.name}" if n.name else "" for n, g in zip(wrt, grads_out, strict=True) if g is not None),
     )
     return joint, tuple(grads_in), tuple(grads_out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,10 +42,17 @@ def optimize(graph: Graph) -> Graph:
 
 def compile_graph(graph: Graph, name: str) -> Executable:
     """The graph as an Executable; its `stages` hold what each pass made."""
+    clock = [time.perf_counter()]
     simple = optimize(graph)
+    clock.append(time.perf_counter())
     plan, fused = schedule(simple, name)
+    clock.append(time.perf_counter())
+    compiled = load.COUNTS["compiled"]
     exe = compile_plan(plan)
-    exe.stages = {"graph": graph, "simplified": simple, "fused": fused, "plan": plan}
+    clock.append(time.perf_counter())
+    ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
+    cached = len(plan.kernels) - (load.COUNTS["compiled"] - compiled)
+    exe.stages = {"graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
     return exe
 
 

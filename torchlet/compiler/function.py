@@ -19,6 +19,7 @@ from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.offline import compile_kernel
+from torchlet.compiler.pages import places, short
 from torchlet.compiler.program import Program, segment_of
 from torchlet.op import STATE
 from torchlet.tensor import Tensor, wrap
@@ -77,7 +78,7 @@ class CompiledFunction:
             raise errors.CompileError(f"compile(fullgraph=True): {self.name} has more than one segment; the first ended at {self.paths[0][1]}")
         program = Program(path, alive, self.name, _Namer(self.function, run.arguments))
         self.programs.append(program)
-        debug.record(self, path, program)
+        debug.record(self, path, program, run.scalars)
         return program
 
     def reset(self) -> None:
@@ -108,13 +109,13 @@ class _Namer:
         return found or ""
 
     def _visible(self) -> Iterator[tuple[str, Any]]:
-        f = self.function
+        f = named = self.function
         args, kwargs = self.arguments or ((), {})
         if inspect.ismethod(f):
             yield "", f.__self__
-            f = f.__func__
+            named, f = getattr(f.__self__, "forward", f), f.__func__
         try:
-            bound = inspect.signature(f).bind(*args, **kwargs)
+            bound = inspect.signature(named).bind(*args, **kwargs)
             yield from bound.arguments.items()
         except (TypeError, ValueError):
             yield from kwargs.items()
@@ -140,7 +141,7 @@ class _Namer:
         elif hasattr(value, "named_parameters") and hasattr(value, "named_buffers") and not isinstance(value, type):
             for kind in (value.named_parameters(), value.named_buffers()):
                 for inner, t in kind:
-                    self._enter(inner, t)
+                    self._enter(f"{name or type(value).__name__}.{inner}" if inner[0].isdigit() else inner, t)
         elif hasattr(value, "param_groups") and hasattr(value, "state"):
             for t, state in value.state.items():
                 base = self.table.get(id(t), "")
@@ -259,6 +260,7 @@ def stats() -> dict[str, int]:
             for exe in executables(p):
                 out["compiles"] += 1
                 out["kernels"] += len(exe.kernels)
+                out["cache_hits"] += exe.stages.get("cached", 0)
     return out
 
 
@@ -308,25 +310,27 @@ def _is_compiled(f: Any) -> bool:
 
 def describe(f: CompiledFunction) -> Explanation:
     """The text of explain() for what has happened so far."""
-    lines = [f"{f.name}: {len(f.paths)} segment path(s), {f.steps_recorded} steps recorded, {len(f.programs)} program(s)"]
+    total = sum(len(exe.kernels) for p in f.programs for exe in executables(p))
+    lines = [f"{f.name}: {_count(len(f.paths), 'path')}, {_count(f.steps_recorded, 'recorded step')}, {_count(total, 'kernel')}"]
     if f._uncompiled:
         lines.append(f"  {f._uncompiled}")
-    kernels_total = 0
-    for i, (path, line) in enumerate(f.paths, 1):
-        reasons = ", ".join(path.reasons) + f" ({path.launches}x)"
-        lines.append(f"segment {i}: {len(path.steps)} steps, ended at {line or '?'}: {reasons}")
-        for key, p in path.programs.items():
-            if p.stepwise:
-                lines.append(f"  not compiled, run step by step: {p.stepwise}")
-                continue
+    for i, (path, place) in enumerate(f.paths, 1):
+        last = next((s.source for s in reversed(path.steps) if s.source), "")
+        lines.append(
+            f"path {i}: {_count(len(path.steps), 'step')} to {short(last) or '?'}, ended at {short(place) or '?'}: "
+            f"{', '.join(r or 'launched' for r in path.reasons)}; {_count(path.launches, 'launch', 'es')}" + (f", {path.stepwise} of them step by step" if path.stepwise else "")
+        )
+        lines.extend(f"  not compiled, run step by step: {why}" for why in path.stepwise_because)
+        for p in path.programs.values():
             for exe in executables(p):
-                kernels_total += len(exe.kernels)
-                lines.append(f"  {exe.name}: {len(exe.kernels)} kernel(s), {len(exe.externs)} extern call(s), {len(key)} visible output(s)")
-                lines.extend(f"    {k.name}" for k in exe.kernels)
-                lines.extend(f"    extern {n.op.name if n.op else n.kind}: no lowering, runs as NumPy" for n in exe.externs)
-        if path.stepwise:
-            lines.append(f"  {path.stepwise} of {path.launches} launches ran step by step")
-    return Explanation("\n".join(lines), len(f.paths), kernels_total)
+                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}" + (f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""))
+                lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
+                lines.extend(f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and runs as NumPy".ljust(48) + f" {short(n.source)}" for n in exe.externs)
+    return Explanation("\n".join(lines), len(f.paths), total)
+
+
+def _count(n: int, what: str, plural: str = "s") -> str:
+    return f"{n} {what}{'' if n == 1 else plural}"
 
 
 # ------------------------------------------------------------------------------------------------ kernels without a launch
@@ -395,8 +399,8 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
             t._grad = g
     found: list[Any] = []
     for program in run.programs:
-        if program.backward is not None and program.backward.executable is None:
-            program.backward.executable = compile_graph(program.backward.graph, program.backward.graph.name)
+        if program.backward is not None:
+            program.backward.compiled()
         for exe in executables(program):
             found.extend(report(k, target) for k in exe.kernels)
     return found

@@ -106,9 +106,15 @@ def named_nodes(graph: Graph) -> list[Node]:
             continue
         several = len(readers[n]) > 1 and (cost[n] >= CHEAP or len(leaves[n]) > 2)
         repeated = cost[n] >= CHEAP and any(r.spec.numel >= 4 * n.spec.numel for r in readers[n] if r.op is not None and not isinstance(r.op.lower, Reduce | Contract))
-        if n.spec.shape and (several or repeated or cost[n] > LONGEST):
+        if n.spec.shape and (several or repeated or cost[n] > LONGEST or _joins_results(n, leaves[n], readers[n])):
             named.add(n)
     return [n for n in users if n in named]
+
+
+def _joins_results(n: Node, leaves: frozenset[Node], readers: list[Node]) -> bool:
+    """True for what is made of several results of reductions, element by element, and reduced again: one value to keep instead of several."""
+    results = [x for x in leaves if x.op is not None and isinstance(x.op.lower, Reduce) and x.spec.numel == n.spec.numel]
+    return len(results) > 1 and any(r.op is not None and isinstance(r.op.lower, Reduce) for r in readers)
 
 
 def _readers(n: Node, users: Mapping[Node, list[Node]]) -> list[Node]:
@@ -117,8 +123,8 @@ def _readers(n: Node, users: Mapping[Node, list[Node]]) -> list[Node]:
     todo = list(users[n])
     while todo:
         u = todo.pop()
-        if u.op is not None and isinstance(u.op.lower, View):
-            todo += users[u] or [u]
+        if u.op is not None and isinstance(u.op.lower, View) and users[u]:
+            todo += users[u]
         else:
             out[u] = None
     return list(out)
@@ -273,9 +279,7 @@ class _Search:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.order = {n: i for i, n in enumerate(graph.nodes())}
-        self.names = Names()
-        for n in (*graph.inputs, *graph.scalars):
-            self.names.of(n)
+        self.names = Names.of_graph(graph)
         self.named = named_nodes(graph)
         self.homes = {n: Home.strided(self.names.of(n), n.spec.shape, n.attrs[1]) for n in graph.inputs}
         self.homes |= {n: Home.dense(self.names.of(n), n.spec.shape) for n in self.named}
@@ -302,12 +306,13 @@ class _Search:
         return build_kernels(g, self.homes, stores, self.names, self.order)
 
     def run(self) -> list[Group]:
+        """Merge along the values that pass between kernels, the largest first: those save the most memory traffic."""
+        edges = [(x, n) for n in self.named for x in self.sources[n] if x in self.group]
+        edges.sort(key=lambda e: (-e[0].spec.numel * e[0].spec.dtype.itemsize, self.order[e[1]]))
         for _ in range(4):
             before = len(set(self.group.values()))
-            for n in self.named:
-                for x in self.sources[n]:
-                    if x in self.group:
-                        self.try_merge(x, n)
+            for x, n in edges:
+                self.try_merge(x, n)
             self.siblings()
             if len(set(self.group.values())) == before:
                 break
@@ -332,11 +337,12 @@ class _Search:
         try:
             merged, built = self.merged(a, b, shared)
         except Refused as why:
-            self.refused[self.names.of(x), self.names.of(n)] = str(why)
+            if shared is None:
+                self.refused[self.names.of(x), self.names.of(n)] = str(why)
             return
+        self.refused.pop((self.names.of(x), self.names.of(n)), None)
         for m in merged.nodes:
             self.group[m] = merged
-            self.refused = {k: v for k, v in self.refused.items() if k != (self.names.of(x), self.names.of(n))}
         self.built[merged] = built
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:

@@ -10,6 +10,7 @@ Node kinds
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -206,21 +207,40 @@ class Names:
     table: dict[Node, str] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
 
-    def of(self, node: Node) -> str:
-        """The user's name as an identifier, or what the node does with a number."""
+    @staticmethod
+    def of_graph(graph: Graph) -> Names:
+        """Names where inputs, scalars and the outputs that have a name come first."""
+        names = Names()
+        for n in (*graph.inputs, *graph.scalars):
+            names.of(n)
+        known = {n.name for n in graph.inputs}
+        for n, name in zip(graph.outputs, graph.output_names, strict=False):
+            if name and n not in names.table:
+                names.of(n, f"new_{name}" if name in known else name)
+        return names
+
+    def of(self, node: Node, wish: str = "") -> str:
+        """The user's name as an identifier, or what the node does with a number; `wish` where there is no name yet."""
         found = self.table.get(node)
         if found is None:
-            base = node.name.replace(".", "_") or (node.op.name if node.op else f"{node.kind}{node.attrs[0]}")
+            base = wish or node.name or (node.op.name if node.op else f"{node.kind}{node.attrs[0]}")
             base = "".join(c if c.isalnum() or c == "_" else "_" for c in base)
+            if base[0].isdigit() or keyword.iskeyword(base):
+                base = f"_{base}"
             count = self.taken.get(base, 0)
+            found = base if count == 0 else f"{base}_{count}"
+            while found in self.taken:  # "x_1" may be someone's own name
+                count += 1
+                found = f"{base}_{count}"
             self.taken[base] = count + 1
-            found = self.table[node] = base if count == 0 else f"{base}_{count}"
+            self.taken.setdefault(found, 1)
+            self.table[node] = found
         return found
 
 
 def to_text(graph: Graph) -> str:
     """The graph as a Python function with specs and the user's lines as comments."""
-    names = Names()
+    names = Names.of_graph(graph)
     head = ", ".join(f"{names.of(n)}: '{n.spec}'" for n in graph.inputs + graph.scalars)
     lines = [f"def {graph.name}({head}):"]
     for n in graph.nodes():

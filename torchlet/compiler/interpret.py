@@ -14,7 +14,7 @@ from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, accumu
 from torchlet.dtypes import dtype
 from torchlet.expr import Expr
 from torchlet.index import Axis, FloorDiv, Index, Term
-from torchlet.op import Composite, Pointwise
+from torchlet.op import Composite, Op, Pointwise, as_spec
 from torchlet.spec import Spec, result_type
 
 Array = np.ndarray[Any, Any]
@@ -33,13 +33,13 @@ def compute_dtype(node_inputs: Sequence[Spec], out: Spec, lower: Pointwise) -> d
     return dtypes.float64 if found.is_floating_point and all(s.weak for s in node_inputs) else found
 
 
-def fold(node_op: Any, values: Sequence[Number], attrs: tuple[Any, ...], out: Spec) -> Number | None:
-    """The number that a pointwise operator makes of numbers, or None where that is no number."""
-    lower = node_op.lower
+def fold(op: Op, values: Sequence[Number], attrs: tuple[Any, ...], out: Spec, specs: Sequence[Spec] | None = None) -> Number | None:
+    """The number that a pointwise operator makes of numbers; None for other operators. `specs`: what the numbers stand for, if not themselves."""
+    lower = op.lower
     if not isinstance(lower, Pointwise) or lower.result == "cast":
         return None
-    specs = [Spec((), dtypes.float64 if isinstance(v, float) else dtypes.of_scalar(v), weak=True) for v in values]
-    d = compute_dtype(specs, out, lower)
+    specs = [as_spec(v) for v in values] if specs is None else specs
+    d = register(compute_dtype(specs, out, lower))
     e = lower.function(*[expr.const(v, d) for v in values], *attrs)
     return evaluate(e, {}).item()  # type: ignore[no-any-return]
 
@@ -58,6 +58,8 @@ def interpret(graph: Graph, inputs: Sequence[Array], scalars: Sequence[Number] =
             if number is None and isinstance(node.op.lower, Composite) and not all(isinstance(a, np.ndarray) for a in args):
                 # eager composites want plain numbers, which is what a weak value is here
                 args = [a.item() if isinstance(a, np.ndarray) and x.spec.weak else a for a, x in zip(args, node.inputs, strict=True)]  # type: ignore[union-attr]
+            if node.op.name == "view" and isinstance(args[0], np.ndarray) and not args[0].flags.c_contiguous:
+                args[0] = args[0].copy()  # in a graph every value is dense, so any view of it exists
             values[node] = node.op.eager(*args, *node.attrs) if number is None else number
     outs = []
     for node in graph.outputs:

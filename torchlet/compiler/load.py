@@ -22,7 +22,10 @@ __all__ = ["LoadedKernel", "load"]
 
 @dataclass(frozen=True, eq=False)
 class LoadedKernel:
-    """A compiled kernel: `address` of its function, `key` of its structure, `work` in element operations, `parallel` when that pays for threads."""
+    """A compiled kernel.
+
+    `address` of its function, `key` of its structure, `work` in element operations, `parallel` when that pays for threads.
+    """
 
     name: str
     address: int
@@ -38,6 +41,7 @@ class LoadedKernel:
 
 
 _ADDRESSES: dict[str, int] = {}
+COUNTS = {"kernels": 0, "compiled": 0}  # how many were asked for, and for how many the C compiler was called
 
 
 def load(kernels: Sequence[Kernel]) -> list[LoadedKernel]:
@@ -48,17 +52,24 @@ def load(kernels: Sequence[Kernel]) -> list[LoadedKernel]:
     texts: dict[str, str] = {}
     keys: list[str] = []
     for kernel in kernels:
-        text = codegen.emit(_canonical(kernel))
+        text = _printed(kernel)
         key = hashlib.sha256((fingerprint + text).encode()).hexdigest()[:40]
         texts[key] = text
         keys.append(key)
     missing = [key for key in texts if key not in _ADDRESSES and not _load_from_cache(key)]
+    COUNTS["kernels"] += len(keys)
+    COUNTS["compiled"] += len(missing)
     if missing:
         _build(missing, texts)
     for kernel, key in zip(kernels, keys, strict=True):
         amount = codegen.work(kernel)
         found.append(LoadedKernel(kernel.name, _ADDRESSES[key], amount >= codegen.MIN_WORK, key, amount, kernel))
     return found
+
+
+@lru_cache(maxsize=4096)
+def _printed(kernel: Kernel) -> str:
+    return codegen.emit(_canonical(kernel))
 
 
 @lru_cache(maxsize=1)
@@ -118,8 +129,7 @@ def _canonical(kernel: Kernel) -> Kernel:
 
     def rename(e: Expr) -> Expr | None:
         if e.op == "load":
-            name, index = e.attr  # type: ignore[misc]
-            return expr("load", e.args, e.dtype, (buffers[name], index))
+            return expr("load", e.args, e.dtype, (buffers[e.attr[0]], e.attr[1]))  # type: ignore[index]
         if e.op == "scalar":
             return expr("scalar", (), e.dtype, scalars[e.attr])  # type: ignore[index]
         if e.op == "value":

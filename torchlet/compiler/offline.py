@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from torchlet.compiler import tile
 from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.kernels import source
+from torchlet.runtime.cc import cache_folder
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942", "hip:gfx950")
 
@@ -144,6 +145,9 @@ def _build(kernel: TritonKernel, target: str) -> Any:
         text = ASTSource(
             function, dict(kernel.signature), dict(kernel.constexprs), {k: [list(a) for a in v] for k, v in kernel.attrs.items()}
         )
+        folder = str(cache_folder() / "triton")
+        if triton.knobs.cache.dir != folder:
+            triton.knobs.cache.dir = folder  # Triton keeps what it compiled, in files that it replaces atomically
         found = _BUILT[key] = triton.compile(text, target=gpu, options=options)
     return found
 

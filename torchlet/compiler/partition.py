@@ -30,6 +30,10 @@ def _bytes(n: Node) -> float:
     return float(max(n.spec.numel, 1) * n.spec.dtype.itemsize)
 
 
+def _name(n: Node) -> str:
+    return n.name or (n.op.name if n.op else n.kind)
+
+
 def partition(joint: Graph, grads_in: Sequence[Node], forward_outputs: int) -> tuple[Graph, Graph, tuple[Node, ...]]:
     """(forward, backward, kept): forward gives the first outputs and then the kept values that it computes; backward takes
     the kept values, then `grads_in`. `kept` lists joint nodes in that order: inputs of the joint graph or computed nodes."""
@@ -78,14 +82,14 @@ def partition(joint: Graph, grads_in: Sequence[Node], forward_outputs: int) -> t
     forward = replace(
         joint, name=f"{joint.name}_forward", inputs=forward_inputs, outputs=joint.outputs[:forward_outputs] + computed,
         targets=joint.targets[:forward_outputs] + (None,) * len(computed),
-        output_names=joint.output_names[:forward_outputs] + tuple(f"kept_{i}" for i in range(len(computed))),
+        output_names=joint.output_names[:forward_outputs] + tuple(f"kept_{_name(n)}" for n in computed),
     )
     b = Builder()
     new: dict[Node, Node] = {}
     ins = []
     for n in kept:
         dense = n.attrs[1] if n.kind == "input" else contiguous_strides(n.spec.shape)
-        new[n] = b.input(n.spec, dense, n.name)
+        new[n] = b.input(n.spec, dense, n.name if n.kind == "input" else f"kept_{_name(n)}", n.source)
         ins.append(new[n])
     for n in grads_in:
         new[n] = b.input(n.spec, n.attrs[1], n.name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from torchlet.op import OPS, STATE, apply
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
 
 _refcount = sys.getrefcount
+_get_t, _get_ptr = operator.attrgetter("t"), operator.attrgetter("_ptr")
+_NOTHING = (None, 0)
 
 
 # ------------------------------------------------------------------------------------------------ path -> graph
@@ -146,7 +149,7 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
             outputs.append(read(base))
             targets.append(None)
             of_step.append(base)
-            names.append("")
+            names.append("" if base.t is None else slot_name(base.t))
     written = []
     inputs_order = list(input_nodes)
     for slot in path.written_outside:
@@ -234,16 +237,34 @@ class Program:
         self.direct = [(position[s], s) for s in alive if s in position]
         self.views = [s for s in alive if s not in position]
         self.tape_steps = on_tape
+        self.is_plain = not (self.views or on_tape or self.released)
+        self.input_slots = [self.path.slots[i] for i in seg.inputs]
+        self.written_slots = [self.path.slots[i] for i in seg.written]
+        self.all_scalars = seg.scalars == list(range(self.path.scalar_count))
 
     def run(self, slots: Sequence[Any], scalars: Sequence[Any]) -> None:
         """Launch; bind the visible placeholders to their arrays."""
         seg = self.segment
-        inputs = [slots[i].t for i in seg.inputs]
-        entries = [None if p is None else p.take() for p in self.pools]
+        addresses = list(map(_get_ptr, map(_get_t, self.input_slots)))
+        if 0 in addresses:
+            addresses = [address(s.t) for s in self.input_slots]
+        entries: list[Any] = []
+        pointers = []
+        for pool in self.pools:
+            entry = _NOTHING if pool is None else pool.take()
+            entries.append(entry)
+            pointers.append(entry[1])
+        numbers = scalars if self.all_scalars else [scalars[i] for i in seg.scalars]
         assert self.executable is not None
-        self.executable.run([t._ptr or address(t) for t in inputs], [0 if e is None else e[1] for e in entries], [scalars[i] for i in seg.scalars])
-        for i in seg.written:
-            slots[i].t._store.version += 1
+        self.executable.run(addresses, pointers, numbers)
+        for s in self.written_slots:
+            s.t._store.version += 1
+        if self.is_plain:
+            for k, s in self.direct:
+                t = s.t
+                t._np, t._ptr = entries[k]
+                s.t = None  # a visible tensor is not a placeholder any more
+            return
         on_tape = [s.t for s in self.tape_steps]
         released = [s.t for s in self.released]
         if self.views:
@@ -251,9 +272,9 @@ class Program:
         for k, s in self.direct:
             t = s.t
             t._np, t._ptr = entries[k]
-            s.t = None  # a visible tensor is not a placeholder any more
+            s.t = None
         if self.backward is not None:
-            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in seg.scalars])
+            self.backward.attach(on_tape, [s.t for s in self.input_slots], entries, list(numbers))
         for t in released:
             t._node, t._out = _RELEASED, 0
 
@@ -307,6 +328,7 @@ class Backward:
         joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
         self.has_grad = [g is not None for g in grads_out]
         self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs))
+        self.joint, self.kept_nodes = joint, kept
         joint_inputs = list(joint.inputs)
         computed = len(graph.outputs)
         self.kept: list[tuple[bool, int]] = []  # (is an input, its number) or (False, output number of the forward graph)
@@ -318,7 +340,16 @@ class Backward:
                 computed += 1
         self.seed_metas = [Meta.get(n.spec.shape, n.spec.dtype) for n in distinct]
         self.executable: Executable | None = None
+        self.on_compiled: Callable[[], None] | None = None  # who wants to see the executable once it is there
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
+
+    def compiled(self) -> Executable:
+        """The executable; it is made when the first backward pass asks for it."""
+        if self.executable is None:
+            self.executable = compile_graph(self.graph, self.graph.name)
+            if self.on_compiled is not None:
+                self.on_compiled()
+        return self.executable
 
     def attach(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]) -> None:
         """Put the segment on the tape: its visible outputs get a node."""
@@ -354,8 +385,7 @@ class SegmentNode(Accumulated):
         if STATE.grad:
             return self._differentiable(grads)
         half = self.half
-        if half.executable is None:
-            half.executable = compile_graph(half.graph, half.graph.name)
+        executable = half.compiled()
         seeds = []
         for g, m in zip(grads, self.metas, strict=True):
             if g is None:
@@ -365,7 +395,7 @@ class SegmentNode(Accumulated):
             seeds.append((array, array.__array_interface__["data"][0]))
         addresses = [address(s.get(_SEGMENT)) if isinstance(s, Saved) else s[1] for s in self.kept] + [p for _, p in seeds]
         outs = [wrap(np.empty(n.spec.shape, n.spec.dtype.np)) for n in half.graph.outputs]
-        half.executable.run(addresses, [address(t) for t in outs], self.scalars)
+        executable.run(addresses, [address(t) for t in outs], self.scalars)
         it = iter(outs)
         return [next(it) if has else None for has in half.has_grad]
 

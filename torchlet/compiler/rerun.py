@@ -33,7 +33,8 @@ from torchlet.tensor import Tensor, wrap
 __all__ = ["draw", "graph_script", "kernel_script", "ops"]
 
 Array = np.ndarray[Any, Any]
-ops = SimpleNamespace(**OPS)  # the operators as `ops.exp(x)`: the spelling of the dumped graphs
+# the operators as `ops.exp(x)`, the spelling of the dumped graphs; in a graph every value is dense, so that any view of it is possible
+ops = SimpleNamespace(**{**OPS, "view": lambda x, shape: OPS["view"](x.contiguous(), shape=shape)})
 
 NEST = 1 << 22  # points of a nest that the interpreter holds at once
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}  # of the largest magnitude in a buffer

@@ -145,7 +145,9 @@ class _Scheduler:
     def __init__(self, graph: Graph):
         self.original = graph
         self.graph, self.kept = _with_copies(graph)
-        self.fused: Fused = fuse(replace(self.graph, outputs=tuple(n for k, n in enumerate(self.graph.outputs) if k not in self.kept), targets=()))
+        made = [k for k in range(len(self.graph.outputs)) if k not in self.kept]
+        named = tuple(self.graph.output_names[k] for k in made) if self.graph.output_names else ()
+        self.fused: Fused = fuse(replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named))
         self.groups = list(self.fused.groups)
         self.group = {n: g for g in self.groups for n in g.nodes}
         self.reads = {g: self._reads(g) for g in self.groups}

@@ -49,18 +49,23 @@ def _node(b: Builder, op: Op, inputs: tuple[Value, ...], attrs: tuple[Any, ...])
             if found is not None and found is not node:
                 break
         else:
-            return _number(node)
+            return _number(b, node)
         if not isinstance(found, Node):
             return found
         node = found
 
 
-def _number(n: Node) -> Value:
-    """A weak node that is made of numbers only is that number."""
-    if n.op is None or not n.spec.weak or n.args():
+def _number(b: Builder, n: Node) -> Value:
+    """A pointwise operator on numbers is a number, on filled tensors a filled tensor."""
+    if n.op is None or not isinstance(n.op.lower, Pointwise) or n.op.name == "cast":
         return n
-    number = fold(n.op, n.inputs, n.attrs, n.spec)  # type: ignore[arg-type]
-    return n if number is None else number
+    values = [filled(x) if isinstance(x, Node) else x for x in n.inputs]
+    if any(v is None or isinstance(v, Node) for v in values):
+        return n
+    number = fold(n.op, values, n.attrs, n.spec, _specs(n.inputs))  # type: ignore[arg-type]
+    if number is None or (n.spec.weak and not n.args()):
+        return n if number is None else number
+    return b.node(OPS["full"], (_as(number, n.spec.dtype),), (n.spec.shape, n.spec.dtype))
 
 
 # ------------------------------------------------------------------------------------------------ filled tensors are numbers
@@ -251,6 +256,28 @@ def _only_new_shape(b: Builder, n: Node) -> Value | None:
 def _keeps_order(shape: tuple[int, ...], items: tuple[Any, ...]) -> bool:
     steps = [slice(*it[1:]).step for it in items if it[0] == "s"]
     return all(s is None or s > 0 for s in steps)
+
+
+@_rule("sum", "amax", "amin", "prod", "any", "all", "argmax", "argmin")
+def _without_kept_dimensions(b: Builder, n: Node) -> Value | None:
+    """A reduction that keeps its dimensions is a view of the one that does not, so that both are computed once."""
+    dims, keepdim = n.attrs
+    if not keepdim or 0 in n.spec.shape or not n.spec.shape:
+        return None
+    assert n.op is not None
+    return b.node(OPS["view"], (b.node(n.op, n.inputs, (dims, False)),), (n.spec.shape,))
+
+
+@_rule("sum", "amax", "amin", "prod")
+def _of_a_reduction(b: Builder, n: Node) -> Value | None:
+    """The sum of sums is one sum."""
+    x, (dims, keepdim) = _only(n), n.attrs
+    if x.op is not n.op or keepdim or x.attrs[1] or x.spec.dtype is not n.spec.dtype:
+        return None
+    assert n.op is not None
+    inner = x.attrs[0]
+    kept = [d for d in range(_only(x).spec.ndim) if d not in inner]
+    return b.node(n.op, (_only(x),), (tuple(sorted((*inner, *(kept[d] for d in dims)))), False))
 
 
 @_rule("sum", "amax", "amin", "prod")

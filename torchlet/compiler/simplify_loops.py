@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 from torchlet import index as ix
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, data_terms
@@ -41,7 +42,7 @@ def map_kernel(kernel: Kernel, rule: Rule, index_rule: Callable[[ix.Term], Index
         if e.op == "load":
             e = expr("load", e.args, e.dtype, (e.attr[0], e.attr[1].substitute(term)))  # type: ignore[index]
         elif e.op == "index":
-            e = expr("index", (), e.dtype, e.attr.substitute(term))  # type: ignore[union-attr]
+            e = expr("index", (), e.dtype, e.attr.substitute(term))  # type: ignore[union-attr,attr-defined]
         changed = rule(e)
         return e if changed is None else changed
 
@@ -52,7 +53,11 @@ def map_kernel(kernel: Kernel, rule: Rule, index_rule: Callable[[ix.Term], Index
         return replace(r, a=visit(r.a), b=visit(r.b)) if isinstance(r, Dot) else replace(r, value=visit(r.value))
 
     phases = tuple(
-        Phase(p.reduce, tuple(part(r) for r in p.reductions), tuple(replace(s, index=s.index.substitute(term), value=visit(s.value)) for s in p.stores))
+        Phase(
+            p.reduce,
+            tuple(part(r) for r in p.reductions),
+            tuple(replace(s, index=s.index.substitute(term), value=visit(s.value)) for s in p.stores),
+        )
         for p in kernel.phases
     )
     return replace(kernel, phases=phases)
@@ -109,10 +114,12 @@ def _neighbours(kernel: Kernel) -> list[tuple[Axis, Axis]]:
         for a in group:
             group_of.setdefault(a, []).append(number)
     nests = [kernel.grid, *(p.reduce for p in kernel.phases)]
-    pairs = [pair for nest in nests for pair in zip(nest, nest[1:], strict=False)]
+    pairs = [pair for nest in nests for pair in pairwise(nest)]
     return [
-        (a, b) for a, b in dict.fromkeys(pairs)
-        if group_of.get(a) == group_of.get(b) and all((a in nest) == (b in nest) and (a not in nest or _adjacent(nest, a, b)) for nest in nests)
+        (a, b)
+        for a, b in dict.fromkeys(pairs)
+        if group_of.get(a) == group_of.get(b)
+        and all((a in nest) == (b in nest) and (a not in nest or _adjacent(nest, a, b)) for nest in nests)
         and all(a not in group or _adjacent(group, a, b) for group in _groups(kernel))
     ]
 

@@ -131,7 +131,7 @@ def choose(kernel: Kernel, target: str) -> Tile:
     """A good tile for the kernel on the target, without measuring."""
     machine = MACHINES[target]
     if is_product(kernel):
-        return _product_tile(kernel.phases[0].reductions[0], machine)  # type: ignore[arg-type]
+        return _product_tile(kernel, machine)
     if any(p.reduce for p in kernel.phases):
         return _rows_tile(kernel, machine)
     if (across := transposed_axis(kernel)) is not None:
@@ -198,14 +198,21 @@ def _contiguous_along_grid(kernel: Kernel) -> bool:
         if phase.reduce:
             for e in walk(*phase_roots(phase)):
                 if e.op == "load":
-                    buffer, index = e.attr  # type: ignore[misc]
+                    buffer, index = e.attr[0], e.attr[1]  # type: ignore[index]
                     if set(index.axes()) & set(phase.reduce):
                         unit = {t for t, c in index.terms if c == 1}
                         votes += sizes[buffer] * (bool(unit & set(kernel.grid)) - bool(unit & set(phase.reduce)))
     return votes > 0
 
 
-def _product_tile(dot: Dot, machine: Machine) -> Tile:
+def _product_tile(kernel: Kernel, machine: Machine) -> Tile:
+    dots = [d for d in kernel.phases[0].reductions if isinstance(d, Dot)]
+    dot = dots[0]
+    # values that a thread holds for each of its points: the sums and what the epilogue reads, or all that it stores
+    memo: dict[Expr, frozenset[Axis]] = {}
+    epilogue = [s.value for p in kernel.phases for s in p.stores]
+    reads = sum(1 for e in walk(*epilogue) if e.op == "load" and extent(axes_of(e, memo)) == kernel.points)
+    held = max(len(dots) + reads, len(epilogue))
     m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k), extent(dot.batch)
     half = dot.a.dtype.itemsize == 2
     # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, share of the machine's peak that a full wave of such tiles reaches)
@@ -238,9 +245,12 @@ def _product_tile(dot: Dot, machine: Machine) -> Tile:
     )
     best, best_cost = None, math.inf
     for bm, bn, bk, warps, stages, share in candidates:
-        if (bm + bn) * bk * dot.a.dtype.itemsize * stages > machine.shared_bytes:
+        if bm * bn // (32 * warps) * held > 128 and bm * bn > 1024:
+            continue  # it would spill
+        stage_bytes = (bm + bn) * bk * dot.a.dtype.itemsize
+        if stage_bytes * stages > machine.shared_bytes:
             stages = 2
-            if (bm + bn) * bk * dot.a.dtype.itemsize * stages > machine.shared_bytes:
+            if stage_bytes * stages > machine.shared_bytes:
                 continue
         bk = max(16, min(bk, power_of_two(k)))
         waves = -(-(-(-m // bm) * -(-n // bn) * batch) // machine.processors)

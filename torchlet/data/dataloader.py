@@ -280,7 +280,9 @@ def _context(given: Any) -> Any:
     if given is None:
         return multiprocessing.get_context("fork" if "fork" in known else None)
     if given not in known:
-        raise ValueError(f"multiprocessing_context option should specify a valid start method in {known!r}, but got multiprocessing_context={given!r}")
+        raise ValueError(
+            f"multiprocessing_context option should specify a valid start method in {known!r}, but got multiprocessing_context={given!r}"
+        )
     return multiprocessing.get_context(given)
 
 
@@ -299,10 +301,25 @@ class DataLoader:
     _ready = False
 
     def __init__(
-        self, dataset: Any, batch_size: int | None = 1, shuffle: bool | None = None, sampler: Iterable[Any] | None = None,
-        batch_sampler: Iterable[Any] | None = None, num_workers: int = 0, collate_fn: Callable[[Any], Any] | None = None, pin_memory: bool = False,
-        drop_last: bool = False, timeout: float = 0, worker_init_fn: Callable[[int], None] | None = None, multiprocessing_context: Any = None,
-        generator: Any = None, *, prefetch_factor: int | None = None, persistent_workers: bool = False, pin_memory_device: str = "", in_order: bool = True,
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Iterable[Any] | None = None,
+        batch_sampler: Iterable[Any] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: Any = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
     ) -> None:
         if num_workers < 0:
             raise ValueError("num_workers option should be non-negative; use num_workers=0 to disable multiprocessing.")
@@ -310,7 +327,8 @@ class DataLoader:
             raise ValueError("timeout option should be non-negative")
         if num_workers == 0 and prefetch_factor is not None:
             raise ValueError(
-                "prefetch_factor option could only be specified in multiprocessing.let num_workers > 0 to enable multiprocessing, otherwise set "
+                "prefetch_factor option could only be specified in multiprocessing.let num_workers > 0 to enable multiprocessing, "
+                "otherwise set "
                 "prefetch_factor to None."
             )
         if prefetch_factor is not None and prefetch_factor < 0:
@@ -319,11 +337,17 @@ class DataLoader:
             raise ValueError("persistent_workers option needs num_workers > 0")
         if multiprocessing_context is not None:
             if num_workers == 0:
-                raise ValueError("multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got num_workers=0")
+                raise ValueError(
+                    "multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got num_workers=0"
+                )
             _context(multiprocessing_context)
         streams = isinstance(dataset, IterableDataset)
         if streams:
-            for name, value, wrong in (("shuffle", shuffle, bool(shuffle)), ("sampler", sampler, sampler is not None), ("batch_sampler", batch_sampler, batch_sampler is not None)):
+            for name, value, wrong in (
+                ("shuffle", shuffle, bool(shuffle)),
+                ("sampler", sampler, sampler is not None),
+                ("batch_sampler", batch_sampler, batch_sampler is not None),
+            ):
                 if wrong:
                     raise ValueError(f"DataLoader with IterableDataset: expected unspecified {name} option, but got {name}={value}")
         if sampler is not None and shuffle:
@@ -338,7 +362,7 @@ class DataLoader:
         if sampler is None:
             sampler = _Endless() if streams else RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
         if batch_size is not None and batch_sampler is None:
-            batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+            batch_sampler = BatchSampler(sampler, batch_size, drop_last)  # type: ignore[arg-type]
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last

@@ -16,7 +16,8 @@ T = TypeVar("T", covariant=True)
 
 def fresh_seed(generator: Any = None) -> int:
     """A seed drawn from a generator (None: the default one)."""
-    return int(ops.randint(0, 2**62, (), generator=generator).item())
+    high, low = ops.randint(0, 2**31, (2,), generator=generator).tolist()
+    return int(high << 31 | low)
 
 
 class Sampler(Generic[T]):

@@ -57,7 +57,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, Parameter):
             if value.requires_grad and value.grad_fn is not None:
-                raise RuntimeError("DataLoader: a worker cannot send a tensor that is part of an autograd graph\nhelp: return tensor.detach()")
+                raise RuntimeError(
+                    "DataLoader: a worker cannot send a tensor that is part of an autograd graph\nhelp: return tensor.detach()"
+                )
             array = np.ascontiguousarray(force(value)).reshape(value.shape)
             # NumPy sends no foreign dtypes out of band: bfloat16 goes as its bits
             return _tensor_from, (array.view(np.uint16) if array.dtype.kind == "V" else array, array.dtype.name)
@@ -105,7 +107,7 @@ class CarriedError:
         """Raise an exception of the same class, or RuntimeError where that class takes other arguments."""
         try:
             error = _KeyErrorText(self.text) if self.kind is KeyError else self.kind(self.text)
-        except Exception:  # noqa: BLE001  the class is the user's and may want anything
+        except Exception:
             raise RuntimeError(self.text) from None
         raise error
 
@@ -133,7 +135,13 @@ def _take_tasks(pipe: Connection, tasks: queue.SimpleQueue[Any], gone: threading
 
 
 def work(
-    make_fetcher: Callable[[], Callable[[Any], Any]], dataset: Any, pipe: Connection, inherited: list[Connection], worker: int, workers: int, seed: int,
+    make_fetcher: Callable[[], Callable[[Any], Any]],
+    dataset: Any,
+    pipe: Connection,
+    inherited: list[Connection],
+    worker: int,
+    workers: int,
+    seed: int,
     init: Callable[[int], None] | None,
 ) -> None:
     """Main function of a worker: answer (number, indices) by (number, batch or CarriedError, whether a stream has ended)."""
@@ -154,7 +162,7 @@ def work(
     try:
         if init is not None:
             init(worker)
-    except Exception:  # noqa: BLE001  whatever the user's code raises is carried over
+    except Exception:
         failure = CarriedError(where)
     try:
         while (task := tasks.get()) is not None and not gone.is_set():
@@ -171,13 +179,13 @@ def work(
                     value = fetch(indices)
             except StreamEnded:
                 value, ended = None, True
-            except Exception:  # noqa: BLE001
+            except Exception:
                 value = CarriedError(where)
             try:
                 send(pipe, (number, value, ended))
             except (BrokenPipeError, ConnectionResetError):
                 return
-            except Exception:  # noqa: BLE001  the batch cannot be pickled; nothing was sent yet
+            except Exception:
                 send(pipe, (number, CarriedError(where), ended))
     except KeyboardInterrupt:
         return

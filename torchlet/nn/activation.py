@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from torchlet import ops
-from torchlet.dtypes import dtype as dtype_type, get_default_dtype
+from torchlet.dtypes import dtype as dtype_type
+from torchlet.dtypes import get_default_dtype
 from torchlet.nn import functional as F
 from torchlet.nn.module import Module
 from torchlet.nn.parameter import Parameter, fresh_parameter
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Mish", "PReLU", "ReLU",
-    "ReLU6", "SELU", "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink", "Threshold",
+    "CELU", "ELU", "GELU", "GLU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Mish",
+    "PReLU", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Tanh",
+    "Tanhshrink", "Threshold",
 ]
 
 

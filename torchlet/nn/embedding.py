@@ -7,7 +7,8 @@ from typing import Any
 from torchlet import ops
 from torchlet.autograd import no_grad
 from torchlet.dtypes import dtype as dtype_type
-from torchlet.nn import functional as F, init
+from torchlet.nn import functional as F
+from torchlet.nn import init
 from torchlet.nn.module import Module
 from torchlet.nn.parameter import Parameter, fresh_parameter
 from torchlet.tensor import Tensor
@@ -21,9 +22,18 @@ class Embedding(Module):
     weight: Parameter
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False, sparse: bool = False, _weight: Tensor | None = None, _freeze: bool = False,
-        device: Any = None, dtype: dtype_type | None = None,
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: Any = None,
+        dtype: dtype_type | None = None,
     ) -> None:
         super().__init__()
         if max_norm is not None or scale_grad_by_freq or sparse:

@@ -56,7 +56,10 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if weight.ndim == 1 and weight.numel() > 1:
         if input.ndim < 2 or input.shape[1] != weight.numel():
             found = input.shape[1] if input.ndim > 1 else 1
-            raise RuntimeError(f"prelu: Mismatch of parameter numbers and input channel size. Found parameter numbers = {weight.numel()} and channel size = {found}.")
+            raise RuntimeError(
+                f"prelu: Mismatch of parameter numbers and input channel size. Found parameter numbers = {weight.numel()} and "
+                f"channel size = {found}."
+            )
         weight = weight.reshape(-1, *[1] * (input.ndim - 2))
     return ops.where(input > 0, input, weight * input)
 
@@ -177,7 +180,10 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     """Dropout of whole channels of (C, L) or (N, C, L)."""
     _check_probability(p)
     if input.ndim not in (2, 3):
-        raise RuntimeError(f"dropout1d: Expected 2D or 3D input, but received a {input.ndim}D input. Note that dropout1d exists to provide channel-wise dropout")
+        raise RuntimeError(
+            f"dropout1d: Expected 2D or 3D input, but received a {input.ndim}D input. Note that dropout1d exists to provide "
+            f"channel-wise dropout"
+        )
     if not training or p == 0.0:
         return input
     return _drop_channels(input, p, (*input.shape[:-1], 1), inplace)
@@ -207,16 +213,24 @@ def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace
 # ------------------------------------------------------------------------------------------------ normalization
 
 
-def layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimensions."""
     return ops.layer_norm(input, tuple(normalized_shape), weight, bias, eps)
 
 
 def rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """x / sqrt(mean(x²) + eps) * weight over the last dimensions; `eps=None` is the machine epsilon of the dtype (Zhang & Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) * weight over the last dimensions (Zhang & Sennrich 2019).
+
+    `eps=None` is the machine epsilon of the dtype.
+    """
     shape = tuple(normalized_shape)
     if tuple(input.shape[input.ndim - len(shape):]) != shape:
-        raise RuntimeError(f"rms_norm: Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of size{list(input.shape)}")
+        raise RuntimeError(
+            f"rms_norm: Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got "
+            f"input of size{list(input.shape)}"
+        )
     if eps is None:  # that of the dtype the mean is computed in
         eps = 2.220446049250313e-16 if input.dtype is dtypes.float64 else 1.1920928955078125e-07
     return ops.rms_norm(input, shape, weight, eps)
@@ -226,7 +240,10 @@ def batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
     training: bool = False, momentum: float | Tensor = 0.1, eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise each channel (dimension 1) over all others (Ioffe & Szegedy 2015); while training, the running statistics are updated in place."""
+    """Normalise each channel (dimension 1) over all others (Ioffe & Szegedy 2015).
+
+    While training, the running statistics are updated in place.
+    """
     channels = input.shape[1]
     shape = (1, channels, *[1] * (input.ndim - 2))
     if training:
@@ -282,7 +299,8 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bia
     n, channels = input.shape[:2]
     if channels % num_groups:
         raise RuntimeError(
-            f"group_norm: Expected number of channels in input to be divisible by num_groups, but got input of shape {list(input.shape)} and num_groups={num_groups}"
+            f"group_norm: Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{list(input.shape)} and num_groups={num_groups}"
         )
     grouped = input.reshape(n, num_groups, -1)  # (N, G, C/G * positions)
     centred = grouped - grouped.mean(-1, keepdim=True)
@@ -329,7 +347,10 @@ def embedding(
 ) -> Tensor:
     """Rows of `weight` (V, E) at the integers `input` (*): (*, E). The row `padding_idx` gets no gradient."""
     if max_norm is not None or scale_grad_by_freq:
-        raise RuntimeError("embedding: max_norm or scale_grad_by_freq was given; expected neither\nhelp: normalise or scale the weight in the training loop")
+        raise RuntimeError(
+            "embedding: max_norm or scale_grad_by_freq was given; expected neither\nhelp: normalise or scale the weight in the "
+            "training loop"
+        )
     out = ops.embedding(weight, input)
     if padding_idx is not None and weight.requires_grad:
         rows = weight.shape[0]
@@ -364,7 +385,10 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     """Pad from the last dimension on: (left, right, top, bottom, …). Negative widths cut off (mode "constant")."""
     widths = list(pad)
     if len(widths) % 2 or len(widths) // 2 > input.ndim:
-        raise RuntimeError(f"pad: Padding length must be divisible by 2 and at most twice the number of dimensions of the input; got {len(widths)} for {input.ndim}D")
+        raise RuntimeError(
+            f"pad: Padding length must be divisible by 2 and at most twice the number of dimensions of the input; got {len(widths)} "
+            f"for {input.ndim}D"
+        )
     if mode not in ("constant", "reflect", "replicate", "circular"):
         raise NotImplementedError(f"Unrecognised padding mode {mode}")
     if mode != "constant" and value is not None and value != 0:
@@ -381,7 +405,10 @@ def _pad_dim(x: Tensor, dim: int, before: int, after: int, mode: str, value: flo
         if before < 0 or after < 0:
             start, end = max(-before, 0), size - max(-after, 0)
             if start > end:
-                raise RuntimeError(f"pad: The input size {size}, plus negative padding {before} and {after}, resulted in a negative output size at dimension {dim}")
+                raise RuntimeError(
+                    f"pad: The input size {size}, plus negative padding {before} and {after}, resulted in a negative output size at "
+                    f"dimension {dim}"
+                )
             x = x.narrow(dim, start, end - start)
         sides = [x]
         if before > 0:
@@ -392,7 +419,10 @@ def _pad_dim(x: Tensor, dim: int, before: int, after: int, mode: str, value: flo
     if before == 0 and after == 0:
         return x
     if mode == "reflect" and max(before, after) >= size:
-        raise RuntimeError(f"pad: Padding size should be less than the corresponding input dimension, but got: padding ({before}, {after}) at dimension {dim} of input {list(x.shape)}")
+        raise RuntimeError(
+            f"pad: Padding size should be less than the corresponding input dimension, but got: padding ({before}, {after}) at "
+            f"dimension {dim} of input {list(x.shape)}"
+        )
     if mode == "circular" and max(before, after) > size:
         raise RuntimeError("Padding value causes wrapping around more than once.")
     positions = ops.arange(-before, size + after, device=x.device)
@@ -473,7 +503,12 @@ def _same_size(input: Tensor, target: Tensor) -> None:
 
 
 def mse_loss(
-    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean", weight: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean (or sum) of (input - target)²."""
     reduction = _legacy(size_average, reduce, reduction)
@@ -490,7 +525,12 @@ def _weighted(loss: Tensor, weight: Tensor, reduction: str) -> Tensor:
 
 
 def l1_loss(
-    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean", weight: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean (or sum) of |input - target|."""
     reduction = _legacy(size_average, reduce, reduction)
@@ -580,7 +620,10 @@ def _class_rows(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tenso
         return input, target, shape
     if input.ndim == 1:
         if target.ndim:
-            raise ValueError(f"{name}: Expected input batch_size (1) to match target batch_size ({target.shape[0]}); input shape {tuple(input.shape)}, target shape {shape}")
+            raise ValueError(
+                f"{name}: Expected input batch_size (1) to match target batch_size ({target.shape[0]}); input shape "
+                f"{tuple(input.shape)}, target shape {shape}"
+            )
         return input.unsqueeze(0), target.unsqueeze(0), shape
     if input.ndim == 0 or shape != (input.shape[0], *input.shape[2:]):
         raise RuntimeError(f"{name}: Expected target size {[*input.shape[:1], *input.shape[2:]]}, got {list(shape)}")
@@ -632,13 +675,19 @@ _bce = pointwise(
 
 
 def binary_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """-(t log x + (1 - t) log(1 - x)) of probabilities, each logarithm at least -100."""
     reduction = _legacy(size_average, reduce, reduction)
     if target.shape != input.shape:
         raise ValueError(
-            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is deprecated. Please ensure they have the same size."
+            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is deprecated. Please ensure "
+            f"they have the same size."
         )
     loss = apply(_bce, (input, target))
     return _reduce(loss if weight is None else loss * weight, reduction)
@@ -660,13 +709,19 @@ def binary_cross_entropy_with_logits(
 
 
 def kl_div(
-    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean", log_target: bool = False
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    log_target: bool = False,
 ) -> Tensor:
     """target * (log target - input), where `input` holds log-probabilities; "batchmean" divides by the batch size."""
     reduction = _legacy(size_average, reduce, reduction)
     if reduction == "mean":
         warnings.warn(
-            "reduction: 'mean' divides the total loss by both the batch size and the support size.'batchmean' divides only by the batch size, and "
+            "reduction: 'mean' divides the total loss by both the batch size and the support size.'batchmean' divides only by the "
+            "batch size, and "
             "aligns with the KL div math definition.'mean' will be changed to behave the same as 'batchmean' in the next major release.",
             stacklevel=2,
         )
@@ -693,7 +748,9 @@ def poisson_nll_loss(
     return _reduce(loss, reduction)
 
 
-def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> Tensor:
+def gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
     """Negative log-likelihood under a normal distribution with mean `input` and variance `var` (at least eps)."""
     if not isinstance(var, Tensor):
         var = ops.full(input.shape, float(var), dtype=input.dtype)
@@ -706,14 +763,25 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor | float, full: 
 
 
 def margin_ranking_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """max(0, -target * (input1 - input2) + margin)."""
     return _reduce(ops.clamp(-target * (input1 - input2) + margin, min=0), _legacy(size_average, reduce, reduction))
 
 
 def hinge_embedding_loss(
-    input: Tensor, target: Tensor, margin: float = 1.0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    margin: float = 1.0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """input where target is 1, max(0, margin - input) where it is -1."""
     loss = ops.where(target != 1, ops.clamp(margin - input, min=0), 0.0) + ops.where(target != -1, input, 0.0)
@@ -721,7 +789,13 @@ def hinge_embedding_loss(
 
 
 def cosine_embedding_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
     """1 - cos where target is 1, max(0, cos - margin) where it is -1."""
     cos = cosine_similarity(input1, input2, dim=-1, eps=1e-12)

@@ -104,7 +104,8 @@ class _IncompatibleKeys(NamedTuple):
             return "<All keys matched successfully>"
         return f"_IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return repr(self)
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -131,6 +132,15 @@ class Module:
     _parameters: dict[str, Parameter | None]
     _buffers: dict[str, Tensor | None]
     _modules: dict[str, Module | None]
+    _non_persistent_buffers_set: set[str]
+    _forward_pre_hooks: OrderedDict[int, _Hook]
+    _forward_hooks: OrderedDict[int, _Hook]
+    _backward_pre_hooks: OrderedDict[int, Callable[..., Any]]
+    _backward_hooks: OrderedDict[int, Callable[..., Any]]
+    _state_dict_pre_hooks: OrderedDict[int, Callable[..., Any]]
+    _state_dict_hooks: OrderedDict[int, Callable[..., Any]]
+    _load_state_dict_pre_hooks: OrderedDict[int, Callable[..., Any]]
+    _load_state_dict_post_hooks: OrderedDict[int, Callable[..., Any]]
 
     def __init__(self) -> None:
         attributes = self.__dict__
@@ -239,7 +249,9 @@ class Module:
             attributes["_modules"][name] = None
         elif name in attributes["_buffers"]:
             if value is not None and not isinstance(value, Tensor):
-                raise TypeError(f"cannot assign '{typename(value)}' as buffer '{name}' (torchlet.nn.Buffer, torchlet.Tensor or None expected)")
+                raise TypeError(
+                    f"cannot assign '{typename(value)}' as buffer '{name}' (torchlet.nn.Buffer, torchlet.Tensor or None expected)"
+                )
             self.register_buffer(name, value, name not in self._non_persistent_buffers_set)
         else:
             object.__setattr__(self, name, value)
@@ -295,7 +307,8 @@ class Module:
                 raise TypeError(f"cannot assign '{typename(param)}' object to parameter '{name}' (torchlet.nn.Parameter or None required)")
             if not is_leaf(param):
                 raise ValueError(
-                    f"Cannot assign non-leaf Tensor to parameter '{name}'. Model parameters must be created explicitly. To express '{name}' "
+                    f"Cannot assign non-leaf Tensor to parameter '{name}'. Model parameters must be created explicitly. To express "
+                    f"'{name}' "
                     "as a function of another Tensor, compute the value in the forward() method."
                 )
         self._parameters[name] = param
@@ -359,7 +372,9 @@ class Module:
 
     # ------------------------------------------------------------------------------------------- walks
 
-    def named_modules(self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
         """All modules below and including this one, with their dotted paths; each once unless `remove_duplicate=False`."""
         memo = set() if memo is None else memo
         if self not in memo:
@@ -476,7 +491,7 @@ class Module:
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move and convert: `to(device)`, `to(dtype)`, `to(device, dtype)`, `to(tensor)`. Integer parameters and buffers keep their dtype."""
+        """Move and convert: `to(device)`, `to(dtype)`, `to(device, dtype)`, `to(tensor)`. Integer buffers keep their dtype."""
         device, kind = _parse_to(*args, **kwargs)
         if kind is not None and not kind.is_floating_point:
             raise TypeError(f"nn.Module.to only accepts floating point or complex dtypes, but got desired dtype={kind}")
@@ -626,11 +641,13 @@ class Module:
         local = {**metadata.get(prefix[:-1], {}), "copies": copies}
         if assign:
             local["assign_to_params_buffers"] = True
-        self._load_from_state_dict(state_dict, prefix, local, True, *keys, errors)
+        self._load_from_state_dict(state_dict, prefix, local, True, keys.missing_keys, keys.unexpected_keys, errors)
         for name, child in self._modules.items():
             if child is not None:
                 below = f"{prefix}{name}."
-                child._check_state(OrderedDict((k, v) for k, v in state_dict.items() if k.startswith(below)), below, metadata, assign, copies, keys, errors)
+                child._check_state(
+                    OrderedDict((k, v) for k, v in state_dict.items() if k.startswith(below)), below, metadata, assign, copies, keys, errors
+                )
         for hook in self._load_state_dict_post_hooks.values():
             if hook(self, keys) is not None:
                 raise AssertionError("a hook of register_load_state_dict_post_hook must change incompatible_keys in place and return None")
@@ -830,7 +847,9 @@ class _BackwardWatch:
         if not self.positions:  # no input wants a gradient: the hooks run now
             for hook in list(self.module._backward_hooks.values()):
                 if hook(self.module, (None,) * self.count, output) is not None:
-                    raise RuntimeError("Backward hook for Modules where no input requires gradient should always return None or None for all gradients.")
+                    raise RuntimeError(
+                        "Backward hook for Modules where no input requires gradient should always return None or None for all gradients."
+                    )
         return tuple(output[i] for i in positions)
 
     def _on_inputs(self, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -843,6 +862,8 @@ class _BackwardWatch:
             if changed is not None:
                 changed = changed if isinstance(changed, tuple) else (changed,)
                 if len(changed) != self.count:
-                    raise RuntimeError(f"Backward hook returned an invalid number of grad_input, got {len(changed)}, but expected {self.count}")
+                    raise RuntimeError(
+                        f"Backward hook returned an invalid number of grad_input, got {len(changed)}, but expected {self.count}"
+                    )
                 inputs = changed
         return tuple(inputs[i] for i in self.positions)

@@ -7,7 +7,8 @@ from typing import Any
 
 from torchlet import dtypes, ops
 from torchlet.dtypes import dtype as dtype_type
-from torchlet.nn import functional as F, init
+from torchlet.nn import functional as F
+from torchlet.nn import init
 from torchlet.nn.module import Module
 from torchlet.nn.parameter import Parameter, fresh_parameter
 from torchlet.tensor import Tensor
@@ -34,7 +35,9 @@ class LayerNorm(Module):
         self.eps = eps
         self.elementwise_affine = elementwise_affine
         self.register_parameter("weight", fresh_parameter(ops.empty(shape, device=device, dtype=dtype)) if elementwise_affine else None)
-        self.register_parameter("bias", fresh_parameter(ops.empty(shape, device=device, dtype=dtype)) if elementwise_affine and bias else None)
+        self.register_parameter(
+            "bias", fresh_parameter(ops.empty(shape, device=device, dtype=dtype)) if elementwise_affine and bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -140,7 +143,14 @@ class _BatchNorm(Module):
         use_batch = self.training or (self.running_mean is None and self.running_var is None)
         track = not self.training or self.track_running_stats
         return F.batch_norm(
-            input, self.running_mean if track else None, self.running_var if track else None, self.weight, self.bias, use_batch, momentum, self.eps
+            input,
+            self.running_mean if track else None,
+            self.running_var if track else None,
+            self.weight,
+            self.bias,
+            use_batch,
+            momentum,
+            self.eps,
         )
 
     def extra_repr(self) -> str:
@@ -179,7 +189,13 @@ class GroupNorm(Module):
     bias: Parameter | None
 
     def __init__(
-        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, device: Any = None, dtype: dtype_type | None = None,
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: dtype_type | None = None,
         bias: bool = True,
     ) -> None:
         super().__init__()

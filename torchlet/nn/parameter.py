@@ -50,17 +50,16 @@ def _copy_parameter(self: Parameter, memo: dict[int, Any]) -> Parameter:
 
 
 def _rebuild_parameter(array: Array, requires_grad: bool) -> Parameter:
-    return fresh_parameter(wrap(array)).requires_grad_(requires_grad)
+    return fresh_parameter(wrap(array)).requires_grad_(requires_grad)  # type: ignore[return-value]
 
 
-def _init_parameter(self: Parameter, data: Tensor | None = None, requires_grad: bool = True) -> None:
-    """All is done by `__new__`."""
+def _reduce_parameter(self: Parameter, protocol: Any) -> Any:
+    return _rebuild_parameter, (np.ascontiguousarray(force(self)).reshape(self.shape), self.requires_grad)
 
 
 Parameter.__new__ = _new_parameter  # type: ignore[method-assign,assignment]
-Parameter.__init__ = _init_parameter  # type: ignore[method-assign,assignment]
-Parameter.__deepcopy__ = _copy_parameter  # type: ignore[method-assign]
-Parameter.__reduce_ex__ = lambda self, protocol: (_rebuild_parameter, (np.ascontiguousarray(force(self)).reshape(self.shape), self.requires_grad))  # type: ignore[method-assign]
+Parameter.__deepcopy__ = _copy_parameter  # type: ignore[method-assign,assignment]
+Parameter.__reduce_ex__ = _reduce_parameter  # type: ignore[method-assign,assignment]
 Parameter.__repr__ = lambda self: "Parameter containing:\n" + Tensor.__repr__(self)  # type: ignore[method-assign]
 
 

@@ -1,5 +1,7 @@
 """The op table: importing it enters every operator, attaches the methods to Tensor and collects the public functions."""
 
+# ruff: noqa: F401 -- to hold these names is what this file is for
+
 from __future__ import annotations
 
 from torchlet.op import OPS

@@ -10,9 +10,10 @@ import numpy as np
 
 from torchlet import dtypes, index
 from torchlet.autograd import inplace
-from torchlet.expr import Expr, call, expr, where as select_expr
+from torchlet.expr import Expr, call, expr
+from torchlet.expr import where as select_expr
 from torchlet.index import Index
-from torchlet.op import Select, View, apply, define
+from torchlet.op import Op, Select, View, apply, define
 from torchlet.ops.index import BOUNDS, check_bounds, index_sum_
 from torchlet.ops.pointwise import cast
 from torchlet.ops.public import METHODS, public
@@ -43,7 +44,10 @@ def _cat_spec(*args: Any) -> Spec:
             raise RuntimeError(f"cat: Tensors must have same number of dimensions: got {first.ndim} and {s.ndim}")
         for d, (n, m) in enumerate(zip(first.shape, s.shape, strict=True)):
             if d != dim and n != m:
-                raise RuntimeError(f"cat: Sizes of tensors must match except in dimension {dim}. Expected size {n} but got size {m} for tensor number {k} in the list.")
+                raise RuntimeError(
+                    f"cat: Sizes of tensors must match except in dimension {dim}. Expected size {n} but got size {m} for tensor "
+                    f"number {k} in the list."
+                )
     return Spec((*first.shape[:dim], sum(s.shape[dim] for s in tensors), *first.shape[dim + 1 :]), first.dtype, first.device)
 
 
@@ -69,9 +73,18 @@ def _cat_grad(g: Tensor, tensors_specs: Sequence[Spec], dim: int) -> list[Tensor
     return out
 
 
-cat_ = define(
-    "cat", ("*tensors",), lambda *args: np.concatenate(args[:-1], args[-1]), _cat_spec, Select(_cat_lower), ("dim",), {"tensors": _cat_grad},
-    lambda: [((_rng.standard_normal((2, 3)), _rng.standard_normal((2, 1)), _rng.standard_normal((2, 4))), (1,)), ((_rng.standard_normal((2, 3)), _rng.standard_normal((1, 3))), (0,))],
+cat_: Op = define(
+    "cat",
+    ("*tensors",),
+    lambda *args: np.concatenate(args[:-1], args[-1]),
+    _cat_spec,
+    Select(_cat_lower),
+    ("dim",),
+    {"tensors": _cat_grad},
+    lambda: [
+        ((_rng.standard_normal((2, 3)), _rng.standard_normal((2, 1)), _rng.standard_normal((2, 4))), (1,)),
+        ((_rng.standard_normal((2, 3)), _rng.standard_normal((1, 3))), (0,)),
+    ],
 )
 
 
@@ -99,7 +112,10 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         raise RuntimeError("stack expects a non-empty TensorList")
     for k, t in enumerate(listed):
         if t._meta.shape != listed[0]._meta.shape:
-            raise RuntimeError(f"stack expects each tensor to be equal size, but got {list(listed[0].shape)} at entry 0 and {list(t.shape)} at entry {k}")
+            raise RuntimeError(
+                f"stack expects each tensor to be equal size, but got {list(listed[0].shape)} at entry 0 and {list(t.shape)} at entry "
+                f"{k}"
+            )
     d = normalize_dim("stack", dim, listed[0].ndim + 1)
     return cat([unsqueeze_dims(t, (d,)) for t in listed], d)
 
@@ -144,10 +160,18 @@ def _pad_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], pads: t
     return load(0, tuple(source), mask=tuple(mask), other=value)
 
 
-pad_ = define(
-    "pad", ("x",), lambda x, pads, value: np.pad(x, pads, constant_values=x.dtype.type(value)) if x.ndim else x.copy(),
-    lambda x, pads, value: Spec(tuple(n + a + b for n, (a, b) in zip(x.shape, pads, strict=True)), x.dtype, x.device), Select(_pad_lower), ("pads", "value"),
-    {"x": lambda g, x_spec, pads: apply(index_basic_, (g,), (tuple(("s", a, a + n, 1) for n, (a, _) in zip(x_spec.shape, pads, strict=True)),))},
+pad_: Op = define(
+    "pad",
+    ("x",),
+    lambda x, pads, value: np.pad(x, pads, constant_values=x.dtype.type(value)) if x.ndim else x.copy(),
+    lambda x, pads, value: Spec(tuple(n + a + b for n, (a, b) in zip(x.shape, pads, strict=True)), x.dtype, x.device),
+    Select(_pad_lower),
+    ("pads", "value"),
+    {
+        "x": lambda g, x_spec, pads: apply(
+            index_basic_, (g,), (tuple(("s", a, a + n, 1) for n, (a, _) in zip(x_spec.shape, pads, strict=True)),)
+        )
+    },
     lambda: [((_rng.standard_normal((2, 3)),), (p, v)) for p, v in ((((1, 0), (2, 1)), 0.0), (((0, 0), (0, 2)), 1.5))],
 )
 
@@ -167,7 +191,9 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     """
     amounts = [int(n) for n in pad]
     if len(amounts) % 2 or len(amounts) // 2 > input.ndim:
-        raise RuntimeError(f"pad: got {len(amounts)} amounts for a tensor with {input.ndim} dimensions; expected two for each padded dimension")
+        raise RuntimeError(
+            f"pad: got {len(amounts)} amounts for a tensor with {input.ndim} dimensions; expected two for each padded dimension"
+        )
     pads = [(0, 0)] * (input.ndim - len(amounts) // 2) + list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
     if any(n + a + b < 0 for n, (a, b) in zip(input.shape, pads, strict=True)):
         raise RuntimeError(f"pad: pad {tuple(pad)} leaves a negative size of an input with shape {tuple(input.shape)}")
@@ -210,9 +236,15 @@ def _roll_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], shifts
     return load(0, tuple(source))
 
 
-roll_ = define(
-    "roll", ("x",), lambda x, shifts, dims: np.roll(x, shifts, dims), lambda x, shifts, dims: x, Select(_roll_lower), ("shifts", "dims"),
-    {"x": lambda g, shifts, dims: apply(roll_, (g,), (tuple(-s for s in shifts), dims))}, lambda: [((_rng.standard_normal((3, 4)),), a) for a in (((1,), (0,)), ((-1, 6), (0, 1)))],
+roll_: Op = define(
+    "roll",
+    ("x",),
+    lambda x, shifts, dims: np.roll(x, shifts, dims),
+    lambda x, shifts, dims: x,
+    Select(_roll_lower),
+    ("shifts", "dims"),
+    {"x": lambda g, shifts, dims: apply(roll_, (g,), (tuple(-s for s in shifts), dims))},
+    lambda: [((_rng.standard_normal((3, 4)),), a) for a in (((1,), (0,)), ((-1, 6), (0, 1)))],
 )
 
 
@@ -228,10 +260,19 @@ def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     return apply(roll_, (input,), (moved, along)) if input.ndim else input.clone()
 
 
-flip_ = define(
-    "flip", ("x",), lambda x, dims: np.ascontiguousarray(np.flip(x, dims)).reshape(x.shape), lambda x, dims: x,
-    Select(lambda out, load, specs, dims: load(0, tuple(i * -1 + (n - 1) if d in dims else i for d, (i, n) in enumerate(zip(out, specs[0].shape, strict=True))))), ("dims",),
-    {"x": lambda g, dims: apply(flip_, (g,), (dims,))}, lambda: [((_rng.standard_normal((3, 4)),), (d,)) for d in ((0,), (0, 1))],
+flip_: Op = define(
+    "flip",
+    ("x",),
+    lambda x, dims: np.ascontiguousarray(np.flip(x, dims)).reshape(x.shape),
+    lambda x, dims: x,
+    Select(
+        lambda out, load, specs, dims: load(
+            0, tuple(i * -1 + (n - 1) if d in dims else i for d, (i, n) in enumerate(zip(out, specs[0].shape, strict=True)))
+        )
+    ),
+    ("dims",),
+    {"x": lambda g, dims: apply(flip_, (g,), (dims,))},
+    lambda: [((_rng.standard_normal((3, 4)),), (d,)) for d in ((0,), (0, 1))],
 )
 
 
@@ -282,9 +323,15 @@ def _triangle_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], di
     return load(0, out, mask=(("ge", j - i, diagonal) if upper else ("ge", i - j, -diagonal),))
 
 
-triangle_ = define(
-    "triangle", ("x",), _triangle_np, _triangle_spec, Select(_triangle_lower), ("diagonal", "upper"),
-    {"x": lambda g, diagonal, upper: apply(triangle_, (g,), (diagonal, upper))}, lambda: [((_rng.standard_normal((2, 3, 4)),), (k, u)) for k, u in ((0, False), (-1, True), (1, False))],
+triangle_: Op = define(
+    "triangle",
+    ("x",),
+    _triangle_np,
+    _triangle_spec,
+    Select(_triangle_lower),
+    ("diagonal", "upper"),
+    {"x": lambda g, diagonal, upper: apply(triangle_, (g,), (diagonal, upper))},
+    lambda: [((_rng.standard_normal((2, 3, 4)),), (k, u)) for k, u in ((0, False), (-1, True), (1, False))],
     doc="The elements on one side of a diagonal of the last two dimensions, zeros on the other.",
 )
 
@@ -320,8 +367,7 @@ def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, devi
 
 
 def _diagonal_np(x: Any, offset: int) -> Any:
-    rows, columns = x.shape[-2:]
-    start = x[..., : rows, max(offset, 0) :] if offset >= 0 else x[..., -offset:, :]
+    start = x[..., max(offset, 0) :] if offset >= 0 else x[..., -offset:, :]
     n = max(0, min(start.shape[-2:]))
     return np.lib.stride_tricks.as_strided(start, (*x.shape[:-2], n), (*x.strides[:-2], x.strides[-2] + x.strides[-1]))
 
@@ -330,10 +376,15 @@ def _diagonal_size(shape: tuple[int, ...], offset: int) -> int:
     return max(0, min(shape[-2] + min(offset, 0), shape[-1] - max(offset, 0)))
 
 
-diagonal_ = define(
-    "diagonal", ("x",), _diagonal_np, lambda x, offset: Spec((*x.shape[:-2], _diagonal_size(x.shape, offset)), x.dtype, x.device),
-    View(lambda out, in_shape, offset: (*out[:-1], out[-1] - min(offset, 0), out[-1] + max(offset, 0))), ("offset",),
-    {"x": lambda g, x_spec, offset: apply(diagonal_embed_, (g,), (x_spec.shape[-2:], offset))}, lambda: [((_rng.standard_normal((2, 3, 4)),), (k,)) for k in (0, 1, -1)],
+diagonal_: Op = define(
+    "diagonal",
+    ("x",),
+    _diagonal_np,
+    lambda x, offset: Spec((*x.shape[:-2], _diagonal_size(x.shape, offset)), x.dtype, x.device),
+    View(lambda out, in_shape, offset: (*out[:-1], out[-1] - min(offset, 0), out[-1] + max(offset, 0))),
+    ("offset",),
+    {"x": lambda g, x_spec, offset: apply(diagonal_embed_, (g,), (x_spec.shape[-2:], offset))},
+    lambda: [((_rng.standard_normal((2, 3, 4)),), (k,)) for k in (0, 1, -1)],
     doc="The diagonal of the last two dimensions, as a view.",
 )
 
@@ -344,10 +395,17 @@ def _embed_np(x: Any, shape: tuple[int, int], offset: int) -> Any:
     return out
 
 
-diagonal_embed_ = define(
-    "diagonal_embed", ("x",), _embed_np, lambda x, shape, offset: Spec((*x.shape[:-1], *shape), x.dtype, x.device),
-    Select(lambda out, load, specs, shape, offset: load(0, (*out[:-2], out[-1] - max(offset, 0)), mask=(("eq", out[-1] - out[-2], offset),))), ("shape", "offset"),
-    {"x": lambda g, offset: apply(diagonal_, (g,), (offset,))}, lambda: [((_rng.standard_normal((2, 3)),), a) for a in (((3, 3), 0), ((3, 4), 1), ((4, 3), -1))],
+diagonal_embed_: Op = define(
+    "diagonal_embed",
+    ("x",),
+    _embed_np,
+    lambda x, shape, offset: Spec((*x.shape[:-1], *shape), x.dtype, x.device),
+    Select(
+        lambda out, load, specs, shape, offset: load(0, (*out[:-2], out[-1] - max(offset, 0)), mask=(("eq", out[-1] - out[-2], offset),))
+    ),
+    ("shape", "offset"),
+    {"x": lambda g, offset: apply(diagonal_, (g,), (offset,))},
+    lambda: [((_rng.standard_normal((2, 3)),), a) for a in (((3, 3), 0), ((3, 4), 1), ((4, 3), -1))],
     doc="Zeros with the input on a diagonal of two new last dimensions: the gradient of diagonal.",
 )
 
@@ -398,7 +456,10 @@ def repeat(self: Tensor, *sizes: Any) -> Tensor:
     """The tensor laid out `sizes` times along each dimension; more sizes than dimensions add leading ones."""
     counts = tuple(int(n) for n in (sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes))
     if len(counts) < self.ndim:
-        raise RuntimeError(f"repeat: Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor; got {counts} for shape {tuple(self.shape)}")
+        raise RuntimeError(
+            f"repeat: Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor; got {counts} for "
+            f"shape {tuple(self.shape)}"
+        )
     shape = (1,) * (len(counts) - self.ndim) + tuple(self.shape)
     apart = reshape(self, tuple(m for n in shape for m in (1, n)))
     spread = expand(apart, tuple(m for c, n in zip(counts, shape, strict=True) for m in (c, n)))
@@ -425,7 +486,10 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, ou
             repeats = int(counts.reshape(()))
         else:
             if counts.shape != (input.shape[d],):
-                raise RuntimeError(f"repeat_interleave: repeats must have the same size as input along dim, but got repeats.size(0) = {counts.size} and input.size({d}) = {input.shape[d]}")
+                raise RuntimeError(
+                    f"repeat_interleave: repeats must have the same size as input along dim, but got repeats.size(0) = {counts.size} "
+                    f"and input.size({d}) = {input.shape[d]}"
+                )
             return input.index_select(d, wrap(np.repeat(np.arange(input.shape[d]), counts)))
     shape = tuple(input.shape)
     spread = expand(unsqueeze(input, d + 1), (*shape[: d + 1], int(repeats), *shape[d + 1 :]))
@@ -463,13 +527,18 @@ def broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
 def _unfold_np(x: Any, dim: int, size: int, step: int) -> Any:
     count = (x.shape[dim] - size) // step + 1
     return np.lib.stride_tricks.as_strided(
-        x, (*x.shape[:dim], count, *x.shape[dim + 1 :], size), (*x.strides[:dim], x.strides[dim] * step, *x.strides[dim + 1 :], x.strides[dim])
+        x,
+        (*x.shape[:dim], count, *x.shape[dim + 1 :], size),
+        (*x.strides[:dim], x.strides[dim] * step, *x.strides[dim + 1 :], x.strides[dim]),
     )
 
 
 def _unfold_spec(x: Spec, dim: int, size: int, step: int) -> Spec:
     if not 0 <= size <= x.shape[dim] or step <= 0:
-        raise RuntimeError(f"unfold: size {size} and step {step} for dimension {dim} of size {x.shape[dim]}; expected a size that fits and a positive step")
+        raise RuntimeError(
+            f"unfold: size {size} and step {step} for dimension {dim} of size {x.shape[dim]}; expected a size that fits and a "
+            "positive step"
+        )
     return Spec((*x.shape[:dim], (x.shape[dim] - size) // step + 1, *x.shape[dim + 1 :], size), x.dtype, x.device)
 
 
@@ -481,9 +550,15 @@ def _unfold_grad(g: Tensor, x_spec: Spec, dim: int, size: int, step: int) -> Ten
     return apply(index_sum_, (flat, places), (x_spec.shape[dim], dim))
 
 
-unfold_ = define(
-    "unfold", ("x",), _unfold_np, _unfold_spec, View(lambda out, in_shape, dim, size, step: _with(out[:-1], dim, out[dim] * step + out[-1])),
-    ("dim", "size", "step"), {"x": _unfold_grad}, lambda: [((_rng.standard_normal((2, 7)),), (1, 3, 2)), ((_rng.standard_normal((5, 2)),), (0, 2, 1))],
+unfold_: Op = define(
+    "unfold",
+    ("x",),
+    _unfold_np,
+    _unfold_spec,
+    View(lambda out, in_shape, dim, size, step: _with(out[:-1], dim, out[dim] * step + out[-1])),
+    ("dim", "size", "step"),
+    {"x": _unfold_grad},
+    lambda: [((_rng.standard_normal((2, 7)),), (1, 3, 2)), ((_rng.standard_normal((5, 2)),), (0, 2, 1))],
     doc="Windows of `size` elements every `step` along `dim`, as a view with the window as last dimension.",
 )
 
@@ -515,7 +590,15 @@ def _one_hot_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], num
     return expr("cast", (call("eq", wide, position(out[-1])),), dtypes.int64)
 
 
-one_hot_ = define("one_hot", ("x",), _one_hot_np, _one_hot_spec, Select(_one_hot_lower), ("num_classes",), samples=lambda: [((np.array([[0, 2], [3, 1]]),), (4,))])
+one_hot_: Op = define(
+    "one_hot",
+    ("x",),
+    _one_hot_np,
+    _one_hot_spec,
+    Select(_one_hot_lower),
+    ("num_classes",),
+    samples=lambda: [((np.array([[0, 2], [3, 1]]),), (4,))],
+)
 BOUNDS["one_hot"] = lambda shapes, attrs: [(0, 0, attrs[0], len(shapes[0]))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -184,3 +185,27 @@ def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, a
     return product + (input if beta == 1 else input * beta)
 
 
+METHODS["addmm_"] = lambda self, mat1, mat2, *, beta=1, alpha=1: self.copy_(addmm(self, mat1, mat2, beta=beta, alpha=alpha))
+
+
+@public()
+def inner(input: Tensor, other: Tensor) -> Tensor:
+    """The product summed over the last dimensions: (…, k) and (…, k) -> (…, …)."""
+    return input * other if input.ndim == 0 or other.ndim == 0 else tensordot(input, other, ([input.ndim - 1], [other.ndim - 1]))
+
+
+@public(method=False)
+def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
+    """The product summed over `dims`: so many of the last of a with the first of b, or (dims of a, dims of b)."""
+    if isinstance(dims, int):
+        left, right = list(range(a.ndim - dims, a.ndim)), list(range(dims))
+    else:
+        left, right = ([d % t.ndim for d in ([side] if isinstance(side, int) else side)] for side, t in zip(dims, (a, b), strict=True))
+    shapes = [a.shape[d] for d in left], [b.shape[d] for d in right]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(f"tensordot: contracted dimensions need to match, but first has sizes {shapes[0]} in dims {left} and second has sizes {shapes[1]} in dims {right}")
+    keep_a, keep_b = [d for d in range(a.ndim) if d not in left], [d for d in range(b.ndim) if d not in right]
+    k = math.prod(shapes[0])
+    rows = reshape(a.permute(*keep_a, *left), (math.prod(a.shape[d] for d in keep_a), k))
+    columns = reshape(b.permute(*right, *keep_b), (k, math.prod(b.shape[d] for d in keep_b)))
+    return reshape(matmul(rows, columns), (*[a.shape[d] for d in keep_a], *[b.shape[d] for d in keep_b]))

@@ -10,16 +10,18 @@ import numpy as np
 
 from torchlet import dtypes, index
 from torchlet.autograd import inplace
-from torchlet.expr import Expr, call, cast as cast_expr, where as select_expr
+from torchlet.expr import Expr, call
+from torchlet.expr import cast as cast_expr
+from torchlet.expr import where as select_expr
 from torchlet.index import Index
-from torchlet.op import ScatterAdd, Select, apply, define
+from torchlet.op import Op, ScatterAdd, Select, apply, define
 from torchlet.ops.create import full_
-from torchlet.ops.methods import copy_, fill_, item, tensor
+from torchlet.ops.methods import copy_, fill_, tensor
 from torchlet.ops.pointwise import cast, where, where_
 from torchlet.ops.public import METHODS, public
 from torchlet.ops.view import ALL, Items, index_basic_, reshape, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim
-from torchlet.tensor import Array, Tensor, wrap
+from torchlet.tensor import Tensor, wrap
 
 _rng = np.random.default_rng(5)
 _UNSIGNED = {np.dtype(f"i{n}"): np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
@@ -52,7 +54,7 @@ def at(e: Expr, size: int | None = None) -> Index:
     """A loaded position as a coordinate; with `size`, negative ones count from the end."""
     e = cast_expr(e, dtypes.int64)
     if size is not None:
-        e = select_expr(e < 0, e + size, e)
+        e = select_expr(e < 0, call("add", e, size), e)
     return Index(((e, 1),))
 
 
@@ -77,7 +79,10 @@ def _sum_rows(source: Any, positions: Any, count: int) -> Any:
 def _gather_spec(x: Spec, index: Spec, dim: int, name: str = "gather") -> Spec:
     _integer(name, index)
     if index.ndim != x.ndim or any(d != dim and n > m for d, (n, m) in enumerate(zip(index.shape, x.shape, strict=True))):
-        raise RuntimeError(f"{name}: index has shape {index.shape} for an input of shape {x.shape}; expected as many dimensions, and no size larger except in dimension {dim}")
+        raise RuntimeError(
+            f"{name}: index has shape {index.shape} for an input of shape {x.shape}; expected as many dimensions, and no size larger "
+            f"except in dimension {dim}"
+        )
     return Spec(index.shape, x.dtype, x.device)
 
 
@@ -98,7 +103,7 @@ def _lines() -> list[Any]:
     return [((x, _rng.integers(0, 4, (3, 2))), (1,)), ((x, _rng.integers(0, 3, (5, 3))), (0,))]
 
 
-gather_ = define(
+gather_: Op = define(
     "gather", ("x", "index"), _gather_np, _gather_spec,
     Select(lambda out, load, specs, dim: load(0, _along(out, at(load(1, out)), dim))), ("dim",),
     {"x": lambda g, index, x_spec, dim: apply(scatter_sum_, (g, index), (x_spec.shape, dim))}, _lines,
@@ -115,7 +120,7 @@ def _scatter_sum_np(source: Any, index: Any, shape: tuple[int, ...], dim: int) -
     return flat.reshape(shape).astype(source.dtype, copy=False)
 
 
-scatter_sum_ = define(
+scatter_sum_: Op = define(
     "scatter_sum", ("source", "index"), _scatter_sum_np, lambda source, index, shape, dim: Spec(shape, source.dtype, source.device),
     ScatterAdd(lambda i, load, specs, shape, dim: _along(i, at(load(1, i)), dim)), ("shape", "dim"),
     {"source": lambda g, index, dim: apply(gather_, (g, index), (dim,))},
@@ -147,7 +152,7 @@ def _scatter_np(x: Any, index: Any, src: Any, dim: int) -> Any:
     return out
 
 
-scatter_ = define(
+scatter_: Op = define(
     "scatter", ("x", "index", "src"), _scatter_np, _scatter_spec, None, ("dim",),
     {
         "x": lambda g, index, dim: apply(scatter_, (g, index, 0), (dim,)),
@@ -229,7 +234,7 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     d = normalize_dim("take_along_dim", dim, input.ndim)
     shapes = [tuple(1 if k == d else n for k, n in enumerate(t.shape)) for t in (input, indices)]
     common = np.broadcast_shapes(*shapes)
-    return gather(*[t.expand(_with(common, d, t.shape[d])) if k == 0 else d for k, t in ((0, input), (1, indices))], indices.expand(_with(common, d, indices.shape[d])))
+    return gather(input.expand(_with(common, d, input.shape[d])), d, indices.expand(_with(common, d, indices.shape[d])))
 
 
 def _with(shape: tuple[int, ...], dim: int, n: int) -> tuple[int, ...]:
@@ -253,9 +258,14 @@ def _index_select_np(x: Any, index: Any, dim: int) -> Any:
     return np.take(x, index.reshape(-1), axis=dim)
 
 
-index_select_ = define(
-    "index_select", ("x", "index"), _index_select_np, _index_select_spec, Select(lambda out, load, specs, dim: load(0, _along(out, at(load(1, (out[dim],))), dim))),
-    ("dim",), {"x": lambda g, index, x_spec, dim: apply(index_sum_, (g, index), (x_spec.shape[dim], dim))},
+index_select_: Op = define(
+    "index_select",
+    ("x", "index"),
+    _index_select_np,
+    _index_select_spec,
+    Select(lambda out, load, specs, dim: load(0, _along(out, at(load(1, (out[dim],))), dim))),
+    ("dim",),
+    {"x": lambda g, index, x_spec, dim: apply(index_sum_, (g, index), (x_spec.shape[dim], dim))},
     lambda: [((_rng.standard_normal((3, 4)), np.array([2, 0, 2])), (d,)) for d in (0, 1)],
 )
 BOUNDS["index_select"] = lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]
@@ -266,9 +276,13 @@ def _index_sum_np(source: Any, index: Any, size: int, dim: int) -> Any:
     return np.ascontiguousarray(np.moveaxis(_sum_rows(np.moveaxis(source, dim, 0), index, size), 0, dim))
 
 
-index_sum_ = define(
-    "index_sum", ("source", "index"), _index_sum_np, lambda source, index, size, dim: Spec(_with(source.shape, dim, size), source.dtype, source.device),
-    ScatterAdd(lambda i, load, specs, size, dim: _along(i, at(load(1, (i[dim],))), dim)), ("size", "dim"),
+index_sum_: Op = define(
+    "index_sum",
+    ("source", "index"),
+    _index_sum_np,
+    lambda source, index, size, dim: Spec(_with(source.shape, dim, size), source.dtype, source.device),
+    ScatterAdd(lambda i, load, specs, size, dim: _along(i, at(load(1, (i[dim],))), dim)),
+    ("size", "dim"),
     {"source": lambda g, index, dim: apply(index_select_, (g, index), (dim,))},
     lambda: [((_rng.standard_normal((3, 4)), np.array([2, 0, 2])), (5, 0)), ((_rng.standard_normal((4, 3)), np.array([2, 0, 2])), (3, 1))],
     doc="Zeros with each slice of the source added at its position along `dim`: the gradient of index_select.",
@@ -342,7 +356,10 @@ def _embedding_spec(weight: Spec, index: Spec, padding_idx: int | None) -> Spec:
     if weight.ndim != 2:
         raise RuntimeError(f"embedding: weight has shape {weight.shape}; expected (number of embeddings, size)")
     if index.dtype.category != 1:
-        raise RuntimeError(f"embedding: Expected tensor for argument 'indices' to have one of the following scalar types: Long, Int; but got {index.dtype.name} instead")
+        raise RuntimeError(
+            "embedding: Expected tensor for argument 'indices' to have one of the following scalar types: Long, Int; but got "
+            f"{index.dtype.name} instead"
+        )
     return Spec(index.shape + weight.shape[1:], weight.dtype, weight.device)
 
 
@@ -359,7 +376,7 @@ def _embedding_grad(g: Tensor, index: Tensor, weight_spec: Spec, padding_idx: in
     return apply(index_sum_, (reshape(g, (-1, weight_spec.shape[1])), reshape(index, (-1,))), (weight_spec.shape[0], 0))
 
 
-embedding_ = define(
+embedding_: Op = define(
     "embedding", ("weight", "index"), _embedding_np, _embedding_spec,
     Select(lambda out, load, specs, padding_idx: load(0, (at(load(1, out[:-1])), out[-1]))), ("padding_idx",), {"weight": _embedding_grad},
     lambda: [((_rng.standard_normal((5, 3)), np.array([[0, 4, 2], [4, 4, 1]])), (p,)) for p in (None, 4)],
@@ -387,7 +404,10 @@ def _broadcast(name: str, specs: Sequence[Spec]) -> tuple[int, ...]:
     try:
         return np.broadcast_shapes(*[s.shape for s in specs])
     except ValueError:
-        raise IndexError(f"{name}: shape mismatch: indexing tensors could not be broadcast together with shapes {', '.join(str(list(s.shape)) for s in specs)}") from None
+        raise IndexError(
+            f"{name}: shape mismatch: indexing tensors could not be broadcast together with shapes "
+            f"{', '.join(str(list(s.shape)) for s in specs)}"
+        ) from None
 
 
 def _front(dims: tuple[int, ...]) -> int:
@@ -417,7 +437,9 @@ def _advanced_np(x: Any, *args: Any) -> Any:
     return x[_key(x.ndim, indices, dims)]
 
 
-def _advanced_source(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[Index, ...]:
+def _advanced_source(
+    out: tuple[Index, ...], load: Any, specs: Sequence[Spec], shape: tuple[int, ...], dims: tuple[int, ...]
+) -> tuple[Index, ...]:
     """Where in a tensor of `shape` the element `out` of the indexed result comes from; the indices are inputs 1…"""
     rank = max(s.ndim for s in specs[1:])
     front = _front(dims)
@@ -448,7 +470,7 @@ def _samples_advanced() -> list[Any]:
     return [((x, i), ((0,),)), ((x, i), ((1,),)), ((x, i, j), ((0, 1),)), ((x, i, j), ((0, 2),))]
 
 
-index_advanced_ = define(
+index_advanced_: Op = define(
     "index_advanced", ("x", "*indices"), _advanced_np, _advanced_spec,
     Select(lambda out, load, specs, dims: load(0, _advanced_source(out, load, specs, specs[0].shape, dims))), ("dims",),
     {"x": lambda g, indices, x_spec, dims: apply(index_advanced_sum_, (g, *indices), (x_spec.shape, dims))}, _samples_advanced,
@@ -469,11 +491,18 @@ def _advanced_sum_np(source: Any, *args: Any) -> Any:
     return flat.reshape(shape).astype(source.dtype, copy=False)
 
 
-index_advanced_sum_ = define(
-    "index_advanced_sum", ("source", "*indices"), _advanced_sum_np, lambda source, *args: Spec(args[-2], source.dtype, source.device),
-    ScatterAdd(lambda i, load, specs, shape, dims: _advanced_source(i, load, specs, shape, dims)), ("shape", "dims"),
+index_advanced_sum_: Op = define(
+    "index_advanced_sum",
+    ("source", "*indices"),
+    _advanced_sum_np,
+    lambda source, *args: Spec(args[-2], source.dtype, source.device),
+    ScatterAdd(lambda i, load, specs, shape, dims: _advanced_source(i, load, specs, shape, dims)),
+    ("shape", "dims"),
     {"source": lambda g, indices, dims: apply(index_advanced_, (g, *indices), (dims,))},
-    lambda: [((_rng.standard_normal((4, 5)), np.array([2, 0, -1, 2])), ((3, 5), (0,))), ((_rng.standard_normal((2, 4, 5)), np.array([2, 0, -1, 2]), np.array([[1], [3]])), ((3, 4, 5), (0, 1)))],
+    lambda: [
+        ((_rng.standard_normal((4, 5)), np.array([2, 0, -1, 2])), ((3, 5), (0,))),
+        ((_rng.standard_normal((2, 4, 5)), np.array([2, 0, -1, 2]), np.array([[1], [3]])), ((3, 4, 5), (0, 1))),
+    ],
     doc="Zeros of `shape` with every element of the source added where index_advanced takes it from.",
 )
 BOUNDS["index_advanced_sum"] = lambda shapes, attrs: [(k + 1, -attrs[0][d], attrs[0][d], d) for k, d in enumerate(attrs[1])]
@@ -484,7 +513,10 @@ def _index_put_spec(x: Spec, values: Spec, *args: Any) -> Spec:
     target = _advanced_shape(x.shape, _broadcast("index_put", indices), dims)
     lead = len(target) - values.ndim
     if lead < 0 or any(n not in (1, m) for n, m in zip(values.shape, target[lead:], strict=True)):
-        raise RuntimeError(f"index_put: shape mismatch: value tensor of shape {list(values.shape)} cannot be broadcast to indexing result of shape {list(target)}")
+        raise RuntimeError(
+            f"index_put: shape mismatch: value tensor of shape {list(values.shape)} cannot be broadcast to indexing result of shape "
+            f"{list(target)}"
+        )
     return x
 
 
@@ -495,13 +527,21 @@ def _index_put_np(x: Any, values: Any, *args: Any) -> Any:
     return out
 
 
-index_put_ = define(
-    "index_put", ("x", "values", "*indices"), _index_put_np, _index_put_spec, None, ("dims",),
+index_put_: Op = define(
+    "index_put",
+    ("x", "values", "*indices"),
+    _index_put_np,
+    _index_put_spec,
+    None,
+    ("dims",),
     {
         "x": lambda g, indices, dims: apply(index_put_, (g, 0, *indices), (dims,)),
         "values": lambda g, indices, dims: apply(index_advanced_, (g, *indices), (dims,)),
     },
-    lambda: [((_rng.standard_normal((3, 4)), _rng.standard_normal((2, 4)), np.array([2, 0])), ((0,),)), ((_rng.standard_normal((3, 4)), 2.5, np.array([2, 0]), np.array([1, -1])), ((0, 1),))],
+    lambda: [
+        ((_rng.standard_normal((3, 4)), _rng.standard_normal((2, 4)), np.array([2, 0])), ((0,),)),
+        ((_rng.standard_normal((3, 4)), 2.5, np.array([2, 0]), np.array([1, -1])), ((0, 1),)),
+    ],
     doc="x with values (broadcast) put at integer positions; where two meet, the last wins.",
 )
 BOUNDS["index_put"] = lambda shapes, attrs: [(k + 2, -shapes[0][d], shapes[0][d], d) for k, d in enumerate(attrs[0])]
@@ -511,8 +551,13 @@ def _nonzero_spec(x: Spec) -> Spec:
     return Spec((-1, x.ndim), dtypes.int64, x.device)  # the first size is data: the operator is a barrier
 
 
-nonzero_ = define(
-    "nonzero", ("x",), lambda x: np.stack(np.nonzero(x), axis=1) if x.ndim else np.zeros((int(bool(x)), 0), np.int64), _nonzero_spec, None, barrier=True,
+nonzero_: Op = define(
+    "nonzero",
+    ("x",),
+    lambda x: np.stack(np.nonzero(x), axis=1) if x.ndim else np.zeros((int(bool(x)), 0), np.int64),
+    _nonzero_spec,
+    None,
+    barrier=True,
     samples=lambda: [((np.array([[0.0, 1, 2], [3, 0, 0]]),), ())],
 )
 
@@ -564,7 +609,10 @@ def parse(x: Tensor, key: Any) -> tuple[Items, Advanced]:
             if k.dtype is dtypes.bool_ and k.ndim:
                 n = k.ndim
                 if k._meta.shape != x._meta.shape[here : here + n]:
-                    raise IndexError(f"The shape of the mask {list(k.shape)} at index 0 does not match the shape of the indexed tensor {list(x.shape)} at index {here}")
+                    raise IndexError(
+                        f"The shape of the mask {list(k.shape)} at index 0 does not match the shape of the indexed tensor "
+                        f"{list(x.shape)} at index {here}"
+                    )
                 here += n
             elif k.dtype is dtypes.bool_:
                 k, n = reshape(k, (1,)), 1
@@ -573,7 +621,10 @@ def parse(x: Tensor, key: Any) -> tuple[Items, Advanced]:
                 position += 1
                 continue
             elif k.dtype is dtypes.uint8 or k.dtype.is_floating_point:
-                raise IndexError(f"tensors used as indices must be long, int, short or bool tensors; got {k.dtype.name}\nhelp: convert with .long(), or .bool() for a mask")
+                raise IndexError(
+                    f"tensors used as indices must be long, int, short or bool tensors; got {k.dtype.name}\nhelp: convert with "
+                    ".long(), or .bool() for a mask"
+                )
             else:
                 n = 1
                 here += 1
@@ -602,7 +653,10 @@ def parse(x: Tensor, key: Any) -> tuple[Items, Advanced]:
             try:
                 number = operator.index(k)
             except TypeError:
-                raise TypeError(f"only integers, slices (`:`), ellipsis (`...`), None and long or bool tensors are valid indices (got {type(k).__name__})") from None
+                raise TypeError(
+                    "only integers, slices (`:`), ellipsis (`...`), None and long or bool tensors are valid indices (got "
+                    f"{type(k).__name__})"
+                ) from None
             items.append(("i", number))
             here += 1
     return tuple(items), advanced
@@ -667,10 +721,24 @@ def _set(self: Tensor, key: Any, value: Any, accumulate: bool = False) -> Tensor
         else:
             fill_(region, value)
         return self
-    if len(advanced) == 1 and advanced[0][1].dtype is dtypes.bool_ and not accumulate and (not isinstance(value, Tensor) or value.numel() == 1) and not isinstance(value, list | tuple | np.ndarray):
+    if (
+        len(advanced) == 1
+        and advanced[0][1].dtype is dtypes.bool_
+        and not accumulate
+        and (not isinstance(value, Tensor) or value.numel() == 1)
+        and not isinstance(value, list | tuple | np.ndarray)
+    ):
         d, mask = advanced[0]  # one value under a mask needs no positions
         value = _fitted(value, self, ())
-        inplace(where_, region, (unsqueeze_dims(mask, tuple(range(mask.ndim, region.ndim - d))), reshape(value, ()) if isinstance(value, Tensor) else value, region))
+        inplace(
+            where_,
+            region,
+            (
+                unsqueeze_dims(mask, tuple(range(mask.ndim, region.ndim - d))),
+                reshape(value, ()) if isinstance(value, Tensor) else value,
+                region,
+            ),
+        )
         return self
     indices, dims = _resolve(advanced)
     target = _advanced_shape(tuple(region.shape), _broadcast("index_put", [i._meta.spec for i in indices]), dims)

@@ -15,18 +15,21 @@ from torchlet.ops.create import finish, full_
 from torchlet.ops.pointwise import cast, cast_, clone_
 from torchlet.ops.public import FUNCTIONS, METHODS, public
 from torchlet.ops.view import detach_ as detach_op
-from torchlet.spec import CPU, Spec, device as Device, normalize_dim, result_type as common_dtype
+from torchlet.spec import CPU, Size, Spec, normalize_dim
+from torchlet.spec import broadcast_shapes as common_shape
+from torchlet.spec import device as Device
+from torchlet.spec import result_type as common_dtype
 from torchlet.tensor import Array, Node, Tensor, address, share, wrap
 
 # ------------------------------------------------------------------------------------------------ from data to tensors
 
 
-def _array_of(data: Any, name: str) -> Array:
-    """Nested sequences, numbers, arrays and tensors as one array; Python floats become the default dtype, ints int64."""
+def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
+    """Nested sequences, numbers, arrays and tensors as one array; Python floats get the default dtype unless one is given."""
     if isinstance(data, np.ndarray | np.generic):
         return np.asarray(data)
     if isinstance(data, bool | int | float):
-        return np.array(data, dtypes.of_scalar(data).np)
+        return np.array(data, np.float64 if given is not None and isinstance(data, float) else dtypes.of_scalar(data).np)
     if not isinstance(data, list | tuple | range):
         if hasattr(data, "__array__"):
             return np.asarray(data)
@@ -40,9 +43,9 @@ def _array_of(data: Any, name: str) -> Array:
         out = np.array(data)
     except ValueError:
         raise ValueError(f"{name}: expected sequences of equal length at every level of the nesting") from None
-    if out.dtype == object or out.dtype.kind not in "biuf" and out.dtype != dtypes.bfloat16.np:
+    if out.dtype == object or (out.dtype.kind not in "biuf" and out.dtype != dtypes.bfloat16.np):
         raise TypeError(f"{name}: got elements of type {type(leaf).__name__}; expected numbers in sequences of equal length")
-    if not isinstance(leaf, np.ndarray | np.generic | Tensor) and (out.dtype.kind == "f" or not out.size):
+    if given is None and not isinstance(leaf, np.ndarray | np.generic | Tensor) and (out.dtype.kind == "f" or not out.size):
         out = out.astype(dtypes.get_default_dtype().np)  # Python numbers carry no precision of their own
     return out
 
@@ -67,9 +70,13 @@ def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, require
     Python floats get the default dtype, ints int64, bools bool; arrays and tensors keep theirs. Raises ValueError for ragged
     sequences, TypeError for element types that are no numbers, RuntimeError for integers that shall require grad.
     """
-    source = force(data) if isinstance(data, Tensor) else _array_of(data, "tensor")
+    source = force(data) if isinstance(data, Tensor) else _array_of(data, "tensor", dtype)
     array = _checked(source, dtype)
-    t = wrap(np.array(array, copy=True, order="C") if array is source or np.may_share_memory(array, source) else np.ascontiguousarray(array).reshape(array.shape))
+    t = wrap(
+        np.array(array, copy=True, order="C")
+        if array is source or np.may_share_memory(array, source)
+        else np.ascontiguousarray(array).reshape(array.shape)
+    )
     return finish(t, device, requires_grad)
 
 
@@ -98,15 +105,27 @@ def from_numpy(ndarray: Array) -> Tensor:
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: expected np.ndarray (got {type(ndarray).__name__})")
     if not ndarray.dtype.isnative:
-        raise ValueError("from_numpy: given numpy array has byte order different from the native byte order. Conversion between byte orders is currently not supported.")
+        raise ValueError(
+            "from_numpy: given numpy array has byte order different from the native byte order. Conversion between byte orders is "
+            "currently not supported."
+        )
     if any(s % ndarray.itemsize for s in ndarray.strides) or any(s < 0 for s in ndarray.strides):
-        raise ValueError(f"from_numpy: got strides {ndarray.strides} in bytes; expected positive multiples of the element size {ndarray.itemsize}\nhelp: copy the array first")
+        raise ValueError(
+            f"from_numpy: got strides {ndarray.strides} in bytes; expected positive multiples of the element size "
+            f"{ndarray.itemsize}\nhelp: copy the array first"
+        )
     if not ndarray.flags.writeable:
         ndarray = ndarray.copy()  # a tensor can always be written
     t = wrap(ndarray)
     t._store.exported = True
     share(t)
     return t
+
+
+@public(method=False)
+def broadcast_shapes(*shapes: Any) -> Size:
+    """The common shape of shapes. Raises RuntimeError where they do not fit."""
+    return Size(common_shape("broadcast_shapes", *[(s,) if isinstance(s, int) else tuple(s) for s in shapes]))
 
 
 @public(method=False)
@@ -151,6 +170,10 @@ def numpy(self: Tensor, *, force: bool = False) -> Array:
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Array:
     a = np.array(numpy(self), copy=True) if copy else numpy(self)
     return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+
+
+def _array_wrap(self: Tensor, array: Any, context: Any = None, return_scalar: bool = False) -> Tensor:
+    return wrap(np.asarray(array))  # what a NumPy function makes of a tensor is a tensor
 
 
 def _one(self: Tensor, wanted: str) -> Any:
@@ -203,9 +226,19 @@ def _repr(self: Tensor) -> str:
 
 
 METHODS |= {
-    "__array__": _array, "__bool__": _bool, "__float__": lambda self: float(_one(self, "scalars")), "__int__": lambda self: int(_one(self, "scalars")),
-    "__complex__": lambda self: complex(_one(self, "scalars")), "__index__": _index, "__len__": _len, "__iter__": _iter, "__contains__": _contains,
-    "__format__": _format, "__repr__": _repr, "__reversed__": lambda self: self.flip(0) if self.ndim else self,
+    "__array__": _array,
+    "__array_wrap__": _array_wrap,
+    "__bool__": _bool,
+    "__float__": lambda self: float(_one(self, "scalars")),
+    "__int__": lambda self: int(_one(self, "scalars")),
+    "__complex__": lambda self: complex(_one(self, "scalars")),
+    "__index__": _index,
+    "__len__": _len,
+    "__iter__": _iter,
+    "__contains__": _contains,
+    "__format__": _format,
+    "__repr__": _repr,
+    "__reversed__": lambda self: self.flip(0) if self.ndim else self,
 }
 
 # ------------------------------------------------------------------------------------------------ description
@@ -284,10 +317,16 @@ def is_nonzero(input: Tensor) -> bool:
     return _bool(input)
 
 
+_TYPE_NAMES: dict[DType, str] = {
+    dtypes.float32: "Float", dtypes.float64: "Double", dtypes.float16: "Half", dtypes.bfloat16: "BFloat16", dtypes.int8: "Char",
+    dtypes.uint8: "Byte", dtypes.int16: "Short", dtypes.int32: "Int", dtypes.int64: "Long", dtypes.bool_: "Bool",
+}
 METHODS |= {
     "is_complex": lambda self: False,
     "is_signed": lambda self: self._meta.dtype.is_signed,
-    "type": lambda self, dtype=None: f"torchlet.{'cuda.' if self.is_cuda else ''}{_TYPE_NAMES[self._meta.dtype]}Tensor" if dtype is None else self.to(dtype),
+    "type": lambda self, dtype=None: (
+        f"torchlet.{'cuda.' if self.is_cuda else ''}{_TYPE_NAMES[self._meta.dtype]}Tensor" if dtype is None else self.to(dtype)
+    ),
     "get_device": lambda self: -1 if self.device is CPU else self.device.index,
     "is_cuda": property(lambda self: self._meta.device is not CPU, doc="True on a CUDA device."),
     "itemsize": property(lambda self: self._meta.dtype.itemsize, doc="Bytes of one element."),
@@ -297,10 +336,6 @@ METHODS |= {
     "is_same_size": lambda self, other: self.shape == other.shape,
     "is_set_to": lambda self, tensor: force(self).__array_interface__ == force(tensor).__array_interface__,
 }
-_TYPE_NAMES = {
-    dtypes.float32: "Float", dtypes.float64: "Double", dtypes.float16: "Half", dtypes.bfloat16: "BFloat16", dtypes.int8: "Char",
-    dtypes.uint8: "Byte", dtypes.int16: "Short", dtypes.int32: "Int", dtypes.int64: "Long", dtypes.bool_: "Bool",
-}
 
 # ------------------------------------------------------------------------------------------------ conversion
 
@@ -309,20 +344,29 @@ def _place(where: Any) -> None:
     """Raises RuntimeError for a device that is not there."""
     place = Device(where)
     if place is not CPU:
-        raise RuntimeError(f"to: device '{place}'; expected 'cpu', the only device that eager tensors live on here\nhelp: ask torchlet.cuda.is_available() first")
+        raise RuntimeError(
+            f"to: device '{place}'; expected 'cpu', the only device that eager tensors live on here\nhelp: ask "
+            "torchlet.cuda.is_available() first"
+        )
 
 
 @public(function=False)
-def to(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, copy: bool = False, non_blocking: bool = False, memory_format: Any = None) -> Tensor:
+def to(
+    self: Tensor,
+    *args: Any,
+    dtype: DType | None = None,
+    device: Any = None,
+    copy: bool = False,
+    non_blocking: bool = False,
+    memory_format: Any = None,
+) -> Tensor:
     """The tensor with another dtype, on another device, or like another tensor; itself where nothing changes, unless `copy`."""
     for arg in args:
         if isinstance(arg, DType):
             dtype = arg
         elif isinstance(arg, Tensor):
             dtype, device = arg.dtype, arg.device
-        elif isinstance(arg, bool):
-            non_blocking = arg
-        elif arg is not None:
+        elif arg is not None and not isinstance(arg, bool):  # a bool is non_blocking, which says nothing on the CPU
             if not isinstance(arg, str | int | Device):
                 raise TypeError(f"to: argument of type {type(arg).__name__}; expected a dtype, a device or a Tensor")
             device = arg
@@ -342,8 +386,16 @@ def _converter(name: str, d: DType) -> None:
 
 
 for _name, _dtype in {
-    "float": dtypes.float32, "double": dtypes.float64, "half": dtypes.float16, "bfloat16": dtypes.bfloat16, "int": dtypes.int32, "long": dtypes.int64,
-    "short": dtypes.int16, "char": dtypes.int8, "byte": dtypes.uint8, "bool": dtypes.bool_,
+    "float": dtypes.float32,
+    "double": dtypes.float64,
+    "half": dtypes.float16,
+    "bfloat16": dtypes.bfloat16,
+    "int": dtypes.int32,
+    "long": dtypes.int64,
+    "short": dtypes.int16,
+    "char": dtypes.int8,
+    "byte": dtypes.uint8,
+    "bool": dtypes.bool_,
 }.items():
     _converter(_name, _dtype)
 
@@ -454,7 +506,15 @@ class GradFn:
         return id(self.node)
 
 
-_BACKWARD_NAMES = {"pow_number": "Pow", "matmul": "Mm", "linear": "Addmm", "linear_without_bias": "Mm", "cast": "ToCopy", "cat": "Cat", "view_scatter": "CopySlices"}
+_BACKWARD_NAMES = {
+    "pow_number": "Pow",
+    "matmul": "Mm",
+    "linear": "Addmm",
+    "linear_without_bias": "Mm",
+    "cast": "ToCopy",
+    "cat": "Cat",
+    "view_scatter": "CopySlices",
+}
 
 
 def _backward_name(node: Any) -> str:
@@ -503,7 +563,10 @@ def _set_grad_of(self: Tensor, value: Tensor | None) -> None:
         if value._meta.dtype is not self._meta.dtype:
             raise RuntimeError(f"assigned grad has data of a different type: {value._meta.dtype}; expected the tensor's {self._meta.dtype}")
         if value._meta.shape != self._meta.shape:
-            raise RuntimeError(f"assigned grad has data of a different size: {list(value._meta.shape)}; expected the tensor's {list(self._meta.shape)}")
+            raise RuntimeError(
+                f"assigned grad has data of a different size: {list(value._meta.shape)}; expected the tensor's "
+                f"{list(self._meta.shape)}"
+            )
     self._grad = value
 
 
@@ -523,9 +586,14 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
     if requires_grad == m.requires_grad:
         return self
     if requires_grad and not m.dtype.is_floating_point:
-        raise RuntimeError(f"requires_grad_: only Tensors of floating point dtype can require gradients; the tensor has dtype {m.dtype.name}")
+        raise RuntimeError(
+            f"requires_grad_: only Tensors of floating point dtype can require gradients; the tensor has dtype {m.dtype.name}"
+        )
     if not requires_grad and not autograd.is_leaf(self):
-        raise RuntimeError("you can only change requires_grad flags of leaf variables.\nhelp: use .detach() to get a tensor that does not require grad")
+        raise RuntimeError(
+            "you can only change requires_grad flags of leaf variables.\nhelp: use .detach() to get a tensor that does not require "
+            "grad"
+        )
     _settle(self, "requires_grad_")
     self._meta = self._meta.replace(requires_grad=bool(requires_grad))
     return self
@@ -564,7 +632,9 @@ def _set_data(self: Tensor, value: Tensor) -> None:
 
 
 @public(function=False)
-def backward(self: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None) -> None:
+def backward(
+    self: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+) -> None:
     """Add the gradients of this tensor to `.grad` of the leaves (of `inputs` alone where given).
 
     `gradient` weights the elements; a tensor of one element needs none. Raises RuntimeError where there is nothing to go back
@@ -615,7 +685,10 @@ def allclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e
 @public(method=False)
 def result_type(tensor1: Any, tensor2: Any) -> DType:
     """The dtype that an operation on the two gives."""
-    specs = [x._meta.spec if isinstance(x, Tensor) else Spec((), dtypes.of_scalar(x) if not isinstance(x, float) else dtypes.float64, weak=True) for x in (tensor1, tensor2)]
+    specs = [
+        x._meta.spec if isinstance(x, Tensor) else Spec((), dtypes.of_scalar(x) if not isinstance(x, float) else dtypes.float64, weak=True)
+        for x in (tensor1, tensor2)
+    ]
     return common_dtype(*specs)
 
 
@@ -625,8 +698,12 @@ def can_cast(from_: DType, to: DType) -> bool:
     return from_.category <= to.category
 
 
-FUNCTIONS |= {"promote_types": dtypes.promote_types, "get_default_dtype": dtypes.get_default_dtype, "set_default_dtype": dtypes.set_default_dtype,
-              "set_printoptions": printing.set_printoptions}
+FUNCTIONS |= {
+    "promote_types": dtypes.promote_types,
+    "get_default_dtype": dtypes.get_default_dtype,
+    "set_default_dtype": dtypes.set_default_dtype,
+    "set_printoptions": printing.set_printoptions,
+}
 
 # ------------------------------------------------------------------------------------------------ copying and pickling
 
@@ -635,7 +712,10 @@ def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
     if id(self) in memo:
         return memo[id(self)]  # type: ignore[no-any-return]
     if not autograd.is_leaf(self):
-        raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment.\nhelp: copy .detach()")
+        raise RuntimeError(
+            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment.\nhelp: copy "
+            ".detach()"
+        )
     out = _rebuild(np.array(force(self), copy=True, order="C"), self._meta.requires_grad)
     out.__class__ = self.__class__
     if self._grad is not None:
@@ -651,8 +731,6 @@ def _rebuild(array: Array, requires_grad: bool) -> Tensor:
 
 
 def _reduce(self: Tensor, protocol: Any) -> Any:
-    if not autograd.is_leaf(self):
-        raise RuntimeError("pickle: only leaf tensors can be pickled\nhelp: pickle .detach()")
     return _rebuild, (np.ascontiguousarray(force(self)).reshape(self._meta.shape), self._meta.requires_grad)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchlet import dtypes
-from torchlet.op import apply, define
+from torchlet.op import Op, apply, define
 from torchlet.ops.arrange import flip
 from torchlet.ops.create import Generator, default_generator, uniform_
 from torchlet.ops.index import gather, index_sum_
@@ -34,7 +34,11 @@ def _scan_spec(x: Spec, dim: int) -> Spec:
 def _scan(ufunc: np.ufunc) -> Any:
     def f(x: Any, dim: int) -> Any:
         kind = np.dtype(np.int64) if x.dtype.kind in "biu" else x.dtype
-        return ufunc.accumulate(_wide(x), axis=dim, dtype=kind if kind == np.int64 else None).astype(kind, copy=False) if x.ndim else x.astype(kind)
+        return (
+            ufunc.accumulate(_wide(x), axis=dim, dtype=kind if kind == np.int64 else None).astype(kind, copy=False)
+            if x.ndim
+            else x.astype(kind)
+        )
 
     return f
 
@@ -48,7 +52,9 @@ def _from_the_end(g: Tensor, dim: int) -> Tensor:
     return flip(apply(cumsum_, (flip(g, dim),), (dim,)), dim) if g.ndim else g
 
 
-cumsum_ = define("cumsum", ("x",), _scan(np.add), _scan_spec, None, ("dim",), {"x": lambda g, dim: _from_the_end(g, dim)}, _scan_samples)
+cumsum_: Op = define(
+    "cumsum", ("x",), _scan(np.add), _scan_spec, None, ("dim",), {"x": lambda g, dim: _from_the_end(g, dim)}, _scan_samples
+)
 
 
 def _cumprod_grad(g: Tensor, x: Tensor, out: Tensor, dim: int) -> Tensor:
@@ -60,7 +66,7 @@ def _cumprod_grad(g: Tensor, x: Tensor, out: Tensor, dim: int) -> Tensor:
     return where(zeros == 0, _from_the_end(g * out, dim) / where(x.eq(0), 1.0, x), at_zero)
 
 
-cumprod_ = define("cumprod", ("x",), _scan(np.multiply), _scan_spec, None, ("dim",), {"x": _cumprod_grad}, _scan_samples)
+cumprod_: Op = define("cumprod", ("x",), _scan(np.multiply), _scan_spec, None, ("dim",), {"x": _cumprod_grad}, _scan_samples)
 
 
 @public()
@@ -84,7 +90,9 @@ def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
     d = normalize_dim("diff", dim, input.ndim)
     for _ in range(n):
         size = input.shape[d]
-        input = basic(input, (ALL,) * d + (("s", min(1, size), size, 1),)) - basic(input, (ALL,) * d + (("s", 0, max(size - 1, 0), 1),))
+        input = basic(input, (ALL,) * d + (("s", 1 if size else 0, size, 1),)) - basic(
+            input, (ALL,) * d + (("s", 0, size - 1 if size else 0, 1),)
+        )
     return input
 
 
@@ -120,7 +128,7 @@ def _argsort_np(x: Any, dim: int, descending: bool) -> Any:
     return np.ascontiguousarray(x.shape[dim] - 1 - np.flip(order, dim))
 
 
-argsort_ = define(
+argsort_: Op = define(
     "argsort", ("x",), _argsort_np, lambda x, dim, descending: Spec(x.shape, dtypes.int64, x.device), None, ("dim", "descending"),
     samples=lambda: [((_rng.standard_normal((3, 4)),), (1, False)), ((_rng.standard_normal((3, 4)),), (0, True))],
 )
@@ -139,8 +147,16 @@ def _topk_spec(x: Spec, k: int, dim: int, largest: bool) -> Spec:
     return Spec((*x.shape[:dim], k, *x.shape[dim + 1 :]) if x.ndim else (), dtypes.int64, x.device)
 
 
-topk_ = define("topk", ("x",), _topk_np, _topk_spec, None, ("k", "dim", "largest"), samples=lambda: [((_rng.standard_normal((3, 6)),), (2, 1, True)), ((_rng.standard_normal((3, 6)),), (1, 0, False))],
-               doc="The positions of the k largest (or smallest) along `dim`, in order.")
+topk_: Op = define(
+    "topk",
+    ("x",),
+    _topk_np,
+    _topk_spec,
+    None,
+    ("k", "dim", "largest"),
+    samples=lambda: [((_rng.standard_normal((3, 6)),), (2, 1, True)), ((_rng.standard_normal((3, 6)),), (1, 0, False))],
+    doc="The positions of the k largest (or smallest) along `dim`, in order.",
+)
 
 
 def _with_values(name: str, input: Tensor, d: int, indices: Tensor, keepdim: bool = True) -> ValuesIndices:
@@ -182,7 +198,10 @@ def _extreme(name: str, input: Tensor, dim: Any, keepdim: bool) -> Any:
         return pair(input, dim)
     if dim is None:
         if input.numel() == 0:
-            raise RuntimeError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' argument.")
+            raise RuntimeError(
+                f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the reduction dim with the 'dim' "
+                "argument."
+            )
         return total(input)
     d = normalize_dim(name, dim, input.ndim)
     if input.ndim == 0:
@@ -279,7 +298,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
 
 
 def _search_np(sorted_sequence: Any, values: Any, right: bool) -> Any:
-    side = "right" if right else "left"
+    side: Any = "right" if right else "left"
     if sorted_sequence.ndim == 1:
         return np.asarray(np.searchsorted(sorted_sequence, values, side), np.int64)
     if sorted_sequence.shape[:-1] != values.shape[:-1]:
@@ -290,11 +309,14 @@ def _search_np(sorted_sequence: Any, values: Any, right: bool) -> Any:
 
 def _search_spec(sorted_sequence: Spec, values: Spec, right: bool) -> Spec:
     if sorted_sequence.ndim != 1 and sorted_sequence.shape[:-1] != values.shape[:-1]:
-        raise RuntimeError(f"searchsorted: sorted_sequence has shape {sorted_sequence.shape} and values {values.shape}; expected one vector, or equal leading sizes")
+        raise RuntimeError(
+            f"searchsorted: sorted_sequence has shape {sorted_sequence.shape} and values {values.shape}; expected one vector, or "
+            "equal leading sizes"
+        )
     return Spec(values.shape, dtypes.int64, values.device)
 
 
-searchsorted_ = define("searchsorted", ("sorted_sequence", "values"), _search_np, _search_spec, None, ("right",),
+searchsorted_: Op = define("searchsorted", ("sorted_sequence", "values"), _search_np, _search_spec, None, ("right",),
                        samples=lambda: [((np.sort(_rng.standard_normal(6)), _rng.standard_normal((2, 3))), (r,)) for r in (False, True)])
 
 
@@ -325,7 +347,10 @@ def _multinomial_np(weights: Any, seed: int, offset: int, count: int, replacemen
     if (enough == 0).any():
         raise RuntimeError("multinomial: invalid multinomial distribution (sum of probabilities <= 0)")
     if not replacement and (enough < count).any():
-        raise RuntimeError(f"multinomial: invalid multinomial distribution (with replacement=False, not enough non-negative category to sample): {count} samples of {int(enough.min())}")
+        raise RuntimeError(
+            "multinomial: invalid multinomial distribution (with replacement=False, not enough non-negative category to sample): "
+            f"{count} samples of {int(enough.min())}"
+        )
     if replacement:
         u = uniform_.eager(seed, offset, (len(lines), count), dtypes.float64)
         edges = np.cumsum(lines, -1)
@@ -345,7 +370,7 @@ def _multinomial_spec(weights: Spec, seed: Spec, offset: Spec, count: int, repla
     return Spec((*weights.shape[:-1], count), dtypes.int64, weights.device)
 
 
-multinomial_ = define(
+multinomial_: Op = define(
     "multinomial", ("weights", "seed", "offset"), _multinomial_np, _multinomial_spec, None, ("count", "replacement"), barrier=True,
     samples=lambda: [((_rng.uniform(0, 1, (2, 5)), 3, 4), (3, r)) for r in (False, True)],
 )

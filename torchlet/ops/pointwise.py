@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from torchlet import dtypes
@@ -436,3 +437,83 @@ def cast(x: Tensor, dtype: dtypes.dtype) -> Tensor:
     """`x` with another element type; `x` itself if it has it."""
     return x if x._meta.dtype is dtype else apply(cast_, (x,), (dtype,))
 
+
+# ------------------------------------------------------------------------------------------------ three operands
+
+
+def _three() -> list[Any]:
+    return [((_rng.standard_normal((3, 4)), _rng.standard_normal((4,)), _rng.uniform(0.5, 2, (3, 1)), 0.7), ())]
+
+
+addcmul_ = pointwise(
+    "addcmul", ("x", "a", "b", "value"), lambda x, a, b, value: x + a * b * value, lambda x, a, b, value: x + a * b * value, samples=_three,
+    vjp={"x": lambda g: g, "a": lambda g, b, value: g * b * value, "b": lambda g, a, value: g * a * value}, doc="x + value * a * b",
+)
+addcdiv_ = pointwise(
+    "addcdiv", ("x", "a", "b", "value"), lambda x, a, b, value: x + a / b * value, lambda x, a, b, value: x + a / b * value, samples=_three, result="float",
+    vjp={"x": lambda g: g, "a": lambda g, b, value: g / b * value, "b": lambda g, a, b, value: -g * a / (b * b) * value}, doc="x + value * a / b",
+)
+lerp_ = pointwise(
+    "lerp", ("x", "end", "weight"), lambda x, end, weight: x + weight * (end - x), lambda x, end, weight: x + weight * (end - x),
+    vjp={"x": lambda g, weight: g * (1 - weight), "end": lambda g, weight: g * weight, "weight": lambda g, x, end: g * (end - x)},
+    samples=lambda: [((_rng.standard_normal((3, 4)), _rng.standard_normal((4,)), w), ()) for w in (0.3, _rng.uniform(0, 1, (3, 1)))], doc="x + weight * (end - x)",
+)
+
+
+@public()
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """input + value * tensor1 * tensor2."""
+    return apply(addcmul_, (input, tensor1, tensor2, value))
+
+
+@public()
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """input + value * tensor1 / tensor2."""
+    return apply(addcdiv_, (input, tensor1, tensor2, value))
+
+
+@public()
+def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """input + weight * (end - input); the weight is a number or a tensor."""
+    return apply(lerp_, (input, end, operand(weight, "lerp")))
+
+
+METHODS["addcmul_"] = lambda self, tensor1, tensor2, *, value=1: inplace(addcmul_, self, (self, tensor1, tensor2, value))
+METHODS["addcdiv_"] = lambda self, tensor1, tensor2, *, value=1: inplace(addcdiv_, self, (self, tensor1, tensor2, value))
+METHODS["lerp_"] = lambda self, end, weight: inplace(lerp_, self, (self, end, operand(weight, "lerp_")))
+
+# ------------------------------------------------------------------------------------------------ made of the above
+
+
+@public()
+def frac(input: Tensor) -> Tensor:
+    """input - trunc(input)."""
+    return input - trunc(input)
+
+
+@public()
+def logaddexp(input: Tensor, other: Tensor) -> Tensor:
+    """log(exp(input) + exp(other)) without overflow."""
+    high, low = maximum(input, other), minimum(input, other)
+    return high + where(high.isinf(), 0.0, (low - where(high.isinf(), 0.0, high)).exp().log1p())
+
+
+@public()
+def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """NaN and infinities replaced by numbers; infinities by the largest finite ones unless given."""
+    if not input.dtype.is_floating_point:
+        return input.clone()
+    largest = float(ml_dtypes.finfo(input.dtype.np).max)
+    out = where(input.isnan(), nan, input)
+    out = where(out.eq(math.inf), largest if posinf is None else posinf, out)
+    return where(out.eq(-math.inf), -largest if neginf is None else neginf, out)
+
+
+@public()
+def isin(elements: Any, test_elements: Any) -> Tensor:
+    """True where an element occurs among the others."""
+    if not isinstance(elements, Tensor):
+        return eq(test_elements, elements).any()
+    if not isinstance(test_elements, Tensor):
+        return eq(elements, test_elements)
+    return eq(elements.unsqueeze(-1), test_elements.reshape(-1)).any(-1)

@@ -274,3 +274,37 @@ def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype:
     return _one_dim(prod_, input if dtype is None else cast(input, dtype), dim, keepdim)
 
 
+@public()
+def norm(input: Tensor, p: Any = 2.0, dim: Dims = None, keepdim: bool = False, dtype: dtypes.dtype | None = None) -> Tensor:
+    """The p-norm over `dim` (all dimensions by default): p a number, inf, -inf, 0, or "fro" for 2. The gradient at 0 is 0."""
+    x = input if dtype is None else cast(input, dtype)
+    _float_only("norm", x)
+    p = 2.0 if p in ("fro", None) else float(p)
+    if p == math.inf or p == -math.inf:
+        return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
+    if p == 0:
+        return sum(cast(x.ne(0), x.dtype), dim, keepdim)
+    if p == 1:
+        return sum(x.abs(), dim, keepdim)
+    total = sum(x * x if p == 2 else x.abs() ** p, dim, keepdim)
+    zero = total.eq(0)  # the root has no slope there; PyTorch gives 0
+    filled = where(zero, 1.0, total)
+    return where(zero, 0.0, filled.sqrt() if p == 2 else filled ** (1 / p))
+
+
+@public()
+def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
+    """How many elements are not 0, over `dim` or all."""
+    return sum(input.ne(0), dim)
+
+
+@public()
+def nansum(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """`sum` with NaN as 0."""
+    return sum(where(input.isnan(), 0.0, input), dim, keepdim)
+
+
+@public()
+def nanmean(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The mean of what is not NaN."""
+    return nansum(input, dim, keepdim) / cast(sum(~input.isnan(), dim, keepdim), input.dtype)

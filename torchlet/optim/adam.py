@@ -18,15 +18,31 @@ def _adam(
     params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any, beta2_rest: Any,
     correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors]:
-    params, exp_avgs, exp_avg_sqs = _moments(params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize)
+    params, exp_avgs, exp_avg_sqs = _moments(
+        params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize
+    )
     return _moved(params, exp_avgs, exp_avg_sqs, step_size, correction, eps), exp_avgs, exp_avg_sqs
 
 
 def _amsgrad(
-    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, max_exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any,
-    beta2_rest: Any, correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    max_exp_avg_sqs: Tensors,
+    step_size: Any,
+    beta1_rest: Any,
+    beta2: Any,
+    beta2_rest: Any,
+    correction: Any,
+    eps: Any,
+    decay: Any,
+    decay_kind: str,
+    maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-    params, exp_avgs, exp_avg_sqs = _moments(params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize)
+    params, exp_avgs, exp_avg_sqs = _moments(
+        params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize
+    )
     largest = [ops.maximum(a, b) for a, b in zip(max_exp_avg_sqs, exp_avg_sqs, strict=True)]
     return _moved(params, exp_avgs, largest, step_size, correction, eps), exp_avgs, exp_avg_sqs, largest
 
@@ -66,24 +82,47 @@ class Adam(Optimizer):
     """Steps scaled by running averages of the gradient and its square; `weight_decay` is added to the gradient."""
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
-        amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
-        fused: bool | None = None, decoupled_weight_decay: bool = False,
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
     ) -> None:
-        if not 0.0 <= number(lr):
+        if not number(lr) >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
-        if not 0.0 <= eps:
+        if not eps >= 0.0:
             raise ValueError(f"Invalid epsilon value: {eps}")
         if not 0.0 <= number(betas[0]) < 1.0:
             raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
         if not 0.0 <= number(betas[1]) < 1.0:
             raise ValueError(f"Invalid beta parameter at index 1: {betas[1]}")
-        if not 0.0 <= weight_decay:
+        if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        super().__init__(params, dict(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=foreach, capturable=capturable,
-            differentiable=differentiable, fused=fused, decoupled_weight_decay=decoupled_weight_decay,
-        ))
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                maximize=maximize,
+                foreach=foreach,
+                capturable=capturable,
+                differentiable=differentiable,
+                fused=fused,
+                decoupled_weight_decay=decoupled_weight_decay,
+            ),
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
@@ -93,7 +132,7 @@ class Adam(Optimizer):
             params, grads = with_grads(group["params"])
             if not params:
                 continue
-            states = [state[p] for p in params]
+            states = list(map(state.__getitem__, params))
             for p, s in zip(params, states, strict=True) if not all(states) else ():
                 if not s:
                     s["step"] = 0.0
@@ -135,11 +174,31 @@ class AdamW(Adam):
     """Adam whose weight decay shrinks the parameters themselves instead of entering the gradient."""
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2,
-        amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize, capturable=capturable, differentiable=differentiable,
-            fused=fused, decoupled_weight_decay=True,
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
         )

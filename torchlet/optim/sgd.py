@@ -47,8 +47,18 @@ class SGD(Optimizer):
     """p -= lr * b with b = momentum * b + (1 - dampening) * (g + weight_decay * p)."""
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
-        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False, fused: bool | None = None,
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         if number(lr) < 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
@@ -76,17 +86,16 @@ class SGD(Optimizer):
             if momentum == 0:
                 apply_update(sgd, (params, grads), (number(group["lr"]), weight_decay), (decays, maximize))
                 continue
-            states = [state[p] for p in params]
-            old = [s.get("momentum_buffer") is not None for s in states]
             scalars = (number(group["lr"]), weight_decay, momentum, 1 - group["dampening"])
-            for first in (True, False):
-                chosen = [i for i, had in enumerate(old) if had is not first]
+            flags = decays, maximize, bool(group["nesterov"])
+            buffers: Tensors = [s.get("momentum_buffer") for s in map(state.__getitem__, params)]
+            new = [i for i, b in enumerate(buffers) if b is None]
+            if not new:
+                apply_update(sgd_momentum, (params, grads, buffers), scalars, (*flags, False))
+                continue
+            for i in new:
+                buffers[i] = state[params[i]]["momentum_buffer"] = ops.zeros_like(params[i])
+            for first, chosen in ((True, new), (False, sorted(set(range(len(params))) - set(new)))):
                 if chosen:
-                    some = len(chosen) != len(params)
-                    ps, gs = ([params[i] for i in chosen], [grads[i] for i in chosen]) if some else (params, grads)
-                    if first:
-                        for i in chosen:
-                            states[i]["momentum_buffer"] = ops.zeros_like(params[i])
-                    buffers = [states[i]["momentum_buffer"] for i in chosen]
-                    apply_update(sgd_momentum, (ps, gs, buffers), scalars, (decays, maximize, bool(group["nesterov"]), first))
+                    apply_update(sgd_momentum, [[x[i] for i in chosen] for x in (params, grads, buffers)], scalars, (*flags, first))
         return loss

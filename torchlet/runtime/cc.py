@@ -24,7 +24,16 @@ __all__ = ["CSRC", "FLAGS", "cache_folder", "fingerprint", "library", "read_entr
 CSRC = Path(__file__).with_name("csrc")
 # never -ffast-math: it breaks -inf masks and NumPy's denormals; only the reductions we write are reassociated
 FLAGS = (
-    "-O3", "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fwrapv", "-w",
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fwrapv",
+    "-w",
 )
 _NATIVE = {"x86_64": ("-march=native", "-mprefer-vector-width=512"), "AMD64": ("-march=native", "-mprefer-vector-width=512")}
 
@@ -53,7 +62,9 @@ def _command(cc: str) -> tuple[str, ...]:
     words = shlex.split(cc) if cc else []
     name = next((w for w in ([words[0]] if words else ["cc", "gcc", "clang"]) if shutil.which(w)), None)
     if name is None:
-        raise CompileError(f"cpu: no C compiler found ({cc or 'cc, gcc, clang'}); expected one on PATH\nhelp: install gcc or clang, or set CC")
+        raise CompileError(
+            f"cpu: no C compiler found ({cc or 'cc, gcc, clang'}); expected one on PATH\nhelp: install gcc or clang, or set CC"
+        )
     return (shutil.which(name) or name, *words[1:], *_NATIVE.get(platform.machine(), ("-mcpu=native",)), *FLAGS)
 
 
@@ -134,5 +145,7 @@ def _cache_folder(chosen: str) -> Path:
     except OSError as problem:
         temporary = Path(tempfile.mkdtemp(prefix="torchlet-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        warnings.warn(f"torchlet: cache folder {folder} cannot be used ({problem}); compiled kernels are kept in {temporary} until exit", stacklevel=2)
+        warnings.warn(
+            f"torchlet: cache folder {folder} cannot be used ({problem}); compiled kernels are kept in {temporary} until exit", stacklevel=2
+        )
         return temporary

@@ -17,16 +17,25 @@ from torchlet.runtime import cc
 __all__ = ["Program", "arena", "get_num_threads", "runtime", "set_num_threads"]
 
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
-REGION_WORK = 8192  # element operations from which a kernel is shared out once the other threads are awake anyway
+REGION_WORK = 40_000  # element operations from which a kernel is shared out once the other threads are awake anyway
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
 _SOURCES = ("tl_runtime.c", "tl_gemm.c")
 
 
 class _Launchable(Protocol):
-    name: str
-    address: int
-    parallel: bool
-    work: int
+    """What a program needs to know of a loaded kernel."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def parallel(self) -> bool: ...
+
+    @property
+    def work(self) -> int: ...
 
 
 class _Launch(ctypes.Structure):
@@ -51,7 +60,6 @@ def runtime() -> ctypes.CDLL:
     lib.tl_alloc.restype = ctypes.c_void_p
     lib.tl_alloc.argtypes = [ctypes.c_int64]
     lib.tl_free.argtypes = [ctypes.c_void_p]
-    lib.tl_run.argtypes = [ctypes.c_void_p]
     lib.tl_set_threads(config.num_threads or _cores())
     return lib
 
@@ -90,7 +98,10 @@ class Program:
             if max(len(buffers), len(scalars)) > MAX_ARGUMENTS:
                 raise ValueError(f"{kernel.name}: {max(len(buffers), len(scalars))} arguments; expected at most {MAX_ARGUMENTS}")
             if max(buffers, default=-1) >= n_pointers or max(scalars, default=-1) >= n_scalars:
-                raise ValueError(f"{kernel.name}: slots {list(buffers)}, {list(scalars)}; expected less than {n_pointers} pointers and {n_scalars} scalars")
+                raise ValueError(
+                    f"{kernel.name}: slots {list(buffers)}, {list(scalars)}; "
+                    f"expected less than {n_pointers} pointers and {n_scalars} scalars"
+                )
             wide = region and kernel.work >= REGION_WORK
             entry.fn = kernel.address
             entry.n_buffers, entry.n_scalars = len(buffers), len(scalars)
@@ -99,13 +110,15 @@ class Program:
             entry.parallel = wide
             entry.barrier = wide or before
             before = wide
-        self._program = _Program(ctypes.addressof(self._table), len(launches), ctypes.addressof(self.pointers), ctypes.addressof(self.scalars))
-        self._address = ctypes.c_void_p(ctypes.addressof(self._program))
+        self._program = _Program(
+            ctypes.addressof(self._table), len(launches), ctypes.addressof(self.pointers), ctypes.addressof(self.scalars)
+        )
+        self._argument = ctypes.byref(self._program)  # made once: with no argtypes a call costs half a microsecond less
         self._run = runtime().tl_run
 
     def run(self) -> None:
         """Run all launches. Raises IndexError when a data-dependent position was outside its buffer."""
-        if self._run(self._address):
+        if self._run(self._argument):
             self._raise()
 
     def _raise(self) -> None:

@@ -16,27 +16,32 @@ __all__ = ["MEMORY", "VALUE", "constant", "convert", "from_memory", "operation",
 # how an element lies in memory, and the C type that expressions of the dtype have (16-bit floats are computed in float)
 MEMORY = {
     dtypes.float32: "float", dtypes.float64: "double", dtypes.float16: "tl_f16", dtypes.bfloat16: "tl_bf16",
-    dtypes.int8: "int8_t", dtypes.int16: "int16_t", dtypes.int32: "int32_t", dtypes.int64: "int64_t", dtypes.uint8: "uint8_t", dtypes.bool_: "uint8_t",
+    dtypes.int8: "int8_t", dtypes.int16: "int16_t", dtypes.int32: "int32_t", dtypes.int64: "int64_t", dtypes.uint8: "uint8_t",
+    dtypes.bool_: "uint8_t",
 }
 VALUE = MEMORY | {dtypes.float16: "float", dtypes.bfloat16: "float", dtypes.bool_: "int"}
 _BITS = {dtypes.float16: "f16", dtypes.bfloat16: "bf16"}
 
 _FLOAT_CALLS = {  # op: (float, double)
-    "abs": ("__builtin_fabsf", "__builtin_fabs"), "sign": ("tl_sign", "tl_sign_d"), "exp": ("tl_exp", "exp"), "expm1": ("tl_expm1", "expm1"),
+    "abs": ("__builtin_fabsf", "__builtin_fabs"), "sign": ("tl_sign", "tl_sign_d"), "exp": ("tl_exp", "exp"),
+    "expm1": ("tl_expm1", "expm1"),
     "log": ("tl_log", "log"), "log1p": ("tl_log1p", "log1p"), "log2": ("tl_log2", "log2"), "sqrt": ("__builtin_sqrtf", "__builtin_sqrt"),
     "sin": ("tl_sin", "sin"), "cos": ("tl_cos", "cos"), "tan": ("tanf", "tan"), "asin": ("asinf", "asin"), "acos": ("acosf", "acos"),
-    "atan": ("atanf", "atan"), "sinh": ("sinhf", "sinh"), "cosh": ("coshf", "cosh"), "tanh": ("tl_tanh", "tanh"), "erf": ("tl_erf", "erf"),
-    "sigmoid": ("tl_sigmoid", "tl_sigmoid_d"), "floor": ("__builtin_floorf", "__builtin_floor"), "ceil": ("__builtin_ceilf", "__builtin_ceil"),
+    "atan": ("atanf", "atan"), "sinh": ("sinhf", "sinh"), "cosh": ("coshf", "cosh"),
+    "tanh": ("tl_tanh", "tanh"), "erf": ("tl_erf", "erf"),
+    "sigmoid": ("tl_sigmoid", "tl_sigmoid_d"), "floor": ("__builtin_floorf", "__builtin_floor"),
+    "ceil": ("__builtin_ceilf", "__builtin_ceil"),
     "round": ("__builtin_rintf", "__builtin_rint"), "trunc": ("__builtin_truncf", "__builtin_trunc"), "isnan": ("tl_isnanf", "tl_isnan"),
     "floordiv": ("tl_floordiv", "tl_floordiv_d"), "mod": ("tl_mod", "tl_mod_d"), "fmod": ("fmodf", "fmod"), "pow": ("tl_pow", "pow"),
     "maximum": ("tl_maximum", "tl_maximum_d"), "minimum": ("tl_minimum", "tl_minimum_d"), "atan2": ("atan2f", "atan2"),
 }
 _INT_CALLS = {
-    "abs": "tl_abs_i", "sign": "tl_sign_i", "div": "tl_div_i", "floordiv": "tl_floordiv_i", "mod": "tl_mod_i", "fmod": "tl_fmod_i", "pow": "tl_pow_i",
-    "maximum": "tl_max_i", "minimum": "tl_min_i",
+    "abs": "tl_abs_i", "sign": "tl_sign_i", "div": "tl_div_i", "floordiv": "tl_floordiv_i", "mod": "tl_mod_i", "fmod": "tl_fmod_i",
+    "pow": "tl_pow_i", "maximum": "tl_max_i", "minimum": "tl_min_i",
 }
 _BOOL_SYMBOLS = {"add": "|", "or": "|", "maximum": "|", "mul": "&", "and": "&", "minimum": "&", "xor": "^", "sub": "^"}
-_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|", "xor": "^"}
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+            "and": "&", "or": "|", "xor": "^"}
 
 
 def constant(value: int | float | bool, d: dtype) -> str:

@@ -15,10 +15,14 @@ from torchlet.index import Axis, FloorDiv, Index, Mod
 
 __all__ = ["Scopes", "identifier", "index_exprs", "may_vectorize", "positions", "separates", "strides", "walk_all"]
 
+# C's words, and the names that printed functions use themselves
 _RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register restrict return "
-    "short signed sizeof static struct switch typedef union unsigned void volatile while "
-    "b s tid nth lo hi ib jb je q flip once chunk thread env t ld dst rs ks row0 row1 col0 col1 z every g".split()
+    re.findall(
+        r"\w+",
+        """auto break case char const continue default do double else enum extern float for goto if inline int long register restrict
+        return short signed sizeof static struct switch typedef union unsigned void volatile while
+        b s tid nth lo hi ib jb je q flip once chunk thread env t ld dst rs ks row0 row1 col0 col1 z every g""",
+    )
 )
 
 
@@ -54,6 +58,8 @@ class Scopes:
         self.uses: Counter[Expr] = Counter()
         self.scopes = [_Scope((), frozenset())]
         self._levels: dict[Expr, int] = {}
+        self._depth = 0  # the scope that the expression being printed is for; 0: the innermost
+        self.named = 0
 
     def _unique(self, name: str, taken: set[str], suffix: str) -> str:
         base = text = identifier(name) + suffix
@@ -139,13 +145,15 @@ class Scopes:
         for scope in reversed(self.scopes):
             if e in scope.names:
                 return scope.names[e]
+        level, depth = self.level(e), self._depth or len(self.scopes) - 1
+        named = named or self.uses[e] > 1 or level < depth
+        outside, self._depth = self._depth, level if named else depth  # what is named farther out takes its arguments along
         text = self._text(e)
-        if text.isidentifier() or e.op in ("const", "index", "value"):
+        self._depth = outside
+        if not named or text.isidentifier() or e.op in ("const", "index", "value"):
             return text
-        level = self.level(e)
-        if not named and self.uses[e] <= 1 and level == len(self.scopes) - 1:
-            return text
-        name = self.fresh("t0")
+        self.named += 1
+        name = self.fresh(f"t{self.named}")
         plain = text[1:-1] if _wrapped(text) else text
         self.scopes[level].lines.append(f"const {c_expr.VALUE[e.dtype]} {name} = {plain};")
         self.scopes[level].names[e] = name
@@ -163,14 +171,20 @@ class Scopes:
             return c_expr.convert(self.position(e.attr), dtypes.int64, e.dtype)  # type: ignore[arg-type]
         if e.op == "load":
             return self._load(e)
-        if e.op == "div" and e.dtype.is_floating_point and self.level(e.args[1]) < len(self.scopes) - 1 and any(x.op == "value" for x in walk(e.args[1])):
+        if (
+            e.op == "div"
+            and e.dtype.is_floating_point
+            and self.level(e.args[1]) < (self._depth or len(self.scopes) - 1)
+            and any(x.op == "value" for x in walk(e.args[1]))
+        ):
             # one division for all of the loop; what a reduction gave is rounded anyway
             inverse = expr("reciprocal", (e.args[1],), e.dtype)
             return f"({self.ref(e.args[0])} * {self.ref(inverse, named=True)})"
         return c_expr.operation(e, [self.ref(x, named=e.op == "pow" and x.op not in ("const", "value")) for x in e.args])
 
     def _load(self, e: Expr) -> str:
-        name, index = e.attr  # type: ignore[misc]
+        name: str = e.attr[0]  # type: ignore[index]
+        index: Index = e.attr[1]  # type: ignore[index]
         buffer = self.buffers[name]
         at = self.position(index, top=True)
         if any(True for _ in data_terms(index)):
@@ -199,7 +213,7 @@ class Scopes:
             sign = "/" if isinstance(term, FloorDiv) else "%"
             bounds = term.index.bounds()
             inner = self.position(term.index)
-            if bounds is not None and 0 <= bounds[0] and bounds[1] < 2**31 and term.divisor < 2**31:
+            if bounds is not None and bounds[0] >= 0 and bounds[1] < 2**31 and term.divisor < 2**31:
                 return f"(int64_t)((uint32_t){inner} {sign} {term.divisor}u)"  # 32-bit quotients vectorize
             return f"({inner} {sign} {term.divisor})"
         assert isinstance(term, Expr)
@@ -263,7 +277,9 @@ def walk_all(roots: Iterable[Expr]) -> list[Expr]:
 
 def may_vectorize(roots: Iterable[Expr], stores: list[Store], axis: Axis | None) -> bool:
     """True when the iterations of the innermost loop (over `axis`) are independent and need no checked position."""
-    if any(next(positions(e), None) is not None for e in walk_all(roots)) or any(next(index_exprs(s.index), None) is not None for s in stores):
+    if any(next(positions(e), None) is not None for e in walk_all(roots)) or any(
+        next(index_exprs(s.index), None) is not None for s in stores
+    ):
         return False
     return all(s.mode == "set" or (axis is not None and separates(s.index, axis)) for s in stores)
 

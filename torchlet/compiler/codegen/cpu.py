@@ -32,7 +32,28 @@ KEPT_BYTES = 64 << 10  # stack that a kernel may use to keep values of one phase
 MIN_WORK = 1 << 17  # element operations (about 4 us of vector code) below which waking a second thread costs more than it brings
 TILE = 32  # of a transposing loop: a square of it stays in the first-level cache
 _WEIGHTS = {"div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 8, "mod": 8, "fmod": 8} | dict.fromkeys(
-    ("exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "sigmoid", "pow", "atan2", "philox"), 8
+    (
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "erf",
+        "sigmoid",
+        "pow",
+        "atan2",
+        "philox",
+    ),
+    8,
 )
 
 
@@ -57,7 +78,7 @@ def work(kernel: Kernel) -> int:
         axes = frozenset(phase.reduce)
         for r in phase.reductions:
             if isinstance(r, Dot):
-                total += kernel.points * inner // 2
+                total += kernel.points * inner // 4  # multiply-adds run on full vectors from registers
             else:
                 total += kernel.points * inner * _cost((r.value,))
         for store in phase.stores:
@@ -75,7 +96,9 @@ def _cost(roots: tuple[Expr, ...]) -> int:
 
 
 def _in_nest(store: Store, axes: frozenset[Axis]) -> bool:
-    return depends_on(store.value, axes) or bool(axes & set(store.index.axes())) or any(depends_on(t, axes) for t in data_terms(store.index))
+    return (
+        depends_on(store.value, axes) or bool(axes & set(store.index.axes())) or any(depends_on(t, axes) for t in data_terms(store.index))
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ accumulators
@@ -141,8 +164,14 @@ class _Accumulator:
             return [f"const {kind} {fresh} = {key};", f"{v} = {fresh} {sign} {v} ? {fresh} : {v};"]
         key = f"~({key})" if low == "min" else key
         if self.packed:
-            return [f"const int64_t {fresh} = (int64_t)((uint64_t)(int64_t)({key}) << 32) | (uint32_t)~(uint32_t)({position});", f"{v} = {fresh} > {v} ? {fresh} : {v};"]
-        return [f"const int64_t {fresh} = {key};", f"if ({fresh} > {v} || {state[1]} == INT64_MAX) {{ {v} = {fresh}; {state[1]} = {position}; }}"]
+            return [
+                f"const int64_t {fresh} = (int64_t)((uint64_t)(int64_t)({key}) << 32) | (uint32_t)~(uint32_t)({position});",
+                f"{v} = {fresh} > {v} ? {fresh} : {v};",
+            ]
+        return [
+            f"const int64_t {fresh} = {key};",
+            f"if ({fresh} > {v} || {state[1]} == INT64_MAX) {{ {v} = {fresh}; {state[1]} = {position}; }}",
+        ]
 
     def join(self, state: list[str], other: list[str]) -> str:
         """A statement that merges the state of another part, which comes later in the order of positions or anywhere."""
@@ -208,7 +237,10 @@ def _plan(kernel: Kernel) -> _Plan:
     across = None
     if not nests and lane is not None and lane.extent >= 2 * TILE:
         loads = list(strides(kernel.roots()))
-        across = next((a for a in outer if a.extent >= 2 * TILE and any(i.coefficient(a) == 1 and abs(i.coefficient(lane)) >= 16 for i in loads)), None)
+        across = next(
+            (a for a in outer if a.extent >= 2 * TILE and any(i.coefficient(a) == 1 and abs(i.coefficient(lane)) >= 16 for i in loads)),
+            None,
+        )
         outer = (*(a for a in outer if a is not across), *(a for a in outer if a is across))
 
     def ways(a: Axis) -> int:
@@ -280,7 +312,7 @@ class _Loops:
         self.c.loop(axis, low, high, simd)
 
     def _tiles(self, axis: Axis) -> None:
-        """The loop over an axis that a load walks element by element while the stores walk the lane: squares, so that each line is read once."""
+        """The loop over an axis that a load walks element by element while the stores walk the lane: in squares, to read each line once."""
         for a, block in ((axis, "ib"), (self.plan.lane, "jb")):
             low, high = self._range(a)
             self.c.open(f"for (int64_t {block} = {low}; {block} < {high}; {block} += {TILE})")
@@ -359,10 +391,10 @@ class _Loops:
         if lane is not None:
             self._lane_loop(simd, blocked=True)
         self._bring_kept(phase)
-        for r, a, state in zip(reductions, accumulators, inner, strict=True):
-            x = c_expr.convert(c.ref(r.value), r.value.dtype, r.dtype if a.combine in ("sum", "prod") else r.value.dtype)
-            position = _row_major(c, phase.reduce) if a.arg else ""
-            for text in a.take([v + suffix for v in state], x, position, c.fresh("k0")):
+        for r, acc, state in zip(reductions, accumulators, inner, strict=True):
+            x = c_expr.convert(c.ref(r.value), r.value.dtype, r.dtype if acc.combine in ("sum", "prod") else r.value.dtype)
+            position = _row_major(c, phase.reduce) if acc.arg else ""
+            for text in acc.take([v + suffix for v in state], x, position, c.fresh("k0")):
                 c.line(text)
         for s in inside:
             c.store(s)
@@ -371,13 +403,13 @@ class _Loops:
         if chunked:
             at = "" if lane is None else "[q]"
             each = "" if lane is None else f"for (int q = 0; q < {plan.width}; q++) "
-            for a, state, part in zip(accumulators, states, inner, strict=True):
-                c.line(each + a.join([v + at for v in state], [v + at for v in part]))
+            for acc, state, part in zip(accumulators, states, inner, strict=True):
+                c.line(each + acc.join([v + at for v in state], [v + at for v in part]))
         c.close_to(depth)
         if plan.together:
             self._combine_threads(accumulators, states)
-        for r, a, state in zip(reductions, accumulators, states, strict=True):
-            text = a.result([v + suffix for v in state])
+        for r, acc, state in zip(reductions, accumulators, states, strict=True):
+            text = acc.result([v + suffix for v in state])
             if lane is None:
                 name = c.fresh(identifier(r.name))
                 c.line(f"const {c_expr.VALUE[r.dtype]} {name} = {text};")

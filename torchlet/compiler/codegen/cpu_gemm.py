@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torchlet import dtypes
 from torchlet.compiler.codegen import c_expr
@@ -77,7 +78,7 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
     c.line("tl_env env = {b, s, {0}};")
     m, n, k = (math.prod(a.extent for a in axes) for axes in (dot.m, dot.n, dot.k))
     count = math.prod(a.extent for a in product.batch)
-    offsets = [_offset(c, e) if plain.startswith("{%") else "" for e, plain in zip((dot.a, dot.b), operands, strict=True)]
+    offsets = [_offset(c, e, product.batch) if plain.startswith("{%") else "" for e, plain in zip((dot.a, dot.b), operands, strict=True)]
     run = f"tl_gemm_run_{suffix}"
 
     def launch(thread: str) -> None:
@@ -107,22 +108,29 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
 
 def _plain(kernel: Kernel, e: Expr, rows: tuple[Axis, ...], dot: Dot) -> str | None:
     """The operand as `{pointer, row stride, column stride, 0}` (% stands for the pointer) where it is one strided load."""
-    if e.op != "load" or e.args or e.dtype is not dot.dtype or len(rows) > 1 or len(dot.k) > 1:
+    if e.op != "load" or e.args or e.dtype is not dot.dtype:
         return None
-    name, index = e.attr  # type: ignore[misc]
+    name: str = e.attr[0]  # type: ignore[index]
+    index: Index = e.attr[1]  # type: ignore[index]
     if not index.is_affine() or next(b.dtype for b in kernel.buffers if b.name == name) is not dot.dtype:
         return None
-    row = index.coefficient(rows[0]) if rows else 0
-    column = index.coefficient(dot.k[0]) if dot.k else 0
-    return f"{{%, {row}, {column}, 0}}"
+    row, column = _stride(index, rows), _stride(index, dot.k)
+    return None if row is None or column is None else f"{{%, {row}, {column}, 0}}"
 
 
-def _offset(c: Scopes, e: Expr) -> str:
+def _stride(index: Index, axes: tuple[Axis, ...]) -> int | None:
+    """The step in memory of the row-major position in `axes`, None where it is not one step."""
+    for outer, inner in pairwise(axes):
+        if index.coefficient(outer) != index.coefficient(inner) * inner.extent:
+            return None
+    return index.coefficient(axes[-1]) if axes else 0
+
+
+def _offset(c: Scopes, e: Expr, batch: tuple[Axis, ...]) -> str:
     """The address of an operand's first element in the batch position of the loop."""
-    name, index = e.attr  # type: ignore[misc]
-    batch = {a: None for a in c.kernel.grid}
-    dot = next(r for p in c.kernel.phases for r in p.reductions if isinstance(r, Dot))
-    kept = Index(tuple((t, k) for t, k in index.terms if t in batch and t not in dot.m and t not in dot.n), index.const)
+    name: str = e.attr[0]  # type: ignore[index]
+    index: Index = e.attr[1]  # type: ignore[index]
+    kept = Index(tuple((t, k) for t, k in index.terms if t in batch), index.const)
     text = c.position(kept, top=True)
     return c.pointer[name] if text == "0" else f"{c.pointer[name]} + {text}"
 
@@ -157,8 +165,10 @@ def _eval_function(kernel: Kernel, name: str, e: Expr, rows: tuple[Axis, ...], p
     dot = product.dot
     kind = c_expr.VALUE[dot.dtype]
     c = _begin(
-        kernel, product,
-        f"static void {name}(const tl_env *env, int64_t row0, int64_t row1, int64_t col0, int64_t col1, {kind} *restrict dst, int64_t rs, int64_t ks)",
+        kernel,
+        product,
+        f"static void {name}(const tl_env *env, int64_t row0, int64_t row1, int64_t col0, int64_t col1, "
+        f"{kind} *restrict dst, int64_t rs, int64_t ks)",
     )
     c.count([e])
 
@@ -183,8 +193,10 @@ def _tile_function(kernel: Kernel, product: Product) -> list[str]:
     dot = product.dot
     kind = c_expr.VALUE[dot.dtype]
     c = _begin(
-        kernel, product,
-        f"static void {kernel.name}_tile(const tl_env *env, const {kind} *restrict t, int64_t ld, int64_t row0, int64_t row1, int64_t col0, int64_t col1)",
+        kernel,
+        product,
+        f"static void {kernel.name}_tile(const tl_env *env, const {kind} *restrict t, int64_t ld, "
+        f"int64_t row0, int64_t row1, int64_t col0, int64_t col1)",
     )
     roots = list(_store_roots(product.stores))
     c.count(roots)

@@ -51,16 +51,16 @@ class TritonKernel:
 
 def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None) -> TritonKernel:
     """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps."""
-    kernel = _without_unit_reductions(collapse_axes(kernel))
-    tile = tile or tiling.choose(kernel, target)
+    simple = _without_unit_reductions(collapse_axes(kernel))
+    tile = tile or tiling.choose(simple, target)
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
-    writer, grid = printer(kernel, tile) if kernel.points else (Writer(kernel, tile, {}), 0)
-    return _finish(writer, grid)
+    writer, programs = printer(simple, tile) if kernel.points else (Writer(simple, tile, {}), 0)
+    return _finish(writer, programs, kernel)
 
 
-def _finish(w: Writer, programs: int) -> TritonKernel:
-    """The source with header, device functions and signature."""
-    kernel, tile = w.kernel, w.tile
+def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
+    """The source with header, device functions and signature. `kernel`: as the user gave it."""
+    tile = w.tile
     functions = _device_functions()
     name = identifier(kernel.name)
     if name in functions or name in ("tl", "triton", "range", "min", "float") or keyword.iskeyword(name):
@@ -77,7 +77,7 @@ def _finish(w: Writer, programs: int) -> TritonKernel:
     signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
     attrs: dict[tuple[int, ...], list[list[object]]] = {(i,): [["tt.divisibility", 16]] for i in range(len(kernel.buffers))}
     signature |= dict.fromkeys(blocks, "constexpr")
-    return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, w.kernel)
+    return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel)
 
 
 # ---- tile dimensions -------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _rows(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     x = Axis("x", kernel.points)
     grid = tuple(a for a in kernel.grid if a.extent > 1)
     reduce = {n: Axis(name, n) for n, name in names.items()}
-    phases = []
+    phases: list[Phase] = []
     for phase in kernel.phases:
         groups = {x: grid, reduce[extent(phase.reduce)]: phase.reduce} if phase.reduce else {x: grid}
         phases += _flatten(replace(kernel, phases=(phase,)), groups).phases

@@ -19,13 +19,14 @@ REGISTER = {"float16": "tl.float32", "bfloat16": "tl.float32", "float32": "tl.fl
 REGISTER |= {name: f"tl.{name}" for name in _INTEGERS}
 MEMORY = {**REGISTER, "float16": "tl.float16", "bfloat16": "tl.bfloat16", "bool": "tl.uint8"}
 ARGUMENT = {"float64": "tl.float64", "float32": "tl.float64", "int64": "tl.int64", "bool": "tl.int32"}
-_SYMBOLS = "add + sub - mul * div / and & or | xor ^ lshift << rshift >> eq == ne != lt < le <= gt > ge >=".split()
-INFIX = dict(zip(_SYMBOLS[::2], _SYMBOLS[1::2], strict=True))
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>"}
+INFIX |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 CALLS = {name: f"tl.{name}({{0}})" for name in ("abs", "exp", "log", "log2", "rsqrt", "sin", "cos", "erf", "floor", "ceil")}
 CALLS |= {"neg": "(-{0})", "isnan": "({0} != {0})", "isinf": "(tl.abs({0}) == float('inf'))", "reciprocal": "(1.0 / {0})"}
 CALLS |= {"where": "tl.where({0}, {1}, {2})", "fmod": "({0} % {1})"}
 # functions of kernels.device_math
-HELPERS = {n: n for n in "sqrt sign trunc expm1 log1p sigmoid tanh sinh cosh tan asin acos atan atan2 maximum minimum".split()}
+_SAME = ("sqrt", "sign", "trunc", "expm1", "log1p", "sigmoid", "tanh", "sinh", "cosh", "tan", "asin", "acos", "atan", "atan2")
+HELPERS = {n: n for n in (*_SAME, "maximum", "minimum")}
 HELPERS |= {"round": "round_even", "mod": "modulo", "pow": "power", "floordiv": "floor_divide"}
 INTEGER_HELPERS = {**HELPERS, "pow": "integer_power", "floordiv": "floor_quotient"}
 INTEGER_IDENTITY = frozenset(("floor", "ceil", "round", "trunc"))
@@ -50,8 +51,8 @@ class Block:
     def __init__(
         self, dims: dict[Axis, Dim], rank: int = 0, parent: Block | None = None, lines: list[str] | None = None, fill: bool = False
     ):
-        self.dims = {**parent.dims, **dims} if parent else dims
-        self.rank = parent.rank if parent else rank
+        self.dims: dict[Axis, Dim] = {**parent.dims, **dims} if parent else dims
+        self.rank: int = parent.rank if parent else rank
         self.parent = parent
         self.lines: list[str] = [] if lines is None else lines
         self.memo: dict[object, str] = {}
@@ -155,7 +156,7 @@ class Writer:
         op, kind = e.op, e.args[0].dtype if e.args else e.dtype
         if op == "index":
             text = self.index(e.attr, block)  # type: ignore[arg-type]
-            if not e.attr.terms:  # type: ignore[union-attr]
+            if not e.attr.terms:  # type: ignore[attr-defined]
                 return f"tl.full([], {text}, tl.int64)"
             return f"({text})" if self.wide else f"({text}).to(tl.int64)"
         if op == "scalar":
@@ -164,7 +165,7 @@ class Writer:
             return self.philox(e, args, block)
         if op in INFIX and e.dtype is dtypes.bool_ and not self.wide and all(map(_small_position, e.args)):
             # positions compare in 32 bits; all values being known numbers, one must still be a Triton value
-            known = all(not a.attr.terms for a in e.args if a.op == "index")  # type: ignore[union-attr]
+            known = all(not a.attr.terms for a in e.args if a.op == "index")  # type: ignore[attr-defined]
             args = [f"({self.index(a.attr, block)})" if a.op == "index" else t for a, t in zip(e.args, args, strict=True)]  # type: ignore[arg-type]
             return f"({f'tl.full([], {args[0]}, tl.int64)' if known else args[0]} {INFIX[op]} {args[1]})"
         operands = e.args[1:] if op == "where" else e.args
@@ -235,7 +236,7 @@ class Writer:
 
     def load(self, e: Expr, block: Block) -> str:
         """The load as memory holds it (16-bit floats, bytes for bool)."""
-        buffer, index = e.attr  # type: ignore[misc]
+        buffer, index = e.attr[0], e.attr[1]  # type: ignore[index]
         axes = self.deps(e)
         conditions = [self.value(e.args[0], block)] if e.args else []
         mask = block.mask(axes, *conditions)

@@ -13,12 +13,16 @@ from torchlet.tensor import Tensor
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 
 _scale = update(
-    "scale_grads", lists=("grads", "factor"), scalars=(), writes=("grads",), body=lambda grads, factor: ([g * factor[0].to(g.dtype) for g in grads],),
-    doc="Multiply every gradient by one 0-d tensor.",
+    "scale_grads", lists=("grads", "factor"), scalars=(), writes=("grads",),
+    body=lambda grads, factor: ([g * factor[0].to(g.dtype) for g in grads],), doc="Multiply every gradient by one 0-d tensor.",
 )
 _limit = update(
-    "limit_grads", lists=("grads",), scalars=("limit",), writes=("grads",),
-    body=lambda grads, limit: ([ops.minimum(ops.maximum(g, -limit), limit) for g in grads],), doc="Limit every gradient to [-limit, limit].",
+    "limit_grads",
+    lists=("grads",),
+    scalars=("limit",),
+    writes=("grads",),
+    body=lambda grads, limit: ([ops.minimum(ops.maximum(g, -limit), limit) for g in grads],),
+    doc="Limit every gradient to [-limit, limit].",
 )
 
 
@@ -29,7 +33,9 @@ def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 @no_grad()
-def get_total_norm(tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None) -> Tensor:
+def get_total_norm(
+    tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+) -> Tensor:
     """The norm of all elements of all tensors together, as a 0-d tensor.
 
     Raises RuntimeError with `error_if_nonfinite` when it is nan or infinite (this reads the value).
@@ -40,7 +46,8 @@ def get_total_norm(tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, e
     norm = ops.total_norm(tensors, float(norm_type))
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise RuntimeError(
-            f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot be clipped. To disable this "
+            f"The total norm of order {float(norm_type)} for gradients from `parameters` is non-finite, so it cannot be clipped. To "
+            f"disable this "
             "error and scale the gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
         )
     return norm
@@ -55,7 +62,11 @@ def clip_grads_with_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float
 
 
 def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """Scale the gradients in place so that their common norm is at most `max_norm`; returns the norm before (0-d)."""
     if not isinstance(parameters, Tensor):

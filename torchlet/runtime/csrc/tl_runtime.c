@@ -58,7 +58,7 @@ static int64_t now_ns(void) {
 
 // spins, and yields where the machine is busier than its cores allow
 static inline void relax(int *spins) {
-    if (++*spins & 2047) PAUSE();
+    if (++*spins & 127) PAUSE();
     else sched_yield();
 }
 
