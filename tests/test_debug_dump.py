@@ -174,8 +174,8 @@ def test_a_kernel_that_was_edited_wrongly_fails_its_script(step: Path, tmp_path:
     script = next((step / "6_kernels").glob("k*_sum_mul_sub_*_run.py"))
     text = script.with_name(script.name.replace("_run.py", ".c")).read_text()
     (tmp_path / "right.c").write_text(text)
-    (tmp_path / "wrong.c").write_text(text.replace(" += ", " -= "))
-    assert " += " in text
+    (tmp_path / "wrong.c").write_text(text.replace(" = 0.0f;", " = 1.0f;"))
+    assert " = 0.0f;" in text
     assert python(script, "--source", tmp_path / "right.c").returncode == 0
     wrong = python(script, "--source", tmp_path / "wrong.c")
     assert wrong.returncode == 1 and "WRONG C" in wrong.stdout

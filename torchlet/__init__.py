@@ -11,8 +11,32 @@ from torchlet import autograd, cuda, nn, ops, optim, random, utils
 from torchlet.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from torchlet.config import config
 from torchlet.dtypes import (
-    bfloat16, bool_ as bool, double, dtype, float16, float32, float64, float_ as float, get_default_dtype, half, int8, int16, int32, int64,
-    int_ as int, long, promote_types, set_default_dtype, short, uint8,
+    bfloat16,
+    double,
+    dtype,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    half,
+    int8,
+    int16,
+    int32,
+    int64,
+    long,
+    promote_types,
+    set_default_dtype,
+    short,
+    uint8,
+)
+from torchlet.dtypes import (
+    bool_ as bool,
+)
+from torchlet.dtypes import (
+    float_ as float,
+)
+from torchlet.dtypes import (
+    int_ as int,
 )
 from torchlet.ops import *  # noqa: F403
 from torchlet.ops.create import Generator, default_generator

@@ -148,6 +148,7 @@ class Run:
         self.constants = False  # numbers met now are part of the program (a gradient rule is running)
         self.nodes: dict[Step, OpNode] | None = None  # tape nodes of pending steps, made when backward needs them
         self.weak: dict[int, ScalarSlot] = {}
+        self.replaced: list[tuple[Tensor, Any]] = []  # (leaf, its .grad before) of backward passes in this segment
         self.arguments: Any = None  # of the running call, for the names in the dump
         self.grads: dict[int, Any] | None = None  # a dry run notes here the .grad that a backward pass replaces
 
@@ -427,7 +428,12 @@ class Run:
         path.launches += 1
         try:
             self._launch(path, stepwise)
+        except BaseException:
+            for leaf, g in reversed(self.replaced):  # nothing was computed: no leaf may hold a gradient that never came to be
+                leaf._grad = g
+            raise
         finally:
+            self.replaced.clear()
             for h in path.slots:
                 h.t = None
             self.scalars.clear()
@@ -572,6 +578,7 @@ class Run:
                 t = made.t
                 if t is None or _refcount(t) > _FREE or t._np is not None:
                     t = self._place(made)
+                self.replaced.append((leaf, None))
                 leaf._grad = t
             else:
                 self.writes_pending = True
@@ -612,6 +619,7 @@ class BackwardRecord:
         """A leaf receives `g`."""
         if self.run.grads is not None:
             self.run.grads.setdefault(id(leaf), (leaf, leaf._grad))
+        self.run.replaced.append((leaf, leaf._grad))
         self.leaves.append((leaf, old, g))
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ written down (`lower.build_kernels` is the judge) and no third kernel stands bet
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,8 +93,13 @@ def named_nodes(graph: Graph) -> list[Node]:
         if lower is None or isinstance(lower, Reduce | Contract | ScatterAdd):
             named.add(n)
             for x in n.args():
-                if x.kind == "op" and x not in named and (lower is None or (isinstance(lower, Contract) and _needs_place(x, named))):
-                    named.add(_under_views(x) if lower is not None and _is_affine(x) else x)
+                if x.kind == "op" and x not in named:
+                    if lower is None:
+                        named.add(x)
+                    elif isinstance(lower, Contract):
+                        base = _under_views(x) if _is_affine(x) else _under_reshapes(x)
+                        if base.kind == "op":
+                            named.add(base)
     readers = {n: _readers(n, users) for n in users}
     for n in users:  # in graph order: the costs of inputs are known
         if n.kind != "op":
@@ -104,11 +110,24 @@ def named_nodes(graph: Graph) -> list[Node]:
         assert n.op is not None
         if n in named or not isinstance(n.op.lower, Pointwise | Generate | Select):
             continue
-        several = len(readers[n]) > 1 and (cost[n] >= CHEAP or len(leaves[n]) > 2)
+        several = len(readers[n]) > 1 and (cost[n] >= CHEAP or len(leaves[n]) > 2 or _ends_a_result(n, readers))
         repeated = cost[n] >= CHEAP and any(r.spec.numel >= 4 * n.spec.numel for r in readers[n] if r.op is not None and not isinstance(r.op.lower, Reduce | Contract))
         if n.spec.shape and (several or repeated or cost[n] > LONGEST or _joins_results(n, leaves[n], readers[n])):
             named.add(n)
     return [n for n in users if n in named]
+
+
+def _ends_a_result(n: Node, readers: Mapping[Node, list[Node]]) -> bool:
+    """True when a reduction or product of the same size is read for this node only, which then is kept in its place."""
+    todo = list(n.args())
+    while todo:
+        x = todo.pop()
+        if x.op is None or len(readers[x]) > 1 or x.spec.numel != n.spec.numel:
+            continue
+        if isinstance(x.op.lower, Reduce | Contract):
+            return True
+        todo += x.args()
+    return False
 
 
 def _joins_results(n: Node, leaves: frozenset[Node], readers: list[Node]) -> bool:
@@ -136,14 +155,15 @@ def _under_views(n: Node) -> Node:
     return n
 
 
-def _needs_place(n: Node, named: set[Node]) -> bool:
-    """True for an operand of a product that is not a strided view of memory."""
-    base = _under_views(n)
-    return not _is_affine(n) or (base.kind == "op" and base not in named)
+def _under_reshapes(n: Node) -> Node:
+    """What lies dense in memory when `n` does: views of one memory in several shapes are written once."""
+    while n.op is OPS["view"]:
+        n = n.args()[0]
+    return n
 
 
 def _is_affine(n: Node) -> bool:
-    """True when the views from `n` down lead to addresses that are sums of axes."""
+    """True when the views from `n` down to memory lead to addresses that are sums of axes."""
     at: Coords = tuple(of(Axis(f"d{i}", k)) for i, k in enumerate(n.spec.shape))
     if 0 in n.spec.shape:
         return True
@@ -151,7 +171,8 @@ def _is_affine(n: Node) -> bool:
         x = n.args()[0]
         at = n.op.lower.index(at, x.spec.shape, **dict(zip(n.op.attrs, n.attrs, strict=True)))
         n = x
-    return all(i.is_affine() for i in at)
+    home = Home.strided("", n.spec.shape, n.attrs[1]) if n.kind == "input" else Home.dense("", n.spec.shape)
+    return home.position(at).is_affine()
 
 
 # ------------------------------------------------------------------------------------------------ merging two groups
@@ -308,7 +329,7 @@ class _Search:
     def run(self) -> list[Group]:
         """Merge along the values that pass between kernels, the largest first: those save the most memory traffic."""
         edges = [(x, n) for n in self.named for x in self.sources[n] if x in self.group]
-        edges.sort(key=lambda e: (-e[0].spec.numel * e[0].spec.dtype.itemsize, self.order[e[1]]))
+        edges.sort(key=lambda e: (_into_few(*e), -self.saves(*e), self.order[e[1]]))
         for _ in range(4):
             before = len(set(self.group.values()))
             for x, n in edges:
@@ -318,6 +339,10 @@ class _Search:
                 break
         return list(dict.fromkeys(self.group[n] for n in self.named))
 
+    def saves(self, x: Node, n: Node) -> int:
+        """Bytes that need not travel when the two share a kernel: the value between them, and what both read."""
+        return sum(v.spec.numel * v.spec.dtype.itemsize for v in {x, *(set(self.sources[x]) & set(self.sources[n]))})
+
     def siblings(self) -> None:
         """Kernels that read the same value at the same points."""
         readers: dict[Node, list[Node]] = {}
@@ -326,8 +351,8 @@ class _Search:
                 readers.setdefault(x, []).append(n)
         for x, who in readers.items():
             if x.spec.numel > 1:
-                for m in who[1:8]:
-                    self.try_merge(who[0], m, shared=x)
+                for m, n in itertools.combinations(who[:8], 2):
+                    self.try_merge(m, n, shared=x)
 
     def try_merge(self, x: Node, n: Node, shared: Node | None = None) -> None:
         """Put the groups of two nodes together if that can be."""
@@ -397,6 +422,11 @@ class _Search:
     def users(self, g: Group) -> list[Group]:
         """The groups that read from this one."""
         return list(dict.fromkeys(h for n in g.nodes for r in self.readers[n] if (h := self.group[r]) is not g))
+
+
+def _into_few(x: Node, n: Node) -> bool:
+    """True for a reduction to a few values: a kernel with so few grid points is the last one that should draw others in."""
+    return n.op is not None and isinstance(n.op.lower, Reduce) and n.spec.numel < ROWS <= x.spec.numel
 
 
 def _sources(n: Node, named: set[Node]) -> list[Node]:

@@ -16,7 +16,7 @@ from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, Scala
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
 from torchlet.index import Axis, Index, of
-from torchlet.op import Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
+from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
 from torchlet.spec import contiguous_strides
 
 __all__ = ["Group", "Home", "Refused", "build_kernels", "group_of", "reads_of"]
@@ -120,8 +120,24 @@ def group_of(node: Node) -> Group:
         axes = _axes(shape, "i")
         k = _axes((node.args()[0].spec.shape[-1],), "k")
         return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: k}, fixed=True, product=True)
+    if isinstance(lower, View):  # walk it as its source lies, so that it can be written where the source is made
+        base, forward = _source_of_views(node)
+        axes = _axes(base.spec.shape, "i")
+        return Group((node,), axes, {node: forward(tuple(of(a) for a in axes))}, {node: ()}, fixed=False)
     axes = _axes(node.args()[0].spec.shape if isinstance(lower, ScatterAdd) else shape, "i")
     return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=lower is None or isinstance(lower, ScatterAdd))
+
+
+def _source_of_views(node: Node) -> tuple[Node, Callable[[Coords], Coords]]:
+    """The node under the permutes and reshapes from `node` down, and where its elements are in `node`."""
+    if node.op is OPS["permute"]:
+        base, below = _source_of_views(node.args()[0])
+        return base, lambda at: tuple([below(at)[d] for d in node.attrs[0]])
+    if node.op is OPS["view"] and 0 not in node.spec.shape:
+        x = node.args()[0]
+        base, below = _source_of_views(x)
+        return base, lambda at: ix.unflatten(ix.flatten(below(at), x.spec.shape), node.spec.shape)
+    return node, lambda at: at
 
 
 # ------------------------------------------------------------------------------------------------ expressions of nodes

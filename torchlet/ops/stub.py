@@ -150,13 +150,8 @@ def _bare(node: ast.stmt) -> list[ast.stmt]:
         node.annotation, node.value = _Underscored().visit(node.annotation), None
     elif isinstance(node, ast.ClassDef):
         declared = {n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-        made = [
-            n
-            for f in node.body
-            if isinstance(f, ast.FunctionDef) and f.name == "__init__"
-            for n in _attributes(f)
-            if n.target.id not in declared
-        ]  # type: ignore[union-attr]
+        inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+        made = [a for f in inits for a in _attributes(f) if ast.unparse(a.target) not in declared]
         node.body = made + [part for n in node.body if not _silent(n) for part in _bare(n)] or [ast.Expr(ast.Constant(...))]
     return [node]
 
