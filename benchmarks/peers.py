@@ -144,6 +144,7 @@ def run_import(packages: list[str], rounds: int) -> dict[str, dict]:
     """Seconds of `import package` in fresh processes."""
     code = "import sys, time; t = time.perf_counter(); __import__(sys.argv[1]); print(time.perf_counter() - t)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its .pyc files
     found: dict[str, dict] = {p: {"calls": []} for p in packages}
     for round_number in range(rounds + 1):
         for package in packages[:: -1 if round_number % 2 else 1]:

@@ -8,13 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 # Before torchlet is imported: nothing is written to the user's cache, and worker processes share the folder of this run.
 os.environ["TORCHLET_CACHE_DIR"] = CACHE = tempfile.mkdtemp(prefix="torchlet-tests-")
 
-import torchlet  # noqa: E402  (after the line above)
+import torchlet
+
+# The same examples in every run; no limit on their time, for a compile takes longer than an example may.
+hypothesis.settings.register_profile("torchlet", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("torchlet")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -37,7 +37,8 @@ def test_each_path_tells_where_and_why_its_segment_ended() -> None:
     found = torch.explain(branch)(-torch.ones(3))
     read = line_of(branch, "if y.sum()")
     assert found.segments == 3
-    assert re.search(rf"^path 1: 3 steps to \S*test_explain\.py:{read}, ended at \S*test_explain\.py:{read}: a value was read; 2 launches$", found.text, re.MULTILINE)
+    place = rf"\S*test_explain\.py:{read}"
+    assert re.search(rf"^path 1: 3 steps to {place}, ended at {place}: a value was read; 2 launches$", found.text, re.MULTILINE)
     assert len(re.findall(r": the call ended; 1 launch$", found.text, re.MULTILINE)) == 2
 
 

@@ -143,7 +143,7 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
             t._base = _view_of(source, op, attrs)
     else:
         t = wrap(out)
-    if needs and op.vjp and t._meta.dtype.is_floating_point:
+    if needs and op.vjp and t._meta.dtype.has_gradient:
         t._meta = t._meta.replace(requires_grad=True)
         t._node = OpNode(op, inputs, attrs, t)
     return t
@@ -213,7 +213,7 @@ def check_inplace(op: Op, target: Tensor, recording: bool) -> None:
     base = target._base
     if base is not None and base[0]._meta.requires_grad and is_leaf(base[0]):  # type: ignore[index]
         raise RuntimeError(f"{op.name}_: a view of a leaf Variable that requires grad is being used in an in-place operation.\nhelp: wrap it in `with torchlet.no_grad():`")
-    if not target._meta.dtype.is_floating_point:
+    if not target._meta.dtype.has_gradient:
         raise RuntimeError(f"{op.name}_: only Tensors of floating point dtype can require gradients; the target has dtype {target._meta.dtype.name}")
 
 
@@ -872,7 +872,7 @@ class Function:
                 t = apply(op_module.OPS["clone"], (t,)) if all(t is not d for d in ctx._dirty) else t
                 force(t)
             made.append(t)
-        tensors = [t for t in made if isinstance(t, Tensor) and t._meta.dtype.is_floating_point and id(t) not in ctx._non_differentiable]
+        tensors = [t for t in made if isinstance(t, Tensor) and t._meta.dtype.has_gradient and id(t) not in ctx._non_differentiable]
         node = FunctionNode(cls, ctx, edges, tuple(t._meta for t in tensors))
         for k, t in enumerate(tensors):
             t._meta = t._meta.replace(requires_grad=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 __all__ = [
     "dtype", "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool_",
-    "half", "float_", "double", "short", "int_", "long", "ALL", "FLOATS", "INTS",
+    "complex64", "complex128", "half", "float_", "double", "short", "int_", "long", "cfloat", "cdouble", "ALL", "FLOATS", "INTS",
     "from_numpy", "of_scalar", "promote_types", "get_default_dtype", "set_default_dtype",
 ]
 
@@ -15,10 +15,11 @@ __all__ = [
 class dtype:
     """An element type. There is one object per type, so `is` compares.
 
-    Attributes: `name` ("float32"), `np` (the NumPy dtype), `itemsize` (bytes), `category` (0 bool, 1 integer, 2 float).
+    Attributes: `name` ("float32"), `np` (the NumPy dtype), `itemsize` (bytes), `category` (0 bool, 1 integer, 2 float, 3 complex),
+    `has_gradient` (float or complex).
     """
 
-    __slots__ = ("name", "np", "itemsize", "category", "is_floating_point", "is_signed", "is_complex")
+    __slots__ = ("name", "np", "itemsize", "category", "is_floating_point", "is_signed", "is_complex", "has_gradient")
 
     def __init__(self, name: str, np_type: type, category: int):
         self.name = name
@@ -27,7 +28,8 @@ class dtype:
         self.category = category
         self.is_floating_point = category == 2
         self.is_signed = name not in ("uint8", "bool")
-        self.is_complex = False
+        self.is_complex = category == 3
+        self.has_gradient = category >= 2
 
     def __repr__(self) -> str:
         return f"torchlet.{self.name}"
@@ -46,9 +48,12 @@ int32 = dtype("int32", np.int32, 1)
 int64 = dtype("int64", np.int64, 1)
 uint8 = dtype("uint8", np.uint8, 1)
 bool_ = dtype("bool", np.bool_, 0)
+complex64 = dtype("complex64", np.complex64, 3)
+complex128 = dtype("complex128", np.complex128, 3)
 half, float_, double, short, int_, long = float16, float32, float64, int16, int32, int64
+cfloat, cdouble = complex64, complex128
 
-ALL = (float32, float64, float16, bfloat16, int8, int16, int32, int64, uint8, bool_)
+ALL = (float32, float64, float16, bfloat16, int8, int16, int32, int64, uint8, bool_, complex64, complex128)
 FLOATS = (float16, bfloat16, float32, float64)
 INTS = (uint8, int8, int16, int32, int64)
 _FROM_NUMPY = {d.np: d for d in ALL}
@@ -56,7 +61,7 @@ _default = float32
 
 
 def from_numpy(np_dtype: np.dtype) -> dtype:
-    """The torchlet dtype of a NumPy dtype. Raises TypeError where there is none (complex, strings, objects …)."""
+    """The torchlet dtype of a NumPy dtype. Raises TypeError where there is none (strings, objects, unsigned beyond 8 bits …)."""
     found = _FROM_NUMPY.get(np_dtype) or _FROM_NUMPY.get(np.dtype(np_dtype).newbyteorder("="))
     if found is None:
         raise TypeError(
@@ -79,15 +84,29 @@ def set_default_dtype(d: dtype) -> None:
 
 
 def of_scalar(value: object) -> dtype:
-    """The dtype that a Python number would have as a tensor: bool, int64 or the default float dtype."""
+    """The dtype that a Python number would have as a tensor: bool, int64, the default float dtype or its complex counterpart."""
     if isinstance(value, (bool, np.bool_)):
         return bool_
+    if isinstance(value, complex):
+        return complex_of(_default)
     return int64 if isinstance(value, (int, np.integer)) else _default
+
+
+def complex_of(real: dtype) -> dtype:
+    """The complex dtype whose parts have this dtype (complex64 for 16-bit floats and integers)."""
+    return complex128 if real in (float64, complex128) else complex64
+
+
+def real_of(d: dtype) -> dtype:
+    """The dtype of the parts of a complex dtype; any other dtype itself."""
+    return {complex64: float32, complex128: float64}.get(d, d)
 
 
 def _promote_pair(a: dtype, b: dtype) -> dtype:
     if a is b:
         return a
+    if a.is_complex or b.is_complex:
+        return complex128 if complex128 in (a, b) or float64 in (a, b) else complex64
     if a.category != b.category:
         return a if a.category > b.category else b
     if a.category == 2:

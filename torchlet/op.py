@@ -192,20 +192,20 @@ def as_spec(x: Any) -> Spec:
 def compute_dtype(specs: Iterable[Spec], result: str) -> dtypes.dtype:
     """The dtype that a pointwise operator's inputs are converted to."""
     common = result_type(*specs)
-    return dtypes.get_default_dtype() if result == "float" and not common.is_floating_point else common
+    return dtypes.get_default_dtype() if result == "float" and not common.has_gradient else common
 
 
 def pointwise(
     name: str, inputs: Sequence[str], np_function: Callable[..., Any], function: Callable[..., Expr] | None = None, *,
     result: str = "same", attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, doc: str = "",
-    selects: int = 0, reject: tuple[str, ...] = (),
+    selects: int = 0, reject: tuple[str, ...] = (), extern: bool = False,
 ) -> Op:
     """An operator that works element by element with broadcasting and promotion.
 
     `np_function(*arrays, *attrs)` gets inputs of one dtype. `function` defaults to the scalar expression of the same name.
     The first `selects` inputs are boolean conditions that take no part in promotion (`where`). `reject` lists dtype
-    categories ("bool") that PyTorch refuses for this operator.
+    categories ("bool") that PyTorch refuses for this operator. `extern`: there is no scalar expression; compiled code calls NumPy.
     """
 
     def spec(*args: Any) -> Spec:
@@ -235,7 +235,7 @@ def pointwise(
         out = np_function(*values, *args[len(values):])
         return out if out.__class__ is np.ndarray else np.asarray(out)
 
-    lower = Pointwise(function or (lambda *xs: expr.call(name, *xs)), result)
+    lower = None if extern else Pointwise(function or (lambda *xs: expr.call(name, *xs)), result)
     op = define(name, inputs, eager, spec, lower, attrs, vjp, samples, doc=doc)
     return op
 

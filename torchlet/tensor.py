@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from torchlet import dtypes
+from torchlet import dtypes, storage
 from torchlet.dtypes import dtype
 from torchlet.spec import CPU, Size, Spec, contiguous_strides, device
+from torchlet.storage import DeviceArray
 
 Array = np.ndarray[Any, Any]
 
@@ -81,7 +82,7 @@ class Storage:
 class Tensor:
     """A multi-dimensional array that records what is done with it. Create one with `torchlet.tensor` and its kin.
 
-    A tensor is either computed (`_np` is its array) or pending inside a compiled call (`_np` is None; `_run` and `_step`
+    A tensor is either computed (`_np` is its array, a DeviceArray for memory of a GPU) or pending inside a compiled call (`_np` is None; `_run` and `_step`
     say where). Reading a pending tensor's value runs what is pending.
     """
 
@@ -159,7 +160,8 @@ def wrap(array: Array, requires_grad: bool = False, store: Storage | None = None
     t._np = array
     size = array.itemsize
     t._meta = Meta.get(
-        array.shape, dtypes.from_numpy(array.dtype), tuple([s // size for s in array.strides]), requires_grad, store is not None
+        array.shape, dtypes.from_numpy(array.dtype), tuple([s // size for s in array.strides]), requires_grad, store is not None,
+        array.device if array.__class__ is DeviceArray else CPU,
     )
     t._store = Storage() if store is None else store
     return t
@@ -176,7 +178,7 @@ def address(t: Tensor) -> int:
     p = t._ptr
     if not p:
         assert t._np is not None
-        p = t._ptr = t._np.__array_interface__["data"][0]
+        p = t._ptr = storage.address(t._np)
     return p
 
 

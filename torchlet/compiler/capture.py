@@ -247,7 +247,8 @@ class Run:
         return not target._store.exported and target._base is None
 
     def _is_exported(self, x: Tensor) -> bool:
-        return x._np is not None and x._store.exported
+        """True for what a compiled program must not hold: memory that NumPy can see, complex numbers (they run eagerly)."""
+        return x._meta.dtype.is_complex or (x._np is not None and x._store.exported)
 
     def update(self, op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
         """Dispatch of an update operator: one step, however many tensors."""
@@ -299,7 +300,11 @@ class Run:
         needs = any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs) and STATE.grad
         if needs and not op.vjp and isinstance(op.lower, Composite):
             return op.lower.body(*inputs, **dict(zip(op.attrs, attrs, strict=True)))  # type: ignore[no-any-return]
-        if op.barrier or any(isinstance(x, Tensor) and self._is_exported(x) for x in inputs):
+        if (
+            op.barrier
+            or any(self._is_exported(x) if isinstance(x, Tensor) else isinstance(x, complex) for x in inputs)
+            or any(isinstance(a, dtypes.dtype) and a.is_complex for a in attrs)
+        ):
             self._unbind()
             self.flush(f"{op.name}: its result depends on data" if op.barrier else f"{op.name} on memory that NumPy can see")
             return execute(op, inputs, attrs)

@@ -162,7 +162,8 @@ def _describe(entry: pages.Entry) -> dict[str, Any]:
         "arena_bytes": {h.title: h.exe.plan.arena_bytes for h in entry.halves},
         "kernels": [
             {
-                "label": k.label, "half": k.half.title, "lines": list(k.kernel.origin), "bytes_moved": tile.bytes_moved(k.kernel), "flops": tile.flops(k.kernel),
+                "label": k.label, "half": k.half.title, "lines": list(k.kernel.origin),
+                "bytes_moved": tile.bytes_moved(k.kernel), "flops": tile.flops(k.kernel),
                 "roofline_us": {"cpu": pages.cpu_roofline_us(k.kernel), pages.TARGET: tile.roofline_us(k.kernel, pages.TARGET)},
             }
             for k in entry.kernels
@@ -213,6 +214,5 @@ class CpuKernel:
 
 def cpu_report(kernel: Kernel) -> CpuKernel:
     """The kernel as C, with what it costs. Raises UnsupportedError for an operator that has no C."""
-    return CpuKernel(
-        kernel, kernel.name, codegen.emit(kernel), tile.bytes_moved(kernel), tile.flops(kernel), pages.cpu_roofline_us(kernel), kernel.origin,
-    )
+    moved, work, least = tile.bytes_moved(kernel), tile.flops(kernel), pages.cpu_roofline_us(kernel)
+    return CpuKernel(kernel, kernel.name, codegen.emit(kernel), moved, work, least, kernel.origin)

@@ -7,14 +7,13 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from torchlet import dtypes
 from torchlet.compiler import load
-from torchlet.compiler.codegen import triton
 from torchlet.compiler.decompose import decompose
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.interpret import interpret
@@ -22,10 +21,10 @@ from torchlet.compiler.loops import Kernel
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedule
 from torchlet.compiler.simplify import simplify
 from torchlet.errors import CompileError
-from torchlet.runtime import interpreter
 from torchlet.runtime.cpu import Program, arena
+from torchlet.spec import contiguous_strides
 
-__all__ = ["Executable", "compile_graph", "compile_plan", "optimize", "run_interpreted_triton", "triton_kernels"]
+__all__ = ["Executable", "compile_graph", "compile_plan", "optimize"]
 
 Number = int | float | bool
 Array = np.ndarray[Any, Any]
@@ -138,7 +137,7 @@ class Executable:
         """An eager call on arrays over the addresses."""
 
         def address(slot: Slot) -> int:
-            return inputs[slot.number] if slot.kind == "input" else outputs[slot.number] if slot.kind == "output" else self._base + slot.number
+            return {"input": inputs, "output": outputs}[slot.kind][slot.number] if slot.kind != "arena" else self._base + slot.number
 
         args: list[Any] = []
         for x, place in zip(step.node.inputs, step.inputs, strict=True):
@@ -173,11 +172,12 @@ def _slots(step: KernelLaunch | Extern) -> list[Slot]:
 def array_at(address: int, shape: tuple[int, ...], dtype: dtypes.dtype, strides: tuple[int, ...] | None = None) -> Array:
     """The memory at an address as an array; it must outlive the array. Strides are in elements, none means row-major."""
     step = dtype.itemsize
-    count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if strides is not None else int(np.prod(shape))
-    if not count:
+    if 0 in shape:
         return np.empty(shape, dtype.np)
-    flat = np.frombuffer((ctypes.c_char * (count * step)).from_address(address), dtype.np, count)
-    return flat.reshape(shape) if strides is None else np.lib.stride_tricks.as_strided(flat, shape, [s * step for s in strides])
+    strides = contiguous_strides(shape) if strides is None else strides
+    count = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    flat: Array = np.frombuffer((ctypes.c_char * (count * step)).from_address(address), dtype.np, count)  # type: ignore[call-overload]
+    return np.lib.stride_tricks.as_strided(flat, shape, [s * step for s in strides])
 
 
 _warned = False
@@ -188,62 +188,3 @@ def _warn_once(cause: str) -> None:
     if not _warned:
         _warned = True
         warnings.warn(f"compiled functions run in NumPy, which is slow: {cause}", RuntimeWarning, stacklevel=2)
-
-
-# ------------------------------------------------------------------------------------------------ plans on arrays, for tests
-
-
-def run_plan(plan: Plan, inputs: Sequence[Array], scalars: Sequence[Number], launch: Callable[[Kernel, list[Array], list[Number]], None]) -> list[Array]:
-    """The outputs of a plan whose kernels are run by `launch(kernel, flat arrays, scalars)`; targets are written into copies of the inputs."""
-    graph = plan.graph
-    memory: dict[Slot, Array] = {}
-    views: list[Array] = []
-    for j, (x, n) in enumerate(zip(inputs, graph.inputs, strict=True)):
-        strides = n.attrs[1]
-        size = 0 if 0 in n.spec.shape else 1 + sum((k - 1) * s for k, s in zip(n.spec.shape, strides, strict=True))
-        flat = np.zeros(max(size, 1), n.spec.dtype.np)
-        view = np.lib.stride_tricks.as_strided(flat, n.spec.shape, [s * flat.itemsize for s in strides])
-        if size:
-            view[...] = x
-        memory[Slot("input", j)] = flat
-        views.append(view)
-    for k, n in enumerate(graph.outputs):
-        memory[Slot("output", k)] = np.zeros(max(n.spec.numel, 1), n.spec.dtype.np)
-    bytes_ = np.zeros(max(plan.arena_bytes, 64), np.uint8)
-
-    def flat_at(slot: Slot, size: int, d: dtypes.dtype) -> Array:
-        if slot.kind == "arena":
-            return bytes_[slot.number : slot.number + size * d.itemsize].view(d.np)
-        return memory[slot][:size]
-
-    for step in plan.steps:
-        if isinstance(step, KernelLaunch):
-            arrays = [flat_at(slot, b.size, b.dtype) for slot, b in zip(step.slots, step.kernel.buffers, strict=True)]
-            launch(step.kernel, arrays, [scalars[i] for i in step.scalars])
-            continue
-        args: list[Any] = []
-        for x, place in zip(step.node.inputs, step.inputs, strict=True):
-            if place is None:
-                args.append(scalars[x.attrs[0]] if isinstance(x, Node) else x)
-            elif place[0].kind == "input":
-                args.append(views[place[0].number])
-            else:
-                assert isinstance(x, Node)
-                args.append(flat_at(place[0], x.spec.numel, x.spec.dtype).reshape(x.spec.shape))
-        node = step.node
-        assert node.op is not None
-        flat_at(step.output, node.spec.numel, node.spec.dtype)[...] = np.asarray(node.op.eager(*args, *node.attrs)).reshape(-1)
-    outs = []
-    for k, (n, target) in enumerate(zip(graph.outputs, graph.targets, strict=True)):
-        outs.append(memory[Slot("output", k)][: n.spec.numel].reshape(n.spec.shape) if target is None else views[target])
-    return outs
-
-
-def triton_kernels(plan: Plan, target: str = "cuda:90") -> list[triton.TritonKernel]:
-    """Every kernel of the plan as Triton source."""
-    return [triton.emit(k, target) for k in plan.kernels]
-
-
-def run_interpreted_triton(plan: Plan, inputs: Sequence[Array], scalars: Sequence[Number] = ()) -> list[Array]:
-    """The outputs of the plan with every kernel run as Triton source in Triton's interpreter."""
-    return run_plan(plan, inputs, scalars, lambda kernel, arrays, numbers: interpreter.run(triton.emit(kernel), arrays, numbers))

@@ -103,7 +103,7 @@ class _Namer:
     def __call__(self, t: Tensor) -> str:
         if self.table is None:
             self.table = {}
-            for name, value in self._visible():
+            for name, value in sorted(self._visible(), key=lambda entry: hasattr(entry[1], "param_groups")):  # modules name parameters best
                 self._enter(name, value)
         found = self.table.get(id(t))
         return found or ""
@@ -143,6 +143,8 @@ class _Namer:
                 for inner, t in kind:
                     self._enter(f"{name or type(value).__name__}.{inner}" if inner[0].isdigit() else inner, t)
         elif hasattr(value, "param_groups") and hasattr(value, "state"):
+            for i, t in enumerate(t for group in value.param_groups for t in group["params"]):
+                self._enter(f"param_{i}", t)
             for t, state in value.state.items():
                 base = self.table.get(id(t), "")
                 for key, s in state.items() if isinstance(state, dict) else ():

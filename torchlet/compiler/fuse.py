@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from torchlet import dtypes
 from torchlet.compiler.graph import Graph, Names, Node
-from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
+from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, is_extern, sorted_axes
 from torchlet.dtypes import dtype
 from torchlet.expr import expr, walk
 from torchlet.index import Axis, Index, of
@@ -24,11 +24,14 @@ from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, 
 __all__ = ["Fused", "fuse"]
 
 CHEAP = 8  # expression nodes up to which a value is computed again by each reader
-LONGEST = 256  # expression nodes after which a value gets a place, however few read it
+LONGEST = 64  # expression nodes after which a value gets a place, however few read it (and how deep building it can recurse)
 ALONE = 1 << 14  # elements from which a nest is not put inside fewer than ROWS grid points
 ROWS = 16
 MAX_BUFFERS = 64
-_COSTLY = frozenset("exp expm1 log log1p log2 sin cos tan asin acos atan sinh cosh tanh erf sigmoid pow atan2 philox floordiv mod fmod".split())
+_COSTLY = frozenset((
+    "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "sigmoid", "pow",
+    "atan2", "philox", "floordiv", "mod", "fmod",
+))
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Fused:
     homes: dict[Node, Home]
     stores: dict[Node, tuple[Home, ...]]
     order: dict[Node, int]
+    reads: dict[Group, list[Node]]
     refused: list[tuple[str, str, str]] = field(default_factory=list)
 
     def build(self, group: Group) -> Built:
@@ -63,7 +67,7 @@ def _weight(op_name: str, attrs: tuple[object, ...], inputs: int, d: dtype) -> i
     """Expression nodes of one element of a pointwise operator; a transcendental function counts as eight."""
     lower = OPS[op_name].lower
     if not isinstance(lower, Pointwise):
-        return CHEAP if isinstance(lower, Generate) and op_name not in ("full", "arange") else 0
+        return CHEAP if isinstance(lower, Generate) and op_name not in ("full", "arange") else 2 if isinstance(lower, Select) else 0
     args = [expr("arg", (), dtypes.bool_ if OPS[op_name].inputs[0] == "condition" and i == 0 else d, i) for i in range(inputs)]
     e = lower.function(*args, *attrs)
     return sum(8 if x.op in _COSTLY else 1 for x in walk(e) if x.op not in ("arg", "const", "cast"))
@@ -72,11 +76,8 @@ def _weight(op_name: str, attrs: tuple[object, ...], inputs: int, d: dtype) -> i
 def weight(n: Node) -> int:
     """What one element of the node costs, its inputs apart."""
     assert n.op is not None
-    return _weight(n.op.name, n.attrs, len(n.inputs), n.spec.dtype if n.spec.dtype.is_floating_point else dtypes.float32 if n.op.lower.__class__ is Pointwise and _floats(n) else dtypes.int64)
-
-
-def _floats(n: Node) -> bool:
-    return any(x.spec.dtype.is_floating_point for x in n.args())
+    floats = n.spec.dtype.is_floating_point or any(x.spec.dtype.is_floating_point for x in n.args())
+    return _weight(n.op.name, n.attrs, len(n.inputs), dtypes.float32 if floats else dtypes.int64)
 
 
 def named_nodes(graph: Graph) -> list[Node]:
@@ -97,7 +98,7 @@ def named_nodes(graph: Graph) -> list[Node]:
                     if lower is None:
                         named.add(x)
                     elif isinstance(lower, Contract):
-                        base = _under_views(x) if _is_affine(x) else _under_reshapes(x)
+                        base = _operand(x)
                         if base.kind == "op":
                             named.add(base)
     readers = {n: _readers(n, users) for n in users}
@@ -111,7 +112,7 @@ def named_nodes(graph: Graph) -> list[Node]:
         if n in named or not isinstance(n.op.lower, Pointwise | Generate | Select):
             continue
         several = len(readers[n]) > 1 and (cost[n] >= CHEAP or len(leaves[n]) > 2 or _ends_a_result(n, readers))
-        repeated = cost[n] >= CHEAP and any(r.spec.numel >= 4 * n.spec.numel for r in readers[n] if r.op is not None and not isinstance(r.op.lower, Reduce | Contract))
+        repeated = cost[n] >= CHEAP and any(r.spec.numel >= 4 * n.spec.numel for r in readers[n] if not _has_loops(r))
         if n.spec.shape and (several or repeated or cost[n] > LONGEST or _joins_results(n, leaves[n], readers[n])):
             named.add(n)
     return [n for n in users if n in named]
@@ -130,8 +131,12 @@ def _ends_a_result(n: Node, readers: Mapping[Node, list[Node]]) -> bool:
     return False
 
 
+def _has_loops(n: Node) -> bool:
+    return n.op is not None and isinstance(n.op.lower, Reduce | Contract)
+
+
 def _joins_results(n: Node, leaves: frozenset[Node], readers: list[Node]) -> bool:
-    """True for what is made of several results of reductions, element by element, and reduced again: one value to keep instead of several."""
+    """True for what is made of several results of reductions, element by element, and reduced again: one value to keep, not several."""
     results = [x for x in leaves if x.op is not None and isinstance(x.op.lower, Reduce) and x.spec.numel == n.spec.numel]
     return len(results) > 1 and any(r.op is not None and isinstance(r.op.lower, Reduce) for r in readers)
 
@@ -149,30 +154,23 @@ def _readers(n: Node, users: Mapping[Node, list[Node]]) -> list[Node]:
     return list(out)
 
 
-def _under_views(n: Node) -> Node:
-    while n.op is not None and isinstance(n.op.lower, View):
-        n = n.args()[0]
-    return n
-
-
-def _under_reshapes(n: Node) -> Node:
-    """What lies dense in memory when `n` does: views of one memory in several shapes are written once."""
-    while n.op is OPS["view"]:
-        n = n.args()[0]
-    return n
-
-
-def _is_affine(n: Node) -> bool:
-    """True when the views from `n` down to memory lead to addresses that are sums of axes."""
+def _operand(n: Node) -> Node:
+    """What a product reads from memory for its operand `n`: the deepest node under views from which `n` is a matter of strides."""
+    chain = [n]
+    while chain[-1].op is not None and isinstance(chain[-1].op.lower, View):
+        chain += chain[-1].args()
     at: Coords = tuple(of(Axis(f"d{i}", k)) for i, k in enumerate(n.spec.shape))
     if 0 in n.spec.shape:
-        return True
-    while n.op is not None and isinstance(n.op.lower, View):
-        x = n.args()[0]
-        at = n.op.lower.index(at, x.spec.shape, **dict(zip(n.op.attrs, n.attrs, strict=True)))
-        n = x
-    home = Home.strided("", n.spec.shape, n.attrs[1]) if n.kind == "input" else Home.dense("", n.spec.shape)
-    return home.position(at).is_affine()
+        return chain[-1]
+    found = n
+    for x, below in zip(chain, [*chain[1:], None], strict=True):
+        home = Home.strided("", x.spec.shape, x.attrs[1]) if x.kind == "input" else Home.dense("", x.spec.shape)
+        if home.position(at).is_affine():
+            found = x
+        if below is not None:
+            assert x.op is not None and isinstance(x.op.lower, View)
+            at = x.op.lower.index(at, below.spec.shape, **dict(zip(x.op.attrs, x.attrs, strict=True)))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ merging two groups
@@ -314,17 +312,22 @@ class _Search:
                 if x in self.readers:
                     self.readers[x].append(n)
         self.outputs = set(graph.outputs)
-        for n in self.named:
-            g = group_of(n)
-            self.group[n] = g
-            if not (n.op is not None and n.op.lower is None):
-                self.built[g] = self._build(g, {n: (self.homes[n],)})
+        self.tried: set[tuple[Group, Group, Node | None]] = set()
+        self.mask: dict[Group, int] = {}  # the named nodes of a group, as bits
+        self.above: dict[Group, int] = {}  # the named nodes of all groups that must run before it
+        for i, n in enumerate(self.named):
+            g = self.group[n] = group_of(n)
+            self.mask[g] = 1 << i
+            self.above[g] = 0
+            for h in self.makers(g):
+                self.above[g] |= self.above[h] | self.mask[h]
+            self.built[g] = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
 
     def _build(self, g: Group, stores: Mapping[Node, Sequence[Home]] | None = None) -> Built:
         members = set(g.nodes)
         if stores is None:
             stores = {n: (self.homes[n],) for n in g.nodes if n in self.outputs or any(r not in members for r in self.readers[n])}
-        return build_kernels(g, self.homes, stores, self.names, self.order)
+        return build_kernels(g, self.homes, stores, self.names, self.order, final=False)
 
     def run(self) -> list[Group]:
         """Merge along the values that pass between kernels, the largest first: those save the most memory traffic."""
@@ -357,8 +360,9 @@ class _Search:
     def try_merge(self, x: Node, n: Node, shared: Node | None = None) -> None:
         """Put the groups of two nodes together if that can be."""
         a, b = self.group[x], self.group[n]
-        if a is b or a.alone or b.alone:
+        if a is b or a.alone or b.alone or (a, b, shared) in self.tried:
             return
+        self.tried.add((a, b, shared))
         try:
             merged, built = self.merged(a, b, shared)
         except Refused as why:
@@ -366,8 +370,7 @@ class _Search:
                 self.refused[self.names.of(x), self.names.of(n)] = str(why)
             return
         self.refused.pop((self.names.of(x), self.names.of(n)), None)
-        for m in merged.nodes:
-            self.group[m] = merged
+        self.settle(a, b, merged)
         self.built[merged] = built
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
@@ -404,24 +407,24 @@ class _Search:
 
     def between(self, a: Group, b: Group) -> bool:
         """True when a value goes from one group to the other through a third."""
-        return self._through(a, b) or self._through(b, a)
+        return any(self.above[c] & self.mask[x] for x, y in ((a, b), (b, a)) for c in self.makers(y) if c is not x)
 
-    def _through(self, a: Group, b: Group) -> bool:
-        seen: set[Group] = {a}
-        todo = [g for g in self.users(a) if g is not b]
-        while todo:
-            g = todo.pop()
-            if g in seen:
-                continue
-            seen.add(g)
-            if g is b:
-                return True
-            todo += self.users(g)
-        return False
+    def makers(self, g: Group) -> set[Group]:
+        """The groups that this one reads from."""
+        return {h for n in g.nodes for x in self.sources[n] if x in self.group and (h := self.group[x]) is not g}
 
-    def users(self, g: Group) -> list[Group]:
-        """The groups that read from this one."""
-        return list(dict.fromkeys(h for n in g.nodes for r in self.readers[n] if (h := self.group[r]) is not g))
+    def settle(self, a: Group, b: Group, merged: Group) -> None:
+        """Note that two groups became one."""
+        mask = self.mask[a] | self.mask[b]
+        above = (self.above[a] | self.above[b]) & ~mask
+        for n in merged.nodes:
+            self.group[n] = merged
+        for g in (a, b):
+            del self.mask[g], self.above[g], self.built[g]
+        for g, known in self.above.items():
+            if known & mask:
+                self.above[g] = known | mask | above
+        self.mask[merged], self.above[merged] = mask, above
 
 
 def _into_few(x: Node, n: Node) -> bool:
@@ -450,9 +453,10 @@ def fuse(graph: Graph) -> Fused:
     """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before."""
     search = _Search(graph)
     groups = search.run()
-    members = {n: g for g in groups for n in g.nodes}
-    stores = {n: (search.homes[n],) for n in search.named if n in search.outputs or any(members[r] is not members[n] for r in search.readers[n])}
+    outside = [n for n in search.named if n in search.outputs or any(search.group[r] is not search.group[n] for r in search.readers[n])]
+    stores: dict[Node, tuple[Home, ...]] = {n: (search.homes[n],) for n in outside}
     refused = [(a, b, why) for (a, b), why in search.refused.items()]
-    return Fused(graph, groups, search.names, search.homes, stores, search.order, refused)
+    reads = {g: list(g.nodes[0].args() if is_extern(g) else search.built[g].reads) for g in groups}
+    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused)
 
 

@@ -200,6 +200,12 @@ def verify(graph: Graph) -> None:
         raise CompileError(f"graph {graph.name}: {len(graph.outputs)} outputs, {len(graph.targets)} targets")
 
 
+def identifier(text: str) -> str:
+    """The text as a name that Python accepts."""
+    text = "".join(c if c.isalnum() or c == "_" else "_" for c in text)
+    return f"_{text}" if not text or text[0].isdigit() or keyword.iskeyword(text) else text
+
+
 @dataclass
 class Names:
     """Readable, unique names of the nodes of one graph."""
@@ -224,9 +230,7 @@ class Names:
         found = self.table.get(node)
         if found is None:
             base = wish or node.name or (node.op.name if node.op else f"{node.kind}{node.attrs[0]}")
-            base = "".join(c if c.isalnum() or c == "_" else "_" for c in base)
-            if base[0].isdigit() or keyword.iskeyword(base):
-                base = f"_{base}"
+            base = identifier(base)
             count = self.taken.get(base, 0)
             found = base if count == 0 else f"{base}_{count}"
             while found in self.taken:  # "x_1" may be someone's own name
@@ -242,7 +246,7 @@ def to_text(graph: Graph) -> str:
     """The graph as a Python function with specs and the user's lines as comments."""
     names = Names.of_graph(graph)
     head = ", ".join(f"{names.of(n)}: '{n.spec}'" for n in graph.inputs + graph.scalars)
-    lines = [f"def {graph.name}({head}):"]
+    lines = [f"def {identifier(graph.name)}({head}):"]
     for n in graph.nodes():
         if n.kind != "op":
             continue

@@ -13,7 +13,7 @@ from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, accumulator, depends_on
 from torchlet.dtypes import dtype
 from torchlet.expr import Expr
-from torchlet.index import Axis, FloorDiv, Index, Term
+from torchlet.index import Axis, FloorDiv, Index, Mod, Term
 from torchlet.op import Composite, Op, Pointwise, as_spec
 from torchlet.spec import Spec, result_type
 
@@ -26,7 +26,7 @@ __all__ = ["compute_dtype", "evaluate", "fold", "interpret", "interpret_kernel"]
 
 
 def compute_dtype(node_inputs: Sequence[Spec], out: Spec, lower: Pointwise) -> dtype:
-    """The dtype that a pointwise node's inputs are converted to. Numbers among themselves are computed in double precision, as Python does."""
+    """The dtype that a pointwise node's inputs are converted to. Numbers alone are computed in double precision, as Python does."""
     if lower.result in ("same", "float"):
         return out.dtype
     found = result_type(*node_inputs)
@@ -34,7 +34,7 @@ def compute_dtype(node_inputs: Sequence[Spec], out: Spec, lower: Pointwise) -> d
 
 
 def fold(op: Op, values: Sequence[Number], attrs: tuple[Any, ...], out: Spec, specs: Sequence[Spec] | None = None) -> Number | None:
-    """The number that a pointwise operator makes of numbers; None for other operators. `specs`: what the numbers stand for, if not themselves."""
+    """The number that a pointwise operator makes of numbers; None for other operators. `specs`: what the numbers stand for."""
     lower = op.lower
     if not isinstance(lower, Pointwise) or lower.result == "cast":
         return None
@@ -83,7 +83,10 @@ def _divide(a: Array, b: Array) -> Array:
 
 def _whole(np_function: Callable[..., Any]) -> Callable[[Array, Array], Array]:
     """Integer division by zero gives 0: in compiled code that is checked where it can be told to the user."""
-    return lambda a, b: np_function(a, b) if a.dtype.kind == "f" else np.where(b == 0, 0, np_function(a, np.where(b == 0, 1, b))).astype(a.dtype)
+    def divide(a: Array, b: Array) -> Array:
+        return np_function(a, b) if a.dtype.kind == "f" else np.where(b == 0, 0, np_function(a, np.where(b == 0, 1, b))).astype(a.dtype)
+
+    return divide
 
 
 def _power(a: Array, b: Array) -> Array:
@@ -93,10 +96,11 @@ def _power(a: Array, b: Array) -> Array:
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 _NUMPY: dict[str, Callable[..., Any]] = {
-    "neg": lambda x: np.negative(x), "abs": np.abs, "sign": np.sign, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "log2": np.log2,
-    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
-    "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "erf": lambda x: np.asarray(_erf(x), x.dtype), "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "floor": np.floor, "ceil": np.ceil, "round": np.round, "trunc": np.trunc, "isnan": np.isnan, "isinf": np.isinf, "reciprocal": lambda x: 1 / x,
+    "neg": np.negative, "abs": np.abs, "sign": np.sign, "exp": np.exp, "expm1": np.expm1, "log": np.log, "log1p": np.log1p, "log2": np.log2,
+    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
+    "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "erf": lambda x: np.asarray(_erf(x), x.dtype),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "floor": np.floor, "ceil": np.ceil, "round": np.round, "trunc": np.trunc,
+    "isnan": np.isnan, "isinf": np.isinf, "reciprocal": lambda x: 1 / x,
     "not": np.logical_not, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divide, "floordiv": _whole(np.floor_divide),
     "mod": _whole(np.remainder), "fmod": _whole(np.fmod), "pow": _power, "maximum": np.maximum, "minimum": np.minimum, "atan2": np.arctan2,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "lshift": np.left_shift, "rshift": np.right_shift, "eq": np.equal,
@@ -122,7 +126,7 @@ Known = dict[Expr, Array]
 
 
 def evaluate(root: Expr, known: Known, axes: dict[Axis, Array] | None = None, buffers: dict[str, Array] | None = None) -> Array:
-    """The value of an expression; `known` has the values of `scalar` and `value` nodes and is filled as a memo. Axes are arrays that broadcast."""
+    """The value of an expression over axes that are arrays. `known` has the values of `scalar` and `value` nodes, and is the memo."""
     with np.errstate(all="ignore"):
         for e in expr.walk(root):
             if e not in known:
@@ -136,10 +140,10 @@ def _node(e: Expr, known: Known, axes: dict[Axis, Array], buffers: dict[str, Arr
         value = expr.const_value(e)
         return np.asarray(value, np.int64).astype(e.dtype.np) if e.dtype.category == 1 else np.asarray(value, register(e.dtype).np)
     if e.op == "index":
-        return position(e.attr, known, axes, buffers)  # type: ignore[arg-type]
+        return position(index_of(e), known, axes, buffers)
     if e.op == "load":
-        name, index = e.attr  # type: ignore[misc]
-        at, memory = position(index, known, axes, buffers), buffers[name]
+        name = buffer_of(e)
+        at, memory = position(index_of(e), known, axes, buffers), buffers[name]
         if not args:
             return memory[_within(at, memory, name)]
         mask, other = args[0], args[1] if len(args) > 1 else np.zeros((), register(e.dtype).np)
@@ -150,8 +154,18 @@ def _node(e: Expr, known: Known, axes: dict[Axis, Array], buffers: dict[str, Arr
         rounded = args[0] != 0 if e.dtype is dtypes.bool_ else args[0].astype(e.dtype.np)
         return rounded
     if e.op == "philox":
-        return _philox(*args, e.attr)  # type: ignore[arg-type]
+        return _philox(args[0], args[1], args[2], e.attr)  # type: ignore[arg-type]
     return _NUMPY[e.op](*args)
+
+
+def buffer_of(e: Expr) -> str:
+    """The buffer that a load reads."""
+    return e.attr[0]  # type: ignore[index,no-any-return]
+
+
+def index_of(e: Expr) -> Index:
+    """The position in a load or an index expression."""
+    return e.attr[1] if e.op == "load" else e.attr  # type: ignore[index,return-value]
 
 
 def _within(at: Array, memory: Array, name: str) -> Array:
@@ -219,32 +233,38 @@ def _run_phase(kernel: Kernel, phase: Phase, buffers: dict[str, Array], numbers:
         _write(s, at, what, buffers)
     values.update(found)
     known.clear()
-    waiting = [(s, _resolve(s, value, known, axes, buffers, extents[: len(kernel.grid)] + (1,) * len(phase.reduce))) for s in phase.stores if s not in nested]
+    points = extents[: len(kernel.grid)] + (1,) * len(phase.reduce)
+    waiting = [(s, _resolve(s, value, known, axes, buffers, points)) for s in phase.stores if s not in nested]
     for s, (at, what) in waiting:
         _write(s, at, what, buffers)
 
 
 def _data(e: Expr) -> list[Expr]:
-    index: Index = e.attr[1] if e.op == "load" else e.attr  # type: ignore[index,assignment]
+    """Every expression inside the data-dependent terms of an index."""
     out: list[Expr] = []
-    for term, _ in index.terms:
-        out += [term] if isinstance(term, Expr) else _data(expr.expr("index", (), dtypes.int64, term.index)) if hasattr(term, "index") else []
-    return [x for t in out for x in expr.walk(t)]
+    for term, _ in index_of(e).terms:
+        if isinstance(term, Expr):
+            out += expr.walk(term)
+        elif isinstance(term, FloorDiv | Mod):
+            out += _data(_as_expr(term.index))
+    return out
+
+
+def _as_expr(index: Index) -> Expr:
+    return expr.expr("index", (), dtypes.int64, index)
 
 
 def _is_nested(s: Store, axes: frozenset[Axis]) -> bool:
-    return depends_on(s.value, axes) or depends_on(expr.expr("index", (), dtypes.int64, s.index), axes)
+    return depends_on(s.value, axes) or depends_on(_as_expr(s.index), axes)
 
 
 def _resolve(
     s: Store, value: Callable[[Expr], Array], known: Known, axes: dict[Axis, Array], buffers: dict[str, Array], extents: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    for t in _data(expr.expr("index", (), dtypes.int64, s.index)):
+    for t in _data(_as_expr(s.index)):
         value(t)
     at, what = position(s.index, known, axes, buffers), value(s.value)
-    if s.mode == "add":  # every point of the nest adds
-        at = np.broadcast_to(at, extents)
-    elif not extents or 0 in extents:
+    if s.mode == "add" or 0 in extents:  # every point of the nest adds
         at = np.broadcast_to(at, extents)
     return at, np.broadcast_to(what, np.broadcast_shapes(at.shape, what.shape))
 
@@ -274,6 +294,8 @@ def _reduce(r: Reduction | Dot, phase: Phase, extents: tuple[int, ...], grid: in
         return np.asarray(getattr(np, r.combine)(x, axis=-1), np.int64)
     if r.combine in ("max", "min") and not x.shape[-1]:
         return np.zeros(x.shape[:-1], r.dtype.np)
-    functions: dict[str, Any] = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "any": np.logical_or, "all": np.logical_and}
+    functions: dict[str, Any] = {
+        "sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "any": np.logical_or, "all": np.logical_and,
+    }
     keep = {"dtype": r.dtype.np} if r.combine in ("sum", "prod") else {}
     return np.asarray(functions[r.combine].reduce(x, axis=-1, **keep)).astype(r.dtype.np, copy=False)

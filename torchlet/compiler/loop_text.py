@@ -26,7 +26,7 @@ _LONGEST = 110  # characters of an expression that stands in one line
 
 
 def readable(kernel: Kernel) -> Kernel:
-    """The kernel with axes named i, j, k, … (grid) and r, s, t, … (reduce), so that its text does not depend on what was compiled before."""
+    """The kernel with axes named i, j, k, … (grid) and r, s, t, … (reduce): its text does not depend on what was compiled before."""
     new: dict[Axis, Axis | None] = {}
     for axes, letters in ((kernel.grid, "ijklmn"), ([a for p in kernel.phases for a in p.reduce], "rstuvw")):
         for number, a in enumerate(dict.fromkeys(a for a in axes if a not in new)):

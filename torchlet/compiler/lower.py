@@ -10,16 +10,16 @@ from typing import Any
 
 from torchlet import dtypes
 from torchlet import index as ix
-from torchlet.compiler.graph import Graph, Names, Node
-from torchlet.compiler.interpret import compute_dtype, register
+from torchlet.compiler.graph import Names, Node
+from torchlet.compiler.interpret import buffer_of, compute_dtype, index_of, register
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store, depends_on
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
-from torchlet.index import Axis, Index, of
+from torchlet.index import Axis, FloorDiv, Index, Mod, of
 from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
-from torchlet.spec import contiguous_strides
+from torchlet.spec import Spec, contiguous_strides
 
-__all__ = ["Group", "Home", "Refused", "build_kernels", "group_of", "reads_of"]
+__all__ = ["Group", "Home", "Refused", "build_kernels", "group_of"]
 
 Coords = tuple[Index, ...]
 
@@ -124,8 +124,15 @@ def group_of(node: Node) -> Group:
         base, forward = _source_of_views(node)
         axes = _axes(base.spec.shape, "i")
         return Group((node,), axes, {node: forward(tuple(of(a) for a in axes))}, {node: ()}, fixed=False)
+    alone = lower is None or isinstance(lower, ScatterAdd)
     axes = _axes(node.args()[0].spec.shape if isinstance(lower, ScatterAdd) else shape, "i")
-    return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=lower is None or isinstance(lower, ScatterAdd))
+    return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=alone)
+
+
+def is_extern(group: Group) -> bool:
+    """True for a node that runs as an eager call."""
+    op = group.nodes[0].op
+    return op is not None and op.lower is None
 
 
 def _source_of_views(node: Node) -> tuple[Node, Callable[[Coords], Coords]]:
@@ -191,7 +198,7 @@ class Emitter:
         return found
 
     def _value(self, x: Node, at: Coords, mask: Expr | None) -> Expr:
-        if x in self.members and x in self.known:
+        if x in self.members:
             here, e = self.known[x]
             if here != at:
                 raise Refused(f"{self.names.of(x)} is needed at another position than the one the kernel is at")
@@ -230,12 +237,12 @@ class Emitter:
             e = lower.function(_index_expr(ix.flatten(at, x.spec.shape)), x.spec, *inputs, **attrs)
             return cast(e, register(x.spec.dtype))
         if isinstance(lower, Select):
-            return cast(lower.function(at, self.loader(x, mask), [as_spec(i.spec if isinstance(i, Node) else i) for i in x.inputs], **attrs), register(x.spec.dtype))
+            return cast(lower.function(at, self.loader(x, mask), _specs(x), **attrs), register(x.spec.dtype))
         raise CompileError(f"{x.op.name} has no expression ({x.source})")
 
     def _pointwise(self, x: Node, lower: Pointwise, at: Coords, mask: Expr | None) -> Expr:
         assert x.op is not None
-        specs = [i.spec if isinstance(i, Node) else as_spec(i) for i in x.inputs]
+        specs = _specs(x)
         inputs = [self.value(i, _broadcast(at, s.shape), mask) for i, s in zip(x.inputs, specs, strict=True)]
         if lower.result != "cast":
             # Inside a kernel 16-bit floats stay float32 between operators; only an explicit cast rounds, as in PyTorch's compiled code.
@@ -248,8 +255,8 @@ class Emitter:
         """The `load` that a Select or ScatterAdd function gets."""
 
         def load(i: int, indices: Sequence[Index], mask: Iterable[tuple[str, Index, int]] = (), other: Any = 0) -> Expr:
-            source = x.inputs[i]
-            d = register(source.spec.dtype if isinstance(source, Node) else as_spec(source).dtype)
+            source, spec = x.inputs[i], _specs(x)[i]
+            d = register(spec.dtype)
             fallback = cast(other, d) if isinstance(other, Expr) else const(other, d)
             inside: Expr | None = None
             for how, index, n in mask:
@@ -257,15 +264,24 @@ class Emitter:
                 if test is False:
                     return fallback
                 if isinstance(test, Expr):
-                    inside = test if inside is None else inside & test
-            both = inside if outer is None else outer if inside is None else outer & inside
-            at = tuple(ix.ZERO if n == 1 and isinstance(source, Node) else p for p, n in zip(indices, source.spec.shape if isinstance(source, Node) else (), strict=True))
-            if isinstance(source, Node) and source in self.homes and source not in self.known and inside is not None and 0 not in source.spec.shape:
-                return self.load(source, at, both, fallback)
+                    inside = _both(inside, test)
+            both = _both(outer, inside)
+            at = _broadcast(tuple(indices), spec.shape)
+            in_memory = isinstance(source, Node) and source in self.homes and source not in self.members
+            if in_memory and inside is not None and 0 not in spec.shape:
+                return self.load(source, at, both, fallback)  # type: ignore[arg-type]
             e = self.value(source, at, both)
             return e if inside is None else where(inside, e, fallback)
 
         return load
+
+
+def _both(x: Expr | None, y: Expr | None) -> Expr | None:
+    return y if x is None else x if y is None else call("and", x, y)
+
+
+def _specs(x: Node) -> list[Spec]:
+    return [i.spec if isinstance(i, Node) else as_spec(i) for i in x.inputs]
 
 
 def _broadcast(at: Coords, shape: tuple[int, ...]) -> Coords:
@@ -308,7 +324,7 @@ class Draft:
     def phases(self) -> tuple[Phase, ...]:
         """The phases in order."""
         nests = sorted(dict.fromkeys([*self.reductions, *self.nested]), key=lambda key: key[0])  # a stable sort keeps the order of entry
-        out = [(level, Phase(axes, tuple(self.reductions.get((level, axes), ())), tuple(self.nested.get((level, axes), ())))) for level, axes in nests]
+        out = [(key[0], Phase(key[1], tuple(self.reductions.get(key, ())), tuple(self.nested.get(key, ())))) for key in nests]
         for level, stores in sorted(self.after.items()):
             last = max((i for i, (k, p) in enumerate(out) if k == level and p.reductions), default=0)
             if out:
@@ -320,7 +336,7 @@ class Draft:
 
 def in_safe_order(stores: tuple[Store, ...]) -> tuple[Store, ...]:
     """Stores ordered so that none overwrites what a later one reads (in-place updates); as they are where there is no such order."""
-    reads = [{e.attr[0] for e in walk(s.value) if e.op == "load"} for s in stores]  # type: ignore[index]
+    reads = [{buffer_of(e) for e in walk(s.value) if e.op == "load"} for s in stores]
     left, out = list(range(len(stores))), []
     while left:
         i = next((i for i in left if not any(stores[i].buffer in reads[j] for j in left if j != i)), left[0])
@@ -337,9 +353,12 @@ class Built:
     reads: Mapping[Node, tuple[Coords, ...]]
 
 
-def build_kernels(group: Group, homes: Mapping[Node, Home], stores: Mapping[Node, Sequence[Home]], names: Names, order: Mapping[Node, int]) -> Built:
-    """The loop nests of a group. `homes`: nodes that are read from memory; `stores`: where members go. Raises Refused."""
-    emitter = Emitter({n: h for n, h in homes.items() if n not in group.coords}, names, group.nodes)
+def build_kernels(
+    group: Group, homes: Mapping[Node, Home], stores: Mapping[Node, Sequence[Home]], names: Names, order: Mapping[Node, int],
+    final: bool = True,
+) -> Built:
+    """The loop nests of a group. `homes`: nodes that are in memory; `stores`: where members go; a trial needs no name. Raises Refused."""
+    emitter = Emitter(homes, names, group.nodes)
     draft = Draft()
     sizes: dict[str, Buffer] = {}
     written: dict[str, Buffer] = {}
@@ -349,7 +368,7 @@ def build_kernels(group: Group, homes: Mapping[Node, Home], stores: Mapping[Node
         emitter.seen.setdefault(n)
         lower, at, axes = n.op.lower, group.coords[n], group.inner[n]
         if isinstance(lower, ScatterAdd):
-            before.append(_scatter(n, emitter, draft, at, stores[n], written, names))
+            before.append(_scatter(n, emitter, draft, at, stores[n], written))
             continue
         e = _member(n, lower, at, axes, emitter, draft, names)
         emitter.known[n] = (at, e)
@@ -359,7 +378,7 @@ def build_kernels(group: Group, homes: Mapping[Node, Home], stores: Mapping[Node
             written[home.buffer] = Buffer(home.buffer, n.spec.dtype, home.size, "output")
             draft.store(Store(home.buffer, home.position(at), rounded(e, n.spec.dtype)), loops)
     phases = draft.phases()
-    reads = {e.attr[0] for p in phases for e in walk(*_roots(p)) if e.op == "load"}  # type: ignore[index]
+    reads = {buffer_of(e) for p in phases for e in walk(*_roots(p)) if e.op == "load"}
     for x in emitter.reads:
         home = emitter.homes[x]
         sizes[home.buffer] = Buffer(home.buffer, x.spec.dtype, max(home.size, sizes[home.buffer].size if home.buffer in sizes else 0))
@@ -368,29 +387,24 @@ def build_kernels(group: Group, homes: Mapping[Node, Home], stores: Mapping[Node
     scalars = tuple(emitter.scalars[name] for name in dict.fromkeys(e.attr for p in phases for e in walk(*_roots(p)) if e.op == "scalar"))  # type: ignore[index]
     used = sorted(emitter.seen, key=lambda n: order.get(n, 0))
     kernel = Kernel("", group.grid, phases, tuple(buffers), scalars, tuple(dict.fromkeys(n.source for n in used if n.source)))
-    kernel = kernel.renamed(_name(used, kernel))
+    if final:
+        kernel = kernel.renamed(_name(used, kernel))
     return Built((*before, kernel), {n: tuple(c) for n, c in emitter.reads.items()})
 
 
-def _roots(phase: Phase) -> Iterable[Expr]:
-    for r in phase.reductions:
-        yield from (r.a, r.b) if isinstance(r, Dot) else (r.value,)
-    for s in phase.stores:
-        yield s.value
-    roots = [s.value for s in phase.stores] + [x for r in phase.reductions for x in ((r.a, r.b) if isinstance(r, Dot) else (r.value,))]
-    indices = [s.index for s in phase.stores] + [e.attr[1] if e.op == "load" else e.attr for e in walk(*roots) if e.op in ("load", "index")]  # type: ignore[index,misc]
-    seen: set[Index] = set()
+def _roots(phase: Phase) -> list[Expr]:
+    """The expressions of a phase and, in front of them, the data-dependent positions inside their indices."""
+    roots = [x for r in phase.reductions for x in ((r.a, r.b) if isinstance(r, Dot) else (r.value,))] + [s.value for s in phase.stores]
+    found: dict[Expr, None] = {}
+    indices = [s.index for s in phase.stores] + [index_of(e) for e in walk(*roots) if e.op in ("load", "index")]
     while indices:
-        index = indices.pop()
-        if index in seen:
-            continue
-        seen.add(index)  # type: ignore[arg-type]
-        for term, _ in index.terms:  # type: ignore[union-attr]
-            if isinstance(term, Expr):
-                yield term
-                indices += [e.attr[1] if e.op == "load" else e.attr for e in walk(term) if e.op in ("load", "index")]  # type: ignore[index,misc]
-            elif not isinstance(term, Axis):
-                indices.append(term.index)  # type: ignore[attr-defined]
+        for term, _ in indices.pop().terms:
+            if isinstance(term, FloorDiv | Mod):
+                indices.append(term.index)
+            elif isinstance(term, Expr) and term not in found:
+                found[term] = None
+                indices += [index_of(e) for e in walk(term) if e.op in ("load", "index")]
+    return [*found, *roots]
 
 
 def _member(n: Node, lower: Any, at: Coords, axes: tuple[Axis, ...], emitter: Emitter, draft: Draft, names: Names) -> Expr:
@@ -433,8 +447,8 @@ def _dot(n: Node, at: Coords, axes: tuple[Axis, ...], emitter: Emitter, names: N
     def listed(indices: Iterable[Index]) -> tuple[Axis, ...]:
         return tuple(x for c in indices for x in sorted_axes(c))
 
-    operands = [rounded(emitter.value(x, c), x.spec.dtype) for x, c in ((a, coords_a), (b, coords_b))]
-    return Dot(names.of(n), *operands, listed(batch), listed([*m_lead, i]), listed([j]), axes)
+    left, right = (rounded(emitter.value(x, c), x.spec.dtype) for x, c in ((a, coords_a), (b, coords_b)))
+    return Dot(names.of(n), left, right, listed(batch), listed([*m_lead, i]), listed([j]), axes)
 
 
 def _require_bijection(n: Node, at: Coords, group: Group, axes: tuple[Axis, ...], names: Names) -> None:
@@ -450,11 +464,11 @@ def _require_bijection(n: Node, at: Coords, group: Group, axes: tuple[Axis, ...]
         raise Refused(f"{names.of(n)} has {n.spec.numel} elements, the kernel {total} points")
 
 
-def _scatter(n: Node, emitter: Emitter, draft: Draft, at: Coords, homes: Sequence[Home], written: dict[str, Buffer], names: Names) -> Kernel:
+def _scatter(n: Node, emitter: Emitter, draft: Draft, at: Coords, homes: Sequence[Home], written: dict[str, Buffer]) -> Kernel:
     """Enter the additions of a scatter; the kernel that makes the zeros it adds to."""
     assert n.op is not None and isinstance(n.op.lower, ScatterAdd)
     attrs = dict(zip(n.op.attrs, n.attrs, strict=True))
-    target = n.op.lower.function(at, emitter.loader(n, None), [as_spec(i.spec if isinstance(i, Node) else i) for i in n.inputs], **attrs)
+    target = n.op.lower.function(at, emitter.loader(n, None), _specs(n), **attrs)
     value = rounded(emitter.value(n.inputs[0], at), n.spec.dtype)
     axes = _axes(n.spec.shape, "z")
     zeros = []
@@ -462,7 +476,8 @@ def _scatter(n: Node, emitter: Emitter, draft: Draft, at: Coords, homes: Sequenc
         written[home.buffer] = Buffer(home.buffer, n.spec.dtype, home.size, "inout")
         draft.store(Store(home.buffer, home.position(target), value, "add"), ())
         zeros.append(Store(home.buffer, home.position(tuple(of(a) for a in axes)), const(0, n.spec.dtype)))
-    fill = Kernel("", axes, (Phase((), (), tuple(zeros)),), tuple(replace(written[s.buffer], role="output") for s in zeros), (), (n.source,) if n.source else ())
+    buffers = tuple(replace(written[s.buffer], role="output") for s in zeros)
+    fill = Kernel("", axes, (Phase((), (), tuple(zeros)),), buffers, (), (n.source,) if n.source else ())
     return fill.renamed(_name([], fill, "zeros"))
 
 
@@ -501,18 +516,12 @@ def _digest(kernel: Kernel) -> str:
     for p in kernel.phases:
         parts.append([(place(a), a.extent) for a in p.reduce])
         for e in walk(*_roots(p)):
-            attr = (place(e.attr[0]), shape(e.attr[1])) if e.op == "load" else shape(e.attr) if e.op == "index" else place(e.attr) if e.op in ("scalar", "value") else e.attr  # type: ignore[index,arg-type]
+            attr: object = e.attr
+            if e.op in ("load", "index"):
+                attr = (place(buffer_of(e)) if e.op == "load" else None, shape(index_of(e)))
+            elif e.op in ("scalar", "value"):
+                attr = place(e.attr)
             parts.append((place(e), e.op, e.dtype.name, attr, [place(a) for a in e.args]))
         parts += [(r.combine if isinstance(r, Reduction) else "dot", place(r.name)) for r in p.reductions]
         parts += [(place(s.buffer), shape(s.index), place(s.value), s.mode) for s in p.stores]
     return hashlib.sha1(repr(parts).encode(), usedforsecurity=False).hexdigest()[:4]
-
-
-def kernel_graph_order(graph: Graph) -> dict[Node, int]:
-    """The position of every node in the graph."""
-    return {n: i for i, n in enumerate(graph.nodes())}
-
-
-def reads_of(built: Built, node: Node) -> tuple[Coords, ...]:
-    """At which elements the kernel reads a node."""
-    return built.reads.get(node, ())

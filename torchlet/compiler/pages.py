@@ -16,12 +16,10 @@ from typing import Any
 import networkx as nx
 
 from torchlet.compiler import tile
-from torchlet.compiler.codegen import cpu as c_codegen
-from torchlet.compiler.codegen import triton as triton_codegen
+from torchlet.compiler.codegen import cpu as c_codegen, triton as triton_codegen
 from torchlet.compiler.execute import Executable
-from torchlet.compiler.graph import Graph, Names, Node, to_text
-from torchlet.compiler.loop_text import PRELUDE, readable, to_python
-from torchlet.compiler.loop_text import to_text as loops_to_text
+from torchlet.compiler.graph import Graph, Names, identifier, to_text
+from torchlet.compiler.loop_text import PRELUDE, readable, to_python, to_text as loops_to_text
 from torchlet.compiler.loops import Kernel, data_terms
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot
@@ -131,7 +129,8 @@ def pages(entry: Entry, ptx: bool) -> dict[str, str]:
     if backward is not None:
         out["2_joint.py"] = kept(backward) + graph(backward.joint)
     for half in entry.halves:
-        out[f"3_{half.title}.py"] = "# composite operators are opened, algebra is simplified: this is what is fused\n" + graph(half.exe.stages["simplified"])
+        simplified = graph(half.exe.stages["simplified"])
+        out[f"3_{half.title}.py"] = "# composite operators are opened, algebra is simplified: this is what is fused\n" + simplified
     if backward is not None and backward.executable is None:
         out["3_backward.py"] = "# compiled when the first backward pass asks for it; before simplification:\n" + graph(backward.graph)
     out["4_fused.txt"] = "\n".join(fused(h) for h in entry.halves)
@@ -159,9 +158,9 @@ def source(entry: Entry) -> str:
     blocks: dict[tuple[str, int, int], None] = {}
     if (own := _own_lines(entry.function.function)) is not None:
         blocks[own] = None
-    for file, line in sorted(table):
-        if not any(f == file and first <= line <= last for f, first, last in blocks):
-            blocks[_enclosing(file, line)] = None
+    for file, number in sorted(table):
+        if not any(f == file and first <= number <= last for f, first, last in blocks):
+            blocks[_enclosing(file, number)] = None
     lines = [f"# {entry.name}: right of each line its number and the kernels that compute it (6_kernels/)"]
     for file, first, last in blocks:
         lines += ["", f"# {short(file)}"]
@@ -194,8 +193,10 @@ def _enclosing(file: str, line: int) -> tuple[str, int, int]:
         return file, line, line
     found = (file, line, line)
     for node in ast.walk(tree):  # outer functions come before inner ones
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
-            found = (file, node.lineno, node.end_lineno or node.lineno)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            last = node.end_lineno or node.lineno
+            if node.lineno <= line <= last:
+                found = (file, node.lineno, last)
     return found
 
 
@@ -239,9 +240,8 @@ def fused(half: Half) -> str:
     for k in half.kernels:
         lines.append(f"{k.label}: {facts(k.kernel)}")
         lines.append(textwrap.indent(loops_to_text(k.kernel), "    "))
-    for s in steps:
-        if isinstance(s, Extern):
-            lines.append(f"extern {s.node.op.name}: its operator has no loops, it runs as NumPy  {short(s.node.source)}")  # type: ignore[union-attr]
+    for n in half.exe.externs:
+        lines.append(f"extern {n.op.name if n.op else n.kind}: its operator has no loops, it runs as NumPy  {short(n.source)}")
     refused = half.exe.stages["fused"].refused
     lines.append("fusions that were refused" if refused else "no fusion was refused")
     lines += [f"    {a} with {b}: {why}" for a, b, why in refused]
@@ -250,16 +250,15 @@ def fused(half: Half) -> str:
 
 def facts(k: Kernel) -> str:
     """Bytes, operations and bounds of a kernel in one line."""
-    return f"{_amount(tile.bytes_moved(k), 'B')} moved, {_amount(tile.flops(k), 'FLOP')}, at least {cpu_roofline_us(k):.3g} us on one core, {tile.roofline_us(k, TARGET):.3g} us on {TARGET}"
+    cost = f"{_amount(tile.bytes_moved(k), 'B')} moved, {_amount(tile.flops(k), 'FLOP')}"
+    return f"{cost}, at least {cpu_roofline_us(k):.3g} us on one core, {tile.roofline_us(k, TARGET):.3g} us on {TARGET}"
 
 
 def _amount(n: float, unit: str) -> str:
-    for prefix in ("", "k", "M", "G"):
-        if n < 1000:
-            break
-        n /= 1000
-    else:
-        prefix = "T"
+    prefixes = iter(("", "k", "M", "G", "T"))
+    prefix = next(prefixes)
+    while n >= 1000 and prefix != "T":
+        n, prefix = n / 1000, next(prefixes)
     return f"{n:.4g} {prefix}{unit}"
 
 
@@ -284,7 +283,8 @@ def memory(half: Half) -> str:
     width = max((len(b.name) for b in plan.lifetimes), default=0)
     for b in sorted(plan.lifetimes, key=lambda b: (b.first, b.slot.number)):
         bar = "".join("#" if b.first <= i <= b.last else "." for i in range(len(plan.steps)))
-        lines.append(f"    {b.name.ljust(width)} {b.nbytes:>10} bytes at {b.slot.number:>8}  {bar}" + (f"  in place of {b.reuses}" if b.reuses else ""))
+        reuse = f"  in place of {b.reuses}" if b.reuses else ""
+        lines.append(f"    {b.name.ljust(width)} {b.nbytes:>10} bytes at {b.slot.number:>8}  {bar}{reuse}")
     return "\n".join(lines) + "\n"
 
 
@@ -293,7 +293,8 @@ def memory(half: Half) -> str:
 
 def _header(kernel: Kernel, comment: str) -> str:
     lines = [", ".join(kernel.origin) or "no line of yours", facts(kernel)]
-    lines += [f"{b.name}: {b.dtype.name}[{b.size}], {b.role}" for b in kernel.buffers] + [f"{s.name}: a number ({s.dtype.name})" for s in kernel.scalars]
+    lines += [f"{b.name}: {b.dtype.name}[{b.size}], {b.role}" for b in kernel.buffers]
+    lines += [f"{s.name}: a number ({s.dtype.name})" for s in kernel.scalars]
     return "".join(f"{comment} {line}\n" for line in lines)
 
 
@@ -307,16 +308,16 @@ def triton_source(kernel: Kernel, ptx: bool) -> dict[str, str]:
     header = _header(kernel, "#")
     try:
         emitted = triton_codegen.emit(kernel, TARGET)
-    except Exception as error:  # noqa: BLE001 - a dump shows problems, it does not make any
+    except Exception as error:  # a dump shows problems, it does not make any
         return {".py": f"{header}# no Triton kernel: {type(error).__name__}: {error}\n"}
-    out = {}
-    header += f"# for {TARGET}: grid {emitted.grid}, {emitted.num_warps} warps, {emitted.num_stages} stages, constants {dict(emitted.constexprs)}\n"
+    out: dict[str, str] = {}
+    header += f"# for {TARGET}: grid {emitted.grid}, {emitted.num_warps} warps, {emitted.num_stages} stages, {dict(emitted.constexprs)}\n"
     if ptx:
         try:
             built = compile_kernel(emitted, TARGET)
             header += f"# {built.registers} registers, {built.spill_bytes} bytes spilled, {built.shared_bytes} bytes of shared memory\n"
             out |= {".ptx": built.ptx or "", ".ttir": built.ttir}
-        except Exception as error:  # noqa: BLE001 - whatever Triton says about its input is what the reader wants to see
+        except Exception as error:  # whatever Triton says about its input is what the reader wants to see
             header += f"# Triton could not compile it: {type(error).__name__}: {str(error).splitlines()[0]}\n"
     return {".py": header + emitted.source, **out}
 
@@ -324,7 +325,8 @@ def triton_source(kernel: Kernel, ptx: bool) -> dict[str, str]:
 def index_limits(kernel: Kernel) -> dict[str, int]:
     """For each integer buffer whose elements are used as positions: how many values stay inside the memory that they point into."""
     sizes = {b.name: b.size for b in kernel.buffers}
-    accesses: list[Any] = [e.attr for e in walk(*kernel.roots()) if e.op == "load"] + [(s.buffer, s.index) for p in kernel.phases for s in p.stores]
+    accesses: list[Any] = [e.attr for e in walk(*kernel.roots()) if e.op == "load"]
+    accesses += [(s.buffer, s.index) for p in kernel.phases for s in p.stores]
     found: dict[str, int] = {}
     for name, index in accesses:
         for term in data_terms(index):
@@ -342,7 +344,8 @@ def kernel_script(entry: Entry, k: LabelledKernel) -> str:
     numbers = {s.name: entry.scalars[i] for s, i in zip(k.kernel.scalars, k.launch.scalars, strict=True) if i < len(entry.scalars)}
     return (
         f'"""{k.label} of {entry.name}, alone. Options: --check, --time, --triton, --source FILE."""\n\n'
-        f"import sys\nfrom math import inf, nan  # numbers may be\n\nfrom torchlet.compiler.rerun import kernel_script\n{PRELUDE}\n{to_python(k.kernel)}\n"
+        "import sys\nfrom math import inf, nan  # numbers may be\n\n"
+        f"from torchlet.compiler.rerun import kernel_script\n{PRELUDE}\n{to_python(k.kernel)}\n"
         f'if __name__ == "__main__":\n    sys.exit(kernel_script(kernel, limits={index_limits(k.kernel)!r}, numbers={numbers!r}))\n'
     )
 
@@ -367,9 +370,11 @@ def host(half: Half) -> str:
     numbers = [f"number_{i}" for i in range(len(plan.graph.scalars))]
     inputs = [fixed[Slot("input", j)] for j in range(len(plan.graph.inputs))]
     outputs = [fixed[Slot("output", k)] for k, t in enumerate(plan.graph.targets) if t is None]
-    lines = [f"def {plan.name}({', '.join([*inputs, *numbers])}, *, out, arena):", f"    ({', '.join(outputs)},) = out" if outputs else "    # no output but those that are overwritten"]
+    lines = [f"def {identifier(plan.name)}({', '.join([*inputs, *numbers])}, *, out, arena):"]
+    lines.append(f"    ({', '.join(outputs)},) = out" if outputs else "    # no output but those that are overwritten")
     for i, step in enumerate(plan.steps):
-        lines += [f"    {b.name} = arena[{b.slot.number}:{b.slot.number + b.nbytes}]" for b in plan.lifetimes if b.first == i and not b.reuses]
+        fresh = [b for b in plan.lifetimes if b.first == i and not b.reuses]
+        lines += [f"    {b.name} = arena[{b.slot.number}:{b.slot.number + b.nbytes}]" for b in fresh]
         if isinstance(step, KernelLaunch):
             arguments = [name(s, i) for s in step.slots] + [numbers[k] for k in step.scalars]
             writes = [name(s, i) for b, s in zip(step.kernel.buffers, step.slots, strict=True) if b.role != "input"]
@@ -420,8 +425,9 @@ def repro(entry: Entry) -> str:
         tensors = [f"({tuple(n.spec.shape)!r}, torch.{n.spec.dtype.name}, {limits.get(j, 2)})" for j, n in enumerate(g.inputs)]
         numbers = [entry.scalars[i] if i < len(entry.scalars) else 0.5 for i in range(len(g.scalars))]
         names = [(g.output_names[k] if g.output_names else "") or f"output {k}" for k in range(len(g.outputs))]
-        rows.append(f"    ({g.name}, [{', '.join(tensors)}], {numbers!r}, {names!r}),")
-    lines += ["", 'if __name__ == "__main__":', "    sys.exit(graph_script([  # function, (shape, dtype, limit of integers) of its tensors, its numbers, its results"]
+        rows.append(f"    ({identifier(g.name)}, [{', '.join(tensors)}], {numbers!r}, {names!r}),")
+    lines += ["", 'if __name__ == "__main__":', "    sys.exit(graph_script(["]
+    lines.append("        # function, (shape, dtype, limit of integers) of each tensor, numbers, names of the results")
     lines += [f"    {row}" for row in rows] + ["    ]))"]
     return "\n".join(lines) + "\n"
 
@@ -443,15 +449,20 @@ def paths(entry: Entry) -> str:
     lines = []
     for i, (path, place) in enumerate(entry.function.paths, 1):
         here = "  <- this folder" if path is entry.path else ""
-        lines.append(f"segment {i}: {len(path.steps)} steps, ended at {short(place) or 'the end'}: {', '.join(r or 'launched' for r in path.reasons)}{here}")
+        why = ", ".join(r or "launched" for r in path.reasons)
+        lines.append(f"path {i}: {len(path.steps)} steps, ended at {short(place) or 'the end'}: {why}{here}")
         for s in path.steps:
             what = s.op if s.kind == "event" else f"{s.op.name}_" if s.kind == "inplace" else s.op.name
-            spec = f"-> {s.meta.spec}" if s.meta is not None else f"({', '.join(map(repr, s.attrs))})" if s.kind == "event" and s.op != "release" else ""
+            mode = f"({', '.join(map(repr, s.attrs))})" if s.kind == "event" and s.op != "release" else ""
+            spec = f"-> {s.meta.spec}" if s.meta is not None else mode
             lines.append(f"    {s.position:4}  {s.kind:8}{what} {spec}".ljust(56) + f"  {short(s.source)}".rstrip())
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def times(entry: Entry) -> str:
     """Milliseconds of each stage, number of kernels, and how many of them the cache had. The only page that differs between runs."""
-    found = {h.title: {"ms": h.exe.stages.get("ms", {}), "kernels": len(h.kernels), "cached_kernels": h.exe.stages.get("cached", 0)} for h in entry.halves}
+    found = {
+        h.title: {"ms": h.exe.stages.get("ms", {}), "kernels": len(h.kernels), "cached_kernels": h.exe.stages.get("cached", 0)}
+        for h in entry.halves
+    }
     return json.dumps(found, indent=2, sort_keys=True) + "\n"

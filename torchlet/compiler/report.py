@@ -21,15 +21,17 @@ _LONGEST = 20_000  # characters of a file that are shown; the file itself is lin
 def html(index: dict[str, Any], folder: Path) -> str:
     """The page for an index; texts are read from the folder."""
     parts = [
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><title>torchlet: what was compiled</title>', f"<style>{_STYLE}</style></head><body>",
+        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><title>torchlet: what was compiled</title>',
+        f"<style>{_STYLE}</style></head><body>",
         "<h1>What was compiled</h1>",
         f"<p class=quiet>{escape(', '.join(f'{k} {v}' for k, v in index['versions'].items() if v))}</p>",
         "<table><tr><th>function<th>segment ended<th class=n>steps<th class=n>kernels<th class=n>bytes moved<th class=n>operations</tr>",
     ]
     for f in index["functions"]:
+        why = ", ".join(r or "launched" for r in f["ended_because"])
         parts.append(
-            f'<tr><td><a href="#{f["folder"]}">{escape(f["folder"])}</a><td>{escape(f["ended_at"])} {escape(", ".join(r or "launched" for r in f["ended_because"]))}'
-            f"<td class=n>{f['steps']}<td class=n>{len(f['kernels'])}<td class=n>{_sum(f, 'bytes_moved')}<td class=n>{_sum(f, 'flops')}</tr>"
+            f'<tr><td><a href="#{f["folder"]}">{escape(f["folder"])}</a><td>{escape(f["ended_at"])} {escape(why)}<td class=n>{f["steps"]}'
+            f"<td class=n>{len(f['kernels'])}<td class=n>{_sum(f, 'bytes_moved')}<td class=n>{_sum(f, 'flops')}</tr>"
         )
     parts.append("</table>")
     for f in index["functions"]:
@@ -48,21 +50,25 @@ def _function(f: dict[str, Any], folder: Path) -> list[str]:
     if f["externs"]:
         parts.append(f"<p class=warn>Run as NumPy between the kernels: {escape(', '.join(f['externs']))}</p>")
     if f["kernels"]:
-        parts.append("<table><tr><th>kernel<th>your lines<th class=n>bytes moved<th class=n>operations<th class=n>at least, one core<th class=n>at least, GPU</tr>")
+        parts.append("<table><tr><th>kernel<th>your lines<th class=n>bytes moved<th class=n>operations")
+        parts.append("<th class=n>at least, one core<th class=n>at least, GPU</tr>")
         for k in f["kernels"]:
             cpu, *gpu = k["roofline_us"].values()
             source = f"{f['folder']}/6_kernels/{k['label']}"
             parts.append(
-                f'<tr><td><a href="{source}.c">{escape(k["label"])}</a> <span class=quiet>{k["half"]}</span> <a href="{source}.py">Triton</a> <a href="{source}_run.py">run</a>'
+                f'<tr><td><a href="{source}.c">{escape(k["label"])}</a> <span class=quiet>{k["half"]}</span>'
+                f' <a href="{source}.py">Triton</a> <a href="{source}_run.py">run</a>'
                 f"<td>{'<br>'.join(map(escape, k['lines']))}<td class=n>{k['bytes_moved']:,}<td class=n>{k['flops']:,}"
                 f"<td class=n>{cpu:.3g} us<td class=n>{gpu[0]:.3g} us</tr>"
             )
         parts.append("</table>")
-    shown = [p for p in sorted(folder.glob("*")) if p.is_file()] + [p for p in sorted(folder.glob("6_kernels/*")) if p.suffix in (".c", ".py") and not p.stem.endswith("_run")]
+    shown = [p for p in sorted(folder.glob("*")) if p.is_file() and p.name != "times.json"]  # the rest is the same each time
+    shown += [p for p in sorted(folder.glob("6_kernels/*")) if p.suffix in (".c", ".py") and not p.stem.endswith("_run")]
     for path in shown:
         name = path.relative_to(folder.parent).as_posix()
         text = path.read_text(encoding="utf-8")
         more = f"\n… {len(text) - _LONGEST} characters more in {name}" if len(text) > _LONGEST else ""
         is_open = " open" if path.name == "0_source.py" else ""
-        parts.append(f'<details{is_open}><summary><a href="{name}">{escape(path.relative_to(folder).as_posix())}</a></summary><pre>{escape(text[:_LONGEST] + more)}</pre></details>')
+        title = f'<a href="{name}">{escape(path.relative_to(folder).as_posix())}</a>'
+        parts.append(f"<details{is_open}><summary>{title}</summary><pre>{escape(text[:_LONGEST] + more)}</pre></details>")
     return parts

@@ -41,7 +41,7 @@ class KernelLaunch:
 
 @dataclass(frozen=True, slots=True)
 class Extern:
-    """One eager call: `inputs` holds for each node its place and strides in elements, numbers and scalars' positions stay in `node.inputs`."""
+    """One eager call. `inputs`: for each node its place and strides in elements; numbers and scalars stay in `node.inputs`."""
 
     node: Node
     inputs: tuple[tuple[Slot, tuple[int, ...]] | None, ...]
@@ -86,7 +86,8 @@ class Plan:
         lines.append("buffers")
         total = sum(b.nbytes for b in self.lifetimes)
         for b in self.lifetimes:
-            lines.append(f"     {b.name}: {b.nbytes} bytes, {b.slot}, steps {b.first} to {b.last}" + (f", in the memory of {b.reuses}" if b.reuses else ""))
+            reuse = f", in the memory of {b.reuses}" if b.reuses else ""
+            lines.append(f"     {b.name}: {b.nbytes} bytes, {b.slot}, steps {b.first} to {b.last}{reuse}")
         lines.append(f"     all temporaries {total} bytes, peak {self.arena_bytes}")
         return "\n".join(lines) + "\n"
 
@@ -95,7 +96,7 @@ class Plan:
 
 
 def _with_copies(graph: Graph) -> tuple[Graph, list[int]]:
-    """Every output a node of its own: inputs, numbers and repeated outputs are copied. Also the outputs that need no work: an input kept as it is."""
+    """Every output a node of its own: inputs, numbers and repeated outputs are copied. Also which outputs are inputs kept as they are."""
     outputs: list[Node] = []
     seen: set[Node] = set()
     kept = []
@@ -103,7 +104,8 @@ def _with_copies(graph: Graph) -> tuple[Graph, list[int]]:
         if target is not None and n is graph.inputs[target]:
             kept.append(k)
         elif n.kind != "op" or n in seen:
-            n = Node("op", OPS["clone"], (n,), (), replace(n.spec, weak=False), n.source, graph.output_names[k] if graph.output_names else "")
+            name = graph.output_names[k] if graph.output_names else ""
+            n = Node("op", OPS["clone"], (n,), (), replace(n.spec, weak=False), n.source, name)
         seen.add(n)
         outputs.append(n)
     return replace(graph, outputs=tuple(outputs)), kept
@@ -150,7 +152,7 @@ class _Scheduler:
         self.fused: Fused = fuse(replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named))
         self.groups = list(self.fused.groups)
         self.group = {n: g for g in self.groups for n in g.nodes}
-        self.reads = {g: self._reads(g) for g in self.groups}
+        self.reads = dict(self.fused.reads)
         self.slots: dict[str, Slot] = {}
         self.before: dict[Group, set[Group]] = {g: set() for g in self.groups}
         for g in self.groups:
@@ -158,12 +160,6 @@ class _Scheduler:
                 if n in self.group and self.group[n] is not g:
                     self.before[g].add(self.group[n])
         self._settle_outputs()
-
-    def _reads(self, g: Group) -> list[Node]:
-        """The nodes that a group reads from memory."""
-        if g.nodes[0].op is not None and g.nodes[0].op.lower is None:
-            return list(g.nodes[0].args())
-        return list(self.fused.build(g).reads)
 
     def _settle_outputs(self) -> None:
         """Outputs lie in the caller's memory; those with a target in the memory of that input, if nobody needs its old value afterwards."""
@@ -262,9 +258,11 @@ class _Scheduler:
         scalars = {self.fused.names.of(n): i for i, n in enumerate(self.graph.scalars)}
         for what, _ in drafts:
             if isinstance(what, Kernel):
-                steps.append(KernelLaunch(what, tuple(self.slots[b.name] for b in what.buffers), tuple(scalars[s.name] for s in what.scalars)))
+                slots = tuple(self.slots[b.name] for b in what.buffers)
+                steps.append(KernelLaunch(what, slots, tuple(scalars[s.name] for s in what.scalars)))
             else:
-                inputs = tuple((self.slots[homes[x].buffer], homes[x].strides) if isinstance(x, Node) and x in homes else None for x in what.inputs)
+                placed = [homes.get(x) if isinstance(x, Node) else None for x in what.inputs]
+                inputs = tuple(None if h is None else (self.slots[h.buffer], h.strides) for h in placed)
                 steps.append(Extern(what, inputs, self.slots[homes[what].buffer]))
         return Plan(name, self.original, tuple(steps), arena, tuple(lifetimes))
 

@@ -22,7 +22,7 @@ Rule = Callable[[Builder, Node], Value | None]
 
 
 def simplify(graph: Graph) -> Graph:
-    """The graph after all rules, applied until none fits. Outputs keep their shapes and dtypes; results are equal bit by bit, −0.0 included."""
+    """The graph after all rules, applied until none fits. Outputs keep shapes and dtypes; results are equal bit by bit, −0.0 included."""
 
     def make(b: Builder, new_of: dict[Node, Node]) -> Iterable[Node]:
         values: dict[Node, Value] = dict(new_of)
@@ -107,7 +107,8 @@ def _without_fills(op: Op, inputs: tuple[Value, ...], attrs: tuple[Any, ...]) ->
             continue
         new = _specs(trial)
         after = op.spec(*new, *attrs)
-        if (after.shape, after.dtype) == (before.shape, before.dtype) and compute_dtype(new, after, op.lower) is compute_dtype(specs, before, op.lower):
+        computed = compute_dtype(new, after, op.lower) is compute_dtype(specs, before, op.lower)
+        if computed and (after.shape, after.dtype) == (before.shape, before.dtype):
             inputs, specs = trial, new
     return inputs
 
@@ -210,6 +211,7 @@ def _cast_of_cast(b: Builder, n: Node) -> Value | None:
     x = _only(n)
     if x.spec.dtype is n.spec.dtype and not x.spec.weak:
         return x
+    assert n.op is not None
     if x.op is n.op and _holds(x.spec.dtype, (inner := _only(x)).spec.dtype) and not inner.spec.weak:
         return inner if inner.spec.dtype is n.spec.dtype else b.node(n.op, (inner,), n.attrs)
     return None
@@ -218,7 +220,9 @@ def _cast_of_cast(b: Builder, n: Node) -> Value | None:
 @_rule("cast", "view", "expand", "permute", "index_basic")
 def _of_a_fill(b: Builder, n: Node) -> Value | None:
     value = filled(n.inputs[0])
-    return None if value is None or isinstance(value, Node) and value.spec.dtype is not n.spec.dtype else b.node(OPS["full"], (value,), (n.spec.shape, n.spec.dtype))
+    if value is None or (isinstance(value, Node) and value.spec.dtype is not n.spec.dtype):
+        return None
+    return b.node(OPS["full"], (value,), (n.spec.shape, n.spec.dtype))
 
 
 @_rule("view", "expand")
@@ -230,7 +234,7 @@ def _to_its_own_shape(b: Builder, n: Node) -> Value | None:
 @_rule("view", "expand", "permute")
 def _chain(b: Builder, n: Node) -> Value | None:
     x = _only(n)
-    if x.op is not n.op:
+    if n.op is None or x.op is not n.op:
         return None
     attrs = (tuple(x.attrs[0][d] for d in n.attrs[0]),) if n.op is OPS["permute"] else n.attrs
     return b.node(n.op, (_only(x),), attrs)

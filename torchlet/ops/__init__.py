@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from torchlet.op import OPS
-from torchlet.ops import arrange, composite, contract, create, index, methods, order, pointwise, reduce, view
+from torchlet.ops import arrange, complex, composite, contract, create, index, mathematics, methods, order, pointwise, reduce, view
 from torchlet.ops.public import FUNCTIONS, METHODS
 from torchlet.tensor import Tensor
 

@@ -28,7 +28,7 @@ def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
     """Nested sequences, numbers, arrays and tensors as one array; Python floats get the default dtype unless one is given."""
     if isinstance(data, np.ndarray | np.generic):
         return np.asarray(data)
-    if isinstance(data, bool | int | float):
+    if isinstance(data, bool | int | float | complex):
         return np.array(data, np.float64 if given is not None and isinstance(data, float) else dtypes.of_scalar(data).np)
     if not isinstance(data, list | tuple | range):
         if hasattr(data, "__array__"):
@@ -43,10 +43,11 @@ def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
         out = np.array(data)
     except ValueError:
         raise ValueError(f"{name}: expected sequences of equal length at every level of the nesting") from None
-    if out.dtype == object or (out.dtype.kind not in "biuf" and out.dtype != dtypes.bfloat16.np):
+    if out.dtype == object or (out.dtype.kind not in "biufc" and out.dtype != dtypes.bfloat16.np):
         raise TypeError(f"{name}: got elements of type {type(leaf).__name__}; expected numbers in sequences of equal length")
-    if given is None and not isinstance(leaf, np.ndarray | np.generic | Tensor) and (out.dtype.kind == "f" or not out.size):
-        out = out.astype(dtypes.get_default_dtype().np)  # Python numbers carry no precision of their own
+    if given is None and not isinstance(leaf, np.ndarray | np.generic | Tensor) and (out.dtype.kind in "fc" or not out.size):
+        default = dtypes.get_default_dtype()
+        out = out.astype(dtypes.complex_of(default).np if out.dtype.kind == "c" else default.np)  # Python numbers carry no precision of their own
     return out
 
 
@@ -190,7 +191,7 @@ def _bool(self: Tensor) -> bool:
 
 
 def _index(self: Tensor) -> int:
-    if self._meta.numel != 1 or self._meta.dtype.is_floating_point:
+    if self._meta.numel != 1 or self._meta.dtype.has_gradient:
         raise TypeError("only integer tensors of a single element can be converted to an index")
     return int(item(self))
 
@@ -319,10 +320,10 @@ def is_nonzero(input: Tensor) -> bool:
 
 _TYPE_NAMES: dict[DType, str] = {
     dtypes.float32: "Float", dtypes.float64: "Double", dtypes.float16: "Half", dtypes.bfloat16: "BFloat16", dtypes.int8: "Char",
-    dtypes.uint8: "Byte", dtypes.int16: "Short", dtypes.int32: "Int", dtypes.int64: "Long", dtypes.bool_: "Bool",
+    dtypes.uint8: "Byte", dtypes.int16: "Short", dtypes.int32: "Int", dtypes.int64: "Long", dtypes.bool_: "Bool", dtypes.complex64: "ComplexFloat",
+    dtypes.complex128: "ComplexDouble",
 }
 METHODS |= {
-    "is_complex": lambda self: False,
     "is_signed": lambda self: self._meta.dtype.is_signed,
     "type": lambda self, dtype=None: (
         f"torchlet.{'cuda.' if self.is_cuda else ''}{_TYPE_NAMES[self._meta.dtype]}Tensor" if dtype is None else self.to(dtype)
@@ -585,7 +586,7 @@ def requires_grad_(self: Tensor, requires_grad: bool = True) -> Tensor:
     m = self._meta
     if requires_grad == m.requires_grad:
         return self
-    if requires_grad and not m.dtype.is_floating_point:
+    if requires_grad and not m.dtype.has_gradient:
         raise RuntimeError(
             f"requires_grad_: only Tensors of floating point dtype can require gradients; the tensor has dtype {m.dtype.name}"
         )
@@ -622,7 +623,7 @@ def _get_data(self: Tensor) -> Tensor:
 def _set_data(self: Tensor, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
-    if self._meta.requires_grad and not value._meta.dtype.is_floating_point:
+    if self._meta.requires_grad and not value._meta.dtype.has_gradient:
         raise RuntimeError("data set to a tensor that requires gradients must be floating point or complex dtype")
     _settle(self, ".data =")
     array = force(value)

@@ -73,11 +73,11 @@ def _describe(f: Callable[..., Any], name: str, doc: str) -> None:
 
 def operand(x: Any, op: str) -> Any:
     """A tensor or a plain Python number; NumPy scalars become numbers. Raises TypeError otherwise."""
-    if isinstance(x, Tensor) or x.__class__ in (int, float, bool):
+    if isinstance(x, Tensor) or x.__class__ in (int, float, bool, complex):
         return x
     if hasattr(x, "item") and getattr(x, "ndim", 1) == 0:
         return x.item()
-    if isinstance(x, int | float):
+    if isinstance(x, int | float | complex):
         return x
     raise TypeError(f"{op}(): argument must be a Tensor or a number, not {type(x).__name__}")
 
@@ -93,7 +93,7 @@ def dunder(name: str, op: Op, reflected: bool = False) -> None:
     """Python's operator `name` on tensors."""
 
     def f(a: Tensor, b: Any) -> Any:
-        if not (isinstance(b, Tensor) or b.__class__ in (float, int, bool)):
+        if not (isinstance(b, Tensor) or b.__class__ in (float, int, bool, complex)):
             try:
                 b = operand(b, op.name)
             except TypeError:

@@ -42,7 +42,7 @@ def reduction(name: str, combine: str, np_function: Callable[..., Any], vjp: Cal
 
     def out_dtype(d: dtypes.dtype) -> dtypes.dtype:
         if result == "sum":
-            return d if d.is_floating_point else dtypes.int64
+            return d if d.has_gradient else dtypes.int64
         return {"same": d, "bool": dtypes.bool_, "index": dtypes.int64}[result]
 
     def spec(x: Spec, dims: tuple[int, ...], keepdim: bool) -> Spec:
@@ -129,7 +129,7 @@ def _count(shape: tuple[int, ...], dims: tuple[int, ...]) -> int:
 
 
 def _float_only(name: str, x: Any) -> None:
-    if not x.dtype.is_floating_point:
+    if not x.dtype.has_gradient:
         raise RuntimeError(f"{name}: could not infer output dtype. Input dtype must be a floating point dtype. Got: {x.dtype.name}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torchlet import dtypes
@@ -219,10 +219,22 @@ class Scopes:
         assert isinstance(term, Expr)
         return f"(int64_t){self.ref(term, named=True)}"
 
-    def store(self, s: Store) -> None:
-        """One element written."""
+    def stores(self, stores: Sequence[Store]) -> None:
+        """One element of each written. All values come first: a load behind a store to another buffer at the same offset in its
+        page waits for it (4 KiB aliasing), which made a product that stores a gradient and updates a weight 1.8 times slower."""
+        values = []
+        for s in stores:
+            value = c_expr.convert(self.ref(s.value), s.value.dtype, self.buffers[s.buffer].dtype)
+            if len(stores) > 1 and not value.isidentifier():
+                name = self.fresh("v")
+                self.line(f"const {c_expr.VALUE[self.buffers[s.buffer].dtype]} {name} = {value[1:-1] if _wrapped(value) else value};")
+                value = name
+            values.append(value)
+        for s, value in zip(stores, values, strict=True):
+            self._store(s, value)
+
+    def _store(self, s: Store, value: str) -> None:
         buffer = self.buffers[s.buffer]
-        value = c_expr.convert(self.ref(s.value), s.value.dtype, buffer.dtype)
         at = self.position(s.index, top=True)
         target = f"{self.pointer[s.buffer]}[{at}]"
         if any(True for _ in data_terms(s.index)):

@@ -344,8 +344,7 @@ class _Loops:
             c.open("if (tid == 0)")
         if self.plan.lane is not None:
             self._lane_loop(may_vectorize(roots, after, self.plan.lane), blocked)
-        for s in after:
-            c.store(s)
+        c.stores(after)
         for _ in range((self.plan.lane is not None) + alone):
             c.close()
 
@@ -396,8 +395,7 @@ class _Loops:
             position = _row_major(c, phase.reduce) if acc.arg else ""
             for text in acc.take([v + suffix for v in state], x, position, c.fresh("k0")):
                 c.line(text)
-        for s in inside:
-            c.store(s)
+        c.stores(inside)
         self._put_kept(phase)
         c.close_to(chunk_depth)
         if chunked:

@@ -203,8 +203,7 @@ def _tile_function(kernel: Kernel, product: Product) -> list[str]:
     row = _open_flat(c, dot.m, "row", simd=False)
     column = _open_flat(c, dot.n, "col", may_vectorize(roots, list(product.stores), dot.n[-1] if dot.n else None))
     c.values[dot.name] = (f"t[({row} - row0) * ld + ({column} - col0)]", len(c.scopes) - 1)
-    for s in product.stores:
-        c.store(s)
+    c.stores(product.stores)
     c.close()
     c.close()
     c.close()
