@@ -7,7 +7,7 @@ import pytest
 
 import torchlet as torch
 import torchlet.nn as nn
-from torchlet.compiler.execute import run_interpreted_triton
+from torchlet.compiler.emulate import run_interpreted_triton
 from torchlet.compiler.interpret import interpret
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
@@ -45,8 +45,8 @@ def segment_values(optimizer, clip):
         compiled(x, y)
     (path, _), program = compiled.paths[-1], compiled.programs[-1]
     held = {}
-    run = program.run
-    program.run = lambda slots, scalars: (held.update(slots=[s.t._np.copy() for s in slots], scalars=list(scalars)), run(slots, scalars))
+    launch = program.launch
+    program.launch = lambda scalars: (held.update(slots=[s.t._np.copy() for s in path.slots], scalars=list(scalars)), launch(scalars))
     compiled(x, y)
     inputs = [held["slots"][i] for i in program.segment.inputs]
     scalars = [held["scalars"][i] for i in program.segment.scalars]

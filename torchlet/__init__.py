@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torchlet import autograd, cuda, nn, ops, optim, random, utils
+from torchlet import autograd, cuda, fft, linalg, nn, ops, optim, random, special, utils
 from torchlet.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from torchlet.config import config
 from torchlet.dtypes import (

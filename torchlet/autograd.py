@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import dtypes, op as op_module
+from torchlet import dtypes, op as op_module, storage
 from torchlet.op import STATE, Composite, Op, apply, as_spec
-from torchlet.spec import Spec
+from torchlet.spec import CPU, Spec, device
+from torchlet.storage import DeviceArray
 from torchlet.tensor import Meta, Node, Storage, Tensor, new, share, wrap
 
 Edge = Any  # a leaf Tensor, (Node, output number), or None
@@ -150,15 +151,42 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
 
 
 def compute(op: Op, arrays: Sequence[Any], attrs: tuple[Any, ...]) -> np.ndarray[Any, Any]:
-    """The operator's NumPy code, with NumPy's complaints put into the operator's words."""
+    """The operator's NumPy code, with NumPy's complaints put into the operator's words; on a device, its compiled code."""
+    if storage.in_use and any(a.__class__ is DeviceArray for a in arrays):
+        return storage.compute(op, arrays, attrs)
     try:
         with np.errstate(all="ignore"):
             return op.eager(*arrays, *attrs)
     except (ValueError, IndexError, TypeError, OverflowError) as error:
         op.spec(*[as_spec(a) for a in arrays], *attrs)  # raises the worded error where shapes or dtypes are the cause
+        if op.check is not None:
+            op.check.test(arrays, attrs)  # captured code has asked this one: the words shall be the same
         if isinstance(error, IndexError):
-            raise IndexError(f"{op.name}: {error}") from None
+            raise IndexError(str(error) if str(error).startswith(op.name) else f"{op.name}: {error}") from None
         raise RuntimeError(f"{op.name}: {error}") from error
+
+
+CPU_INDICES = frozenset(("index_advanced", "index_advanced_sum", "index_put"))  # x[index] takes an index from the CPU, as in PyTorch
+
+
+def mixed_devices(name: str, places: Sequence[device]) -> RuntimeError:
+    """The error of an operation whose inputs lie in different places."""
+    return RuntimeError(
+        f"{name}: Expected all tensors to be on the same device, but found at least two devices, {places[0]} and {places[1]}!\n"
+        "help: move one of them with .to(device)"
+    )
+
+
+def result_device(op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> device:
+    """Where an operation's result will be. Raises RuntimeError for inputs on different devices; 0-d CPU tensors go anywhere."""
+    if op.name == "to_device":
+        return attrs[0]  # type: ignore[no-any-return]
+    places = dict.fromkeys(x._meta.device for x in inputs if isinstance(x, Tensor) and (x._meta.shape or x._meta.device is not CPU))
+    if len(places) > 1:
+        if op.name not in CPU_INDICES:
+            raise mixed_devices(op.name, list(places))
+        places.pop(CPU, None)
+    return next(iter(places), CPU)
 
 
 def _view_of(source: Tensor, op: Op, attrs: tuple[Any, ...]) -> Any:
@@ -183,7 +211,12 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
         value = execute(op, inputs, attrs)
         op, inputs, attrs = op_module.OPS["clone"], (value,), ()
     arrays = [x._np if isinstance(x, Tensor) else x for x in inputs]
-    out = arrays[0] if op.name == "clone" else compute(op, arrays, attrs)  # a copy is made by the assignment below
+    if op.name == "clone":
+        out = arrays[0]  # a copy is made by the assignment below
+    elif array.__class__ is DeviceArray and not any(isinstance(x, Tensor) for x in inputs):
+        out = storage.compute(op, arrays, attrs, array.device)
+    else:
+        out = compute(op, arrays, attrs)
     if out.shape != array.shape or out.dtype is not array.dtype:
         check_result(op, target._meta.spec, Spec(out.shape, dtypes.from_numpy(out.dtype)))
     node = None
@@ -344,7 +377,7 @@ class OpNode(Node):
             self.out_shadow._np, self.out_shadow._store = target._np, target._store
         for value in (self.kept or {}).values():
             if isinstance(value, Saved) and value.tensor is target:
-                before = wrap(np.array(target._np, copy=True))
+                before = wrap(storage.copy(target._np))
                 before._meta, before._node, before._out = before._meta.replace(requires_grad=target._meta.requires_grad), target._node, target._out
                 value.tensor, value.version = before, 0
 
@@ -485,7 +518,7 @@ def grad(
     for i, t in enumerate(ins):
         g = found.get(i)
         if g is None and materialize_grads:
-            g = apply(op_module.OPS["full"], (0,), (tuple(t._meta.shape), t._meta.dtype))
+            g = _filled(0, t._meta)
         if g is None and not allow_unused:
             raise RuntimeError("grad: One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if this is the desired behavior.")
         result.append(g)
@@ -513,11 +546,20 @@ def _seeds(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> lis
         if g is None:
             if m.numel != 1:
                 raise RuntimeError(f"backward: grad can be implicitly created only for scalar outputs; the tensor has shape {tuple(m.shape)}\nhelp: pass gradient=")
-            g = apply(op_module.OPS["full"], (1,), (tuple(m.shape), m.dtype))
+            g = _filled(1, m)
         elif g._meta.shape != m.shape:
             raise RuntimeError(f"backward: Mismatch in shape: the gradient has shape {tuple(g._meta.shape)}; expected the tensor's {tuple(m.shape)}")
         out.append((edge, g))
     return out
+
+
+def _filled(value: int, m: Meta) -> Tensor:
+    """A tensor like `m` filled with a number."""
+    attrs = (tuple(m.shape), m.dtype)
+    if m.device is not CPU and STATE.run is None:
+        return wrap(storage.compute(op_module.OPS["full"], (value,), attrs, m.device))
+    t = apply(op_module.OPS["full"], (value,), attrs)
+    return t if m.device is CPU else apply(op_module.OPS["to_device"], (t,), (m.device, False))
 
 
 def _order(roots: Iterable[Node]) -> list[Node]:
@@ -568,10 +610,11 @@ def walk_back(
         captured.setdefault(key, []).append(i)
         targets.add(key)
 
-    before, run = STATE.grad, STATE.run
+    before, run, casts = STATE.grad, STATE.run, STATE.autocast
     if run is not None:
         run.constants = True  # numbers that rules compute with belong to the program
     _set_grad(create_graph)
+    STATE.autocast = None  # the rules compute in the dtypes of the forward pass
     try:
 
         def send(edge: Edge, g: Tensor) -> None:
@@ -643,6 +686,7 @@ def walk_back(
     finally:
         if run is not None:
             run.constants = False
+        STATE.autocast = casts
         _set_grad(before)
 
 
@@ -752,6 +796,8 @@ def inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, .
 
 def execute_update(op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
     """Run an update operator's body at once and write its results."""
+    if storage.in_use and storage.update(op, lists, scalars, attrs):
+        return
     before = STATE.grad
     _set_grad(False)
     try:
@@ -817,7 +863,7 @@ class FunctionNode(Accumulated):
         if self.freed:
             raise RuntimeError(f"{self.function.__name__}: Trying to backward through the graph a second time\nhelp: specify retain_graph=True")
         if self.ctx._materialize:
-            grads = [apply(op_module.OPS["full"], (0,), (tuple(m.shape), m.dtype)) if g is None else g for g, m in zip(grads, self.metas, strict=True)]
+            grads = [_filled(0, m) if g is None else g for g, m in zip(grads, self.metas, strict=True)]
         result = self.function.backward(self.ctx, *grads)
         listed = list(result) if isinstance(result, tuple | list) else [result]
         if len(listed) > len(self.edges) and all(x is None for x in listed[len(self.edges):]):

@@ -17,6 +17,10 @@ def _switch(variable: str, read: Callable[[str], object], default: object) -> ob
     return field(default_factory=start, metadata={"variable": variable})
 
 
+def _truth(text: str) -> bool:
+    return text.lower() not in ("0", "false", "no", "off")
+
+
 @dataclass(slots=True)
 class Config:
     """The switches. Each starts from its environment variable, read once at import.
@@ -26,12 +30,18 @@ class Config:
     num_threads   TORCHLET_NUM_THREADS: threads of the CPU runtime; 0: one for each core this process may use
     debug         TORCHLET_DEBUG: where to write every stage and kernel of what is compiled: a folder, or 1 for ./torchlet_debug; with
                   ",ptx" after it (or `ptx` alone) also what Triton makes of the kernels; empty or 0: nowhere
+    libcuda       TORCHLET_LIBCUDA: the NVIDIA driver's library; empty: libcuda.so.1
+    cuda_sync     TORCHLET_CUDA_SYNC: 1 waits after every kernel, so that a kernel that fails is named with its lines
+    cuda_graphs   TORCHLET_CUDA_GRAPHS: 0 launches kernels one by one, never as a CUDA graph
     """
 
     cache_dir: str = _switch("TORCHLET_CACHE_DIR", str, "")  # type: ignore[assignment]
     cc: str = _switch("CC", str, "")  # type: ignore[assignment]
     num_threads: int = _switch("TORCHLET_NUM_THREADS", int, 0)  # type: ignore[assignment]
     debug: str = _switch("TORCHLET_DEBUG", str, "")  # type: ignore[assignment]
+    libcuda: str = _switch("TORCHLET_LIBCUDA", str, "")  # type: ignore[assignment]
+    cuda_sync: bool = _switch("TORCHLET_CUDA_SYNC", _truth, False)  # type: ignore[assignment]
+    cuda_graphs: bool = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)  # type: ignore[assignment]
 
     @contextmanager
     def __call__(self, **switches: object) -> Iterator[Config]:

@@ -108,6 +108,18 @@ class Composite:
     body: Callable[..., Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """An operator that can fail on data: captured code asks before it defers one, so that it fails at the user's line.
+
+    `operands(specs, attrs)` are the positions of the inputs that decide; `test(values, attrs)` raises what eager raises, given the
+    arrays or numbers at these positions, and the Specs of the other inputs.
+    """
+
+    operands: Callable[[Sequence[Spec], tuple[Any, ...]], Sequence[int]]
+    test: Callable[[Sequence[Any], tuple[Any, ...]], None]
+
+
 Lowering = Pointwise | Generate | Reduce | View | Contract | Select | ScatterAdd | Composite | None
 
 
@@ -125,6 +137,7 @@ class Op:
     samples   () -> list of (inputs, attrs) that its tests are generated from; inputs are NumPy arrays or numbers
     barrier   its result's shape or legality depends on data: never deferred
     writes    update operators only: which input lists are overwritten (see `update`)
+    check     how to find out beforehand whether it fails on data
     """
 
     name: str
@@ -139,6 +152,7 @@ class Op:
     writes: tuple[int, ...] = ()
     doc: str = ""
     is_view: bool = field(default=False)
+    check: Check | None = None
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -166,12 +180,12 @@ def define(
     name: str, inputs: Sequence[str], eager: Callable[..., Array], spec: Callable[..., Spec], lower: Lowering = None,
     attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, barrier: bool = False,
-    writes: tuple[int, ...] = (), doc: str = "",
+    writes: tuple[int, ...] = (), doc: str = "", check: Check | None = None,
 ) -> Op:
     """Enter an operator into the table. Raises ValueError when the name is taken."""
     if name in OPS:
         raise ValueError(f"operator {name} is defined twice")
-    op = Op(name, tuple(inputs), tuple(attrs), eager, spec, rules(vjp or {}), lower, samples, barrier, writes, doc, isinstance(lower, View))
+    op = Op(name, tuple(inputs), tuple(attrs), eager, spec, rules(vjp or {}), lower, samples, barrier, writes, doc, isinstance(lower, View), check)
     OPS[name] = op
     return op
 
@@ -199,7 +213,7 @@ def pointwise(
     name: str, inputs: Sequence[str], np_function: Callable[..., Any], function: Callable[..., Expr] | None = None, *,
     result: str = "same", attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, doc: str = "",
-    selects: int = 0, reject: tuple[str, ...] = (), extern: bool = False,
+    selects: int = 0, reject: tuple[str, ...] = (), extern: bool = False, check: Check | None = None,
 ) -> Op:
     """An operator that works element by element with broadcasting and promotion.
 
@@ -236,8 +250,7 @@ def pointwise(
         return out if out.__class__ is np.ndarray else np.asarray(out)
 
     lower = None if extern else Pointwise(function or (lambda *xs: expr.call(name, *xs)), result)
-    op = define(name, inputs, eager, spec, lower, attrs, vjp, samples, doc=doc)
-    return op
+    return define(name, inputs, eager, spec, lower, attrs, vjp, samples, doc=doc, check=check)
 
 
 def _alike(values: tuple[Any, ...], d: np.dtype[Any]) -> bool:
@@ -277,13 +290,17 @@ def _convert(v: Any, d: np.dtype[Any]) -> Any:
 
 
 class _State(threading.local):
-    """What is going on in this thread: a capture that records (None: execute at once), and whether gradients are recorded."""
+    """What is going on in this thread: a capture that records (None: execute at once), whether gradients are recorded, autocast's casts."""
 
     run: Any = None
     grad: bool = True
+    autocast: Callable[[Op, tuple[Any, ...]], tuple[Any, ...]] | None = None
+    autocast_dtype: Any = None
+    place: Any = None  # the device where a gradient rule or a composite's body makes what it makes from numbers alone; None: the CPU
 
 
 STATE = _State()
+AUTOCASTING: list[object] = []  # one entry for each thread and region inside autocast: the check in `apply` costs nothing where there is none
 _execute: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any]
 
 
@@ -298,6 +315,8 @@ def apply(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> Tenso
 
     Raises what the operator's spec raises on bad input (RuntimeError, IndexError, TypeError), naming the operator.
     """
+    if AUTOCASTING and STATE.autocast is not None:
+        inputs = STATE.autocast(op, inputs)
     run = STATE.run
     return _execute(op, inputs, attrs) if run is None else run.step(op, inputs, attrs)
 

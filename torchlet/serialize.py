@@ -28,7 +28,8 @@ from torchlet import dtypes
 from torchlet.autograd import force
 from torchlet.dtypes import dtype
 from torchlet.nn.parameter import Parameter, fresh_parameter
-from torchlet.spec import Size, device
+from torchlet.spec import CPU, Size, device
+from torchlet.storage import as_host
 from torchlet.tensor import Storage, Tensor, wrap
 
 __all__ = ["load", "load_file", "save", "save_file"]
@@ -169,11 +170,11 @@ def _storages(tensors: list[Tensor]) -> tuple[list[dict[str, Any]], list[tuple[l
     """
     groups: dict[Storage, list[int]] = {}
     for i, t in enumerate(tensors):
-        groups.setdefault(t._store, []).append(i)
+        groups.setdefault(t._store if t.device is CPU else Storage(), []).append(i)  # tensors of a device travel as copies
     described: list[dict[str, Any]] = [{}] * len(tensors)
     contents: list[tuple[list[Any], memoryview | bytes]] = []
     for members in groups.values():
-        arrays = [force(tensors[i]) for i in members]
+        arrays = [as_host(force(tensors[i])) for i in members]
         if len(arrays) == 1 and not arrays[0].flags.c_contiguous:  # a lone view of something larger: only its elements
             arrays = [np.ascontiguousarray(arrays[0]).reshape(arrays[0].shape)]
         extents = [_extent(a) for a in arrays if a.size] or [(0, 0)]
@@ -255,7 +256,7 @@ class _Reader:
         if tag == "complex":
             return complex(*content)
         if tag in ("array", "scalar"):
-            array = force(self.tensor(content))
+            array = as_host(force(self.tensor(content)))
             return array if tag == "array" else array[()]
         raise _Damaged(f"unknown tag {tag!r}")
 
@@ -385,7 +386,7 @@ def save_file(tensors: Mapping[str, Tensor], filename: File, metadata: Mapping[s
     for name, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # the format wants elements aligned
         if not isinstance(t, Tensor):
             raise TypeError(f"save_file: {name!r} is a {type(t).__name__}; expected a Tensor")
-        a = np.ascontiguousarray(force(t))
+        a = np.ascontiguousarray(as_host(force(t)))
         header[name] = {"dtype": _SAFE_NAMES[t.dtype.name], "shape": list(t.shape), "data_offsets": [position, position + a.nbytes]}
         position += a.nbytes
         arrays.append(a)

@@ -9,9 +9,10 @@ import numpy as np
 
 from torchlet.spec import CPU, device
 
-__all__ = ["DeviceArray", "address", "as_host", "compute", "contiguous", "device_of", "empty", "transfer", "view_of", "zeros"]
+__all__ = ["DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "is_pinned", "open_device", "pinned", "transfer", "update", "view_of", "zeros"]
 
 HostArray = np.ndarray[Any, Any]
+in_use = False  # True once a device was opened: until then nobody has to look for device arrays
 
 
 class DeviceArray:
@@ -122,6 +123,11 @@ def contiguous(array: Any) -> Any:
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
+def copy(array: Any) -> Any:
+    """The elements in fresh, row-major memory of the same device."""
+    return _eager().copy(array) if array.__class__ is DeviceArray else np.array(array, copy=True, order="C")
+
+
 def as_host(array: Any) -> HostArray:
     """The elements as a NumPy array: the array itself where it is one, else a copy."""
     if array.__class__ is not DeviceArray:
@@ -141,9 +147,31 @@ def transfer(array: Any, place: device, non_blocking: bool = False) -> Any:
     return _memory().upload(as_host(array), place, non_blocking)
 
 
-def compute(op: Any, arrays: Any, attrs: tuple[Any, ...]) -> Any:
-    """An operator's result where at least one input is a DeviceArray. Raises what the operator's spec raises."""
-    return _eager().run_op(op, tuple(arrays), attrs)
+def open_device(place: device) -> device:
+    """The device that is meant ("cuda" is the current one), opened. Raises DriverError where there is none."""
+    return _memory().device(place).place  # type: ignore[no-any-return]
+
+
+def is_pinned(array: Any) -> bool:
+    """True for arrays in memory that a device reads directly."""
+    return in_use and _memory().is_pinned(array)
+
+
+def pinned(array: HostArray) -> HostArray:
+    """A copy in memory that a device reads directly. Raises DriverError where there is none."""
+    out = _memory().pinned_empty(array.shape, array.dtype)
+    out[...] = array
+    return out  # type: ignore[no-any-return]
+
+
+def compute(op: Any, arrays: Any, attrs: tuple[Any, ...], place: device | None = None) -> Any:
+    """An operator's result on the device of its inputs, or at `place` where it needs numbers only. Raises what the operator's spec raises."""
+    return _eager().run_op(op, tuple(arrays), attrs, place)
+
+
+def update(op: Any, lists: Any, scalars: Any, attrs: tuple[Any, ...]) -> bool:
+    """Run an update operator over device tensors as one compiled graph; False where it is not for a device."""
+    return any(t._meta.device is not CPU for group in lists for t in group) and _eager().run_update(op, lists, scalars, attrs)
 
 
 def view_of(array: DeviceArray, op: Any, attrs: tuple[Any, ...]) -> DeviceArray | None:

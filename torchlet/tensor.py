@@ -70,13 +70,13 @@ class Meta:
 
 
 class Storage:
-    """The identity of memory that tensors share: a version that counts in-place writes, and whether NumPy can see it."""
+    """The identity of memory that tensors share: a version that counts in-place writes, and whether NumPy can see it.
 
-    __slots__ = ("version", "exported", "__weakref__")
+    The values stand in the class, so that making one of these costs no Python call: every pending output has one.
+    """
 
-    def __init__(self) -> None:
-        self.version = 0
-        self.exported = False
+    version = 0
+    exported = False
 
 
 class Tensor:

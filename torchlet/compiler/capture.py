@@ -13,12 +13,13 @@ import operator
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from torchlet import autograd, dtypes
-from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace
+from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, result_device
 from torchlet.compiler.program import Program, run_stepwise
 from torchlet.op import STATE, Composite, Op, as_spec
 from torchlet.tensor import Meta, Storage, Tensor, new
@@ -61,7 +62,7 @@ class Step(Slot):
     """
 
     __slots__ = (
-        "kind", "op", "functional", "attrs", "checks", "fresh", "meta", "parent", "next", "edges", "source", "slots_before", "scalars_before",
+        "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "slots_before", "scalars_before",
         "path", "after", "macros", "writes", "grad",
     )
 
@@ -70,6 +71,7 @@ class Step(Slot):
         self.parent, self.kind, self.op, self.attrs = parent, kind, op, attrs
         self.functional = op if kind == "op" else None  # so that the hot loop asks one thing, not two
         self.checks: tuple[tuple[Slot | None, Any], ...] = ()
+        self.known: tuple[tuple[Slot, ...], tuple[type, ...]] | None = None  # an update's checks, where all its tensors are known
         self.fresh: tuple[Slot, ...] = ()  # outside tensors that appear here first
         self.meta: Meta | None = None
         self.next: Step | None = None  # the edge taken last
@@ -128,13 +130,36 @@ class Path:
         self.stepwise_because: list[str] = []
 
 
+    def dead_outputs(self, alive: list[Step]) -> list[Step]:
+        """The other steps whose placeholders exist."""
+        kept = set(alive)
+        return [s for s in self.producers if s not in kept and s.t is not None]
+
+
 class Macro:
-    """A whole backward pass as one stride: where it ends, and the few facts that could differ next time."""
+    """A whole backward pass as one stride: where it ends, and the few facts that could differ next time.
 
-    __slots__ = ("end", "leaves")
+    For leaf i (`slots[i]`): `made[i]` is the step of its new gradient, or, where it had one, `olds[i]` is the slot of that gradient,
+    which was added to; `old_metas[i]` is its Meta where the slot is bound here first.
+    """
 
-    end: Step
-    leaves: list[tuple[Slot, Slot | None, Meta | None, Step | None]]  # leaf, its old grad's slot (Meta if new here), new grad's step
+    __slots__ = ("end", "slots", "made", "olds", "old_metas", "accumulates")
+
+    def __init__(self, end: Step):
+        self.end = end
+        self.slots: list[Slot] = []
+        self.made: list[Any] = []
+        self.olds: list[Slot | None] = []
+        self.old_metas: list[Meta | None] = []
+        self.accumulates = False
+
+    def leaf(self, slot: Slot, made: Any, old: Slot | None, meta: Meta | None) -> None:
+        """One leaf."""
+        self.slots.append(slot)
+        self.made.append(made)
+        self.olds.append(old)
+        self.old_metas.append(meta)
+        self.accumulates |= old is not None
 
 
 class Run:
@@ -190,6 +215,14 @@ class Run:
         if len(checks) != len(inputs):
             return False
         scalars = self.scalars
+        known = s.known
+        if known is not None:  # tensors of earlier steps, then numbers: compared at C speed
+            slots, types = known
+            n = len(slots)
+            if all(map(_is, inputs, map(_get_t, slots))) and tuple(map(type, inputs[n:])) == types:
+                scalars += inputs[n:]
+                return True
+            return False
         before = len(scalars)
         try:
             for x, (slot, meta) in zip(inputs, checks):  # noqa: B905 (lengths were compared; this is the hot loop)
@@ -252,10 +285,7 @@ class Run:
 
     def update(self, op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
         """Dispatch of an update operator: one step, however many tensors."""
-        inputs: list[Any] = []
-        for group in lists:
-            inputs += group
-        inputs += scalars
+        inputs: list[Any] = list(chain(*lists, scalars))
         key = (attrs, tuple(map(len, lists)))
         s = self.cur.next
         if s is not None and s.op is op and s.attrs == key and s.kind == "update" and self._match(s, inputs):
@@ -275,6 +305,9 @@ class Run:
         s = self._edge("update", op, inputs, key)
         starts = [sum(map(len, lists[:i])) for i in range(len(lists))]
         s.writes = tuple(s.checks[starts[i] + k][0] for i in op.writes for k in range(len(lists[i])))  # type: ignore[misc]
+        if not s.fresh and not self.constants:
+            n = sum(key[1])
+            s.known = tuple(slot for slot, _ in s.checks[:n]), tuple(kind for _, kind in s.checks[n:])  # type: ignore[assignment]
         self._take(s)
         self.writes_pending = True
 
@@ -392,7 +425,7 @@ class Run:
         spec = op.spec(*[as_spec(x) if m is None else m.spec for x, m in zip(inputs, metas, strict=True)], *attrs)
         needs = needs and bool(op.vjp) and spec.dtype.is_floating_point
         if not op.is_view:
-            return Meta.get(spec.shape, spec.dtype, None, needs, False, spec.device, spec.weak)
+            return Meta.get(spec.shape, spec.dtype, None, needs, False, result_device(op, inputs, attrs), spec.weak)
         m = metas[0]
         assert m is not None
         size = m.dtype.itemsize
@@ -431,15 +464,29 @@ class Run:
         if reason not in path.reasons:
             path.reasons.append(reason)
         path.launches += 1
+        slots = path.slots
         try:
-            self._launch(path, stepwise)
+            if path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
+                stepwise = stepwise or "outside tensors share memory that is written"
+            # which outputs can anyone still see?  The expected ones are looked at, the others are counted at C speed
+            quiet = path.quiet
+            if quiet is None or stepwise:
+                self._launch(path, stepwise)
+            else:
+                dead, count, alive, program = quiet
+                if sum(map(_refcount, map(_get_t, dead))) != count or min(map(_refcount, map(_get_t, alive)), default=3) <= 2:
+                    self._launch(path, "")
+                elif program.is_plain:
+                    program.launch(self.scalars)
+                else:
+                    program.run(slots, self.scalars)
         except BaseException:
             for leaf, g in reversed(self.replaced):  # nothing was computed: no leaf may hold a gradient that never came to be
                 leaf._grad = g
             raise
         finally:
             self.replaced.clear()
-            for h in path.slots:
+            for h in slots:
                 h.t = None
             self.scalars.clear()
             self.writes_pending = False
@@ -452,30 +499,16 @@ class Run:
                 self.root = self.cur = end.after
 
     def _launch(self, path: Path, stepwise: str) -> None:
-        slots = path.slots
-        if path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
-            stepwise = stepwise or "outside tensors share memory that is written"
-        # which outputs can anyone still see?  The expected ones are looked at, the others are counted at C speed
-        quiet = path.quiet
-        if quiet is not None:
-            dead, count, alive, program = quiet
-            if sum(map(_refcount, map(_get_t, dead))) != count:
-                quiet = None
-            else:
-                for s in alive:
-                    if _refcount(s.t) <= 2:
-                        quiet = None
-                        break
-        if quiet is None:
-            alive, program = self._look(path)
+        """Find or compile the program for what is visible, or run step by step where that is not possible."""
+        alive, program = self._look(path)
         if not stepwise:
             if program is None:
                 program = self.owner.compile(path, alive, self)
                 path.programs[tuple([s.position for s in alive])] = program
-                dead, count, alive, _ = path.quiet  # type: ignore[misc]
-                path.quiet = (dead, count, alive, program)
             if not program.stepwise:
-                program.run(slots, self.scalars)
+                dead = path.dead_outputs(alive)
+                path.quiet = (dead, sum(map(_refcount, map(_get_t, dead))), alive, program)
+                program.run(path.slots, self.scalars)
                 return
             stepwise = program.stepwise
         path.stepwise += 1
@@ -487,11 +520,7 @@ class Run:
     def _look(self, path: Path) -> tuple[list[Step], Program | None]:
         """The steps whose outputs someone can still see, and the program compiled for them, if there is one."""
         alive = [s for s in path.producers if s.t is not None and s.t._np is None and _refcount(s.t) > 2]
-        kept = set(alive)
-        dead = [s for s in path.producers if s not in kept and s.t is not None]
-        program = path.programs.get(tuple([s.position for s in alive]))
-        path.quiet = (dead, sum(map(_refcount, map(_get_t, dead))), alive, program)
-        return alive, program
+        return alive, path.programs.get(tuple([s.position for s in alive]))
 
     # ------------------------------------------------------------------------------------------------ backward
 
@@ -565,10 +594,24 @@ class Run:
         m = self.cur.macros.get((tensors[0]._step, retain_graph)) if tensors[0]._np is None else None
         if m is None:
             return False
-        leaves = [entry[0].t for entry in m.leaves]
+        leaves = list(map(_get_t, m.slots))
         if len(set(map(id, leaves))) != len(leaves):
             return False
-        for leaf, (_, old, meta, _) in zip(leaves, m.leaves, strict=True):
+        if m.accumulates:
+            return self._accumulate_backward(m, leaves)
+        for leaf in leaves:
+            if leaf._grad is not None or leaf._hooks:
+                return False
+        self.replaced += [(leaf, None) for leaf in leaves]
+        for leaf, made in zip(leaves, m.made):  # noqa: B905
+            t = made.t
+            leaf._grad = self._place(made) if t is None or _refcount(t) > _FREE or t._np is not None else t
+        self.cur = m.end
+        return True
+
+    def _accumulate_backward(self, m: Macro, leaves: list[Tensor]) -> bool:
+        """The stride where leaves have gradients already, which are added to in place."""
+        for leaf, old, meta in zip(leaves, m.olds, m.old_metas, strict=True):
             g = leaf._grad
             if leaf._hooks:
                 return False
@@ -577,14 +620,11 @@ class Run:
                     return False
             elif g is None or (g is not old.t if meta is None else (g._meta is not meta or g._np is None or g._store.exported)):
                 return False
-        for leaf, (_, old, meta, made) in zip(leaves, m.leaves, strict=True):
+        for leaf, old, meta, made in zip(leaves, m.olds, m.old_metas, m.made, strict=True):
+            self.replaced.append((leaf, leaf._grad))
             if old is None:
-                assert made is not None
                 t = made.t
-                if t is None or _refcount(t) > _FREE or t._np is not None:
-                    t = self._place(made)
-                self.replaced.append((leaf, None))
-                leaf._grad = t
+                leaf._grad = self._place(made) if t is None or _refcount(t) > _FREE or t._np is not None else t
             else:
                 self.writes_pending = True
                 if meta is not None:
@@ -636,23 +676,22 @@ class BackwardRecord:
             return
         slots = {id(h.t): h for h in run._slots()}
         before = {id(h) for h in _slots_between(self.begin, self.segment)}
-        m = Macro()
-        m.end, m.leaves = run.cur, []
+        m = Macro(run.cur)
         new_here = []
         for leaf, old, g in self.leaves:
             slot = slots.get(id(leaf))
             if slot is None or id(slot) not in before or (old is None and g._np is not None):
                 return
             if old is None:
-                m.leaves.append((slot, None, None, g._step))
+                m.leaf(slot, g._step, None, None)
             elif old._np is None:
-                m.leaves.append((slot, old._step, None, None))
+                m.leaf(slot, None, old._step, None)
             else:
                 h = slots[id(old)]
                 fresh = id(h) not in before
                 if fresh:
                     new_here.append(h)
-                m.leaves.append((slot, h, old._meta if fresh else None, None))
+                m.leaf(slot, None, h, old._meta if fresh else None)
         if any(id(h) not in before and h not in new_here for h in slots.values()):
             return  # an outside tensor that the facts above do not bind
         self.begin.macros[self.root, self.retain_graph] = m
@@ -688,5 +727,6 @@ def user_line() -> str:
     return ""
 
 
+_is = operator.is_
 _get_t, _get_store = operator.attrgetter("t"), operator.attrgetter("_store")
 _FREE = _calibrate()

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from torchlet import dtypes
-from torchlet.compiler import load
+from torchlet.compiler import launch, load
 from torchlet.compiler.decompose import decompose
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.interpret import interpret
+from torchlet.compiler.launch import CudaExecutable
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedule
 from torchlet.compiler.simplify import simplify
 from torchlet.errors import CompileError
 from torchlet.runtime.cpu import Program, arena
-from torchlet.spec import contiguous_strides
+from torchlet.spec import CPU, contiguous_strides
+from torchlet.spec import device as Place
 
 __all__ = ["Executable", "compile_graph", "compile_plan", "optimize"]
 
@@ -39,18 +41,24 @@ def optimize(graph: Graph) -> Graph:
     return graph
 
 
-def compile_graph(graph: Graph, name: str) -> Executable:
-    """The graph as an Executable; its `stages` hold what each pass made."""
+def compile_graph(
+    graph: Graph, name: str, device: Place = CPU, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = ()
+) -> Executable | CudaExecutable:
+    """The graph as an Executable; its `stages` hold what each pass made.
+
+    On a CUDA device the addresses of inputs and outputs are the device's, except those listed in `host_inputs`, `host_outputs`.
+    """
     clock = [time.perf_counter()]
     simple = optimize(graph)
     clock.append(time.perf_counter())
     plan, fused = schedule(simple, name)
     clock.append(time.perf_counter())
-    compiled = load.COUNTS["compiled"]
-    exe = compile_plan(plan)
+    counts = load.COUNTS if device is CPU else launch.COUNTS
+    compiled = counts["compiled"]
+    exe = compile_plan(plan) if device is CPU else CudaExecutable(plan, device, host_inputs, host_outputs)
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
-    cached = len(plan.kernels) - (load.COUNTS["compiled"] - compiled)
+    cached = len(plan.kernels) - (counts["compiled"] - compiled)
     exe.stages = {"graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
     return exe
 
@@ -75,30 +83,34 @@ class Executable:
         self._lock = threading.Lock()
         self._n_inputs, self._n_outputs = len(plan.graph.inputs), len(plan.graph.outputs)
         self._base = 0
+        self.programs: list[Program] = []
         try:
             self._segments = self._load()
         except CompileError as error:
             _warn_once(str(error))
             self.run = self._interpret  # type: ignore[method-assign]
 
-    def _load(self) -> list[tuple[Program | None, Extern | None]]:
-        """The plan cut at extern calls."""
+    def _load(self) -> list[tuple[Any, memoryview | None, memoryview | None]]:
+        """The plan cut at extern calls: (run, memory of pointers, memory of scalars) of a program, or (extern, None, None)."""
         plan = self.plan
-        self._slots = list(dict.fromkeys(slot for s in plan.steps for slot in _slots(s) if slot.kind == "arena"))
+        arena_slots = list(dict.fromkeys(slot for s in plan.steps for slot in _slots(s) if slot.kind == "arena"))
         first = self._n_inputs + self._n_outputs
-        number = {slot: first + i for i, slot in enumerate(self._slots)}
+        number = {slot: first + i for i, slot in enumerate(arena_slots)}
         number |= {Slot("input", j): j for j in range(self._n_inputs)}
         number |= {Slot("output", k): self._n_inputs + k for k in range(self._n_outputs)}
-        self._kind = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in plan.graph.scalars)
         self._pack_pointers = struct.Struct(f"={first}Q").pack_into
-        self._pack_scalars = struct.Struct("=" + self._kind).pack_into
+        kinds = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in plan.graph.scalars)
+        self._pack_scalars = struct.Struct(f"={kinds}").pack_into
         loaded = iter(load.load(plan.kernels))
-        segments: list[tuple[Program | None, Extern | None]] = []
+        segments: list[tuple[Any, memoryview | None, memoryview | None]] = []
+        self._offsets = [(first + i, slot.number) for i, slot in enumerate(arena_slots)]
         launches: list[Any] = []
 
         def flush() -> None:
             if launches:
-                segments.append((Program(list(launches), first + len(self._slots), len(plan.graph.scalars)), None))
+                program = Program(list(launches), first + len(arena_slots), len(plan.graph.scalars))
+                self.programs.append(program)
+                segments.append((program.run, memoryview(program.pointers).cast("B"), memoryview(program.scalars).cast("B")))
                 launches.clear()
 
         for step in plan.steps:
@@ -106,7 +118,7 @@ class Executable:
                 launches.append((next(loaded), [number[s] for s in step.slots], list(step.scalars)))
             else:
                 flush()
-                segments.append((None, step))
+                segments.append((step, None, None))
         flush()
         return segments
 
@@ -115,23 +127,29 @@ class Executable:
 
         Raises IndexError when a data-dependent position is outside its tensor, and what an extern call raises.
         """
-        with self._lock:
-            base = arena(self.plan.arena_bytes) if self.plan.arena_bytes else 0
-            moved = base != self._base
-            self._base = base
-            for program, extern in self._segments:
-                if program is None:
-                    assert extern is not None
-                    self._call(extern, inputs, outputs, scalars)
+        with self._lock:  # the tables of addresses serve one call at a time
+            if self._offsets and (base := arena(self.plan.arena_bytes)) != self._base:
+                self._move(base)
+            for what, pointers, numbers in self._segments:
+                if pointers is None:
+                    self._call(what, inputs, outputs, scalars)
                     continue
-                self._pack_pointers(program.pointers, 0, *inputs, *outputs)
+                self._pack_pointers(pointers, 0, *inputs, *outputs)
                 if scalars:
-                    self._pack_scalars(program.scalars, 0, *scalars)
-                if moved:
-                    first = self._n_inputs + self._n_outputs
-                    for i, slot in enumerate(self._slots, first):
-                        program.pointers[i] = base + slot.number
-                program.run()
+                    self._pack_scalars(numbers, 0, *scalars)  # type: ignore[arg-type]
+                what()
+
+    @property
+    def is_single(self) -> bool:
+        """True where a run is one native call: no extern calls between programs, no interpretation."""
+        return len(self.programs) == 1 and len(self._segments) == 1
+
+    def _move(self, base: int) -> None:
+        """Temporaries lie in the arena of the thread that calls."""
+        self._base = base
+        for program in self.programs:
+            for i, offset in self._offsets:
+                program.pointers[i] = base + offset
 
     def _call(self, step: Extern, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number]) -> None:
         """An eager call on arrays over the addresses."""

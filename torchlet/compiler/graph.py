@@ -116,12 +116,12 @@ class Builder:
     # -------------------------------------------------------------------------------------------- as a dispatch target
 
     def __enter__(self) -> Builder:
-        self.outer, self.outer_grad = STATE.run, STATE.grad
-        STATE.run, STATE.grad = self, False
+        self.outer, self.outer_grad, self.outer_casts = STATE.run, STATE.grad, STATE.autocast
+        STATE.run, STATE.grad, STATE.autocast = self, False, None
         return self
 
     def __exit__(self, *_: object) -> None:
-        STATE.run, STATE.grad = self.outer, self.outer_grad
+        STATE.run, STATE.grad, STATE.autocast = self.outer, self.outer_grad, self.outer_casts
 
     def tensor(self, node: Node) -> Tensor:
         """A tensor that stands for a node while a rule or a body runs."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import struct
 from collections.abc import Iterator
 from typing import Any
-
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from torchlet.compiler import tile
 from torchlet.compiler.codegen.triton import TritonKernel
@@ -135,14 +132,17 @@ def _build(kernel: TritonKernel, target: str) -> Any:
     )
     found = _BUILT.get(key)
     if found is None:
+        # here and nowhere else: a process whose kernels are all in the cache never waits for Triton's import
+        triton = importlib.import_module("triton")
+        gpu_target, ast_source = importlib.import_module("triton.backends.compiler").GPUTarget, importlib.import_module("triton.compiler").ASTSource
         backend, _, arch = target.partition(":")
-        gpu = GPUTarget(backend, int(arch), 32) if backend == "cuda" else GPUTarget(backend, arch, 64)
+        gpu = gpu_target(backend, int(arch), 32) if backend == "cuda" else gpu_target(backend, arch, 64)
         # Triton's default for fusion differs between versions
         options: dict[str, Any] = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages, "enable_fp_fusion": True}
         if backend == "hip":
             options["num_stages"] = min(kernel.num_stages, 2)  # 64 KiB of shared memory
         function = source.load(kernel.source)[kernel.name]
-        text = ASTSource(
+        text = ast_source(
             function, dict(kernel.signature), dict(kernel.constexprs), {k: [list(a) for a in v] for k, v in kernel.attrs.items()}
         )
         folder = str(cache_folder() / "triton")

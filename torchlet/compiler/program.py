@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import autograd, dtypes
+from torchlet import autograd, dtypes, storage
 from torchlet.autograd import Accumulated, Saved, edge_of, execute, execute_inplace, force, walk_back
 from torchlet.compiler.differentiate import differentiate
 from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
+from torchlet.compiler.host import bind_launch, emit_launch
 from torchlet.compiler.partition import partition
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, apply
+from torchlet.spec import CPU, device
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
 
 _refcount = sys.getrefcount
-_get_t, _get_ptr = operator.attrgetter("t"), operator.attrgetter("_ptr")
-_NOTHING = (None, 0)
 
 
 # ------------------------------------------------------------------------------------------------ path -> graph
@@ -180,19 +179,22 @@ class _Pool:
 
     __slots__ = ("spec", "entries")
 
-    def __init__(self, node: Node):
-        self.spec = (node.spec.shape, node.spec.dtype.np)
+    def __init__(self, node: Node, place: device):
+        self.spec = (node.spec.shape, node.spec.dtype.np, place)
         self.entries: list[tuple[Any, int]] = []
+        self.take()
 
     def take(self) -> tuple[Any, int]:
-        """(array, address)."""
-        for entry in self.entries:
+        """(array, address). The launch itself looks at the first entry before it calls this."""
+        entries = self.entries
+        for k, entry in enumerate(entries):
             if _refcount(entry[0]) == _UNHELD:
+                entries[0], entries[k] = entry, entries[0]  # the one held longest is looked at first next time
                 return entry
-        array = np.empty(*self.spec)
-        entry = (array, array.__array_interface__["data"][0])
-        if len(self.entries) < 3:
-            self.entries.append(entry)
+        array = storage.empty(*self.spec)
+        entry = (array, storage.address(array))
+        if len(entries) < 3:
+            entries.insert(0, entry)
         return entry
 
 
@@ -221,6 +223,7 @@ class Program:
     def _prepare(self, alive: Sequence[Any]) -> None:
         seg = self.segment
         graph = seg.graph
+        self.place, self.host_inputs, self.host_outputs = self._places()
         position = {s: k for k, s in enumerate(seg.outputs) if s is not None}
         self.fresh = [k for k, t in enumerate(graph.targets) if t is None]
         on_tape = [s for s in alive if s.meta.requires_grad and s.position not in self.path.released]
@@ -231,50 +234,58 @@ class Program:
             self.backward = Backward(self, on_tape)
             graph = self.backward.forward
         self.graph = graph
-        self.executable = compile_graph(graph, graph.name)
-        self.pools = [_Pool(n) if t is None else None for n, t in zip(graph.outputs, graph.targets, strict=True)]
+        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs)
+        places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
+        self.pools = [_Pool(n, p) if t is None else None for n, t, p in zip(graph.outputs, graph.targets, places, strict=True)]
         # alive steps: either output k of the graph, or a view to be made of its base afterwards
         self.direct = [(position[s], s) for s in alive if s in position]
         self.views = [s for s in alive if s not in position]
         self.tape_steps = on_tape
-        self.is_plain = not (self.views or on_tape or self.released)
         self.input_slots = [self.path.slots[i] for i in seg.inputs]
-        self.written_slots = [self.path.slots[i] for i in seg.written]
-        self.all_scalars = seg.scalars == list(range(self.path.scalar_count))
+        used_up = set(self.released)
+        self.is_plain = not (self.views or on_tape or used_up - {s for _, s in self.direct})
+        self.launch_source = emit_launch(
+            self.executable, len(seg.inputs), [p is not None for p in self.pools], seg.scalars, [seg.inputs.index(i) for i in seg.written],
+            [(k, s in used_up) for k, s in self.direct] if self.is_plain else [], returns=not self.is_plain,
+        )
+        names = {f"i{j}": s for j, s in enumerate(self.input_slots)} | {f"d{j}": s for j, (_, s) in enumerate(self.direct)}
+        for k, p in enumerate(self.pools):
+            if p is not None:
+                names |= {f"n{k}": p.entries, f"take{k}": p.take}
+        names |= dict(address=address, refcount=_refcount, unheld=_UNHELD, nothing=(None, 0), used_up=_RELEASED)
+        self.launch = bind_launch(self.launch_source, self.executable, names)
+
+    def _places(self) -> tuple[device, list[int], list[int]]:
+        """(where the segment runs, its graph's inputs that are on the host all the same, its outputs that are)."""
+        slots, seg = self.path.slots, self.segment
+        inputs = [slots[i].t._meta.device for i in seg.inputs]
+        outputs = [slots[seg.inputs[t]].t._meta.device if s is None else s.meta.device for s, t in zip(seg.outputs, seg.graph.targets, strict=True)]
+        place = next((d for d in (*inputs, *outputs) if d is not CPU), CPU)
+        if place is CPU:
+            return CPU, [], []
+        if any(d not in (CPU, place) for d in (*inputs, *outputs)):
+            raise UnsupportedError("tensors of several devices in one segment")
+        if any(slots[i].t._meta.device is CPU for i in seg.written):
+            raise UnsupportedError("a CPU tensor is overwritten in a segment that runs on a device")
+        return place, [i for i, d in enumerate(inputs) if d is CPU], [k for k, d in enumerate(outputs) if d is CPU]
 
     def run(self, slots: Sequence[Any], scalars: Sequence[Any]) -> None:
         """Launch; bind the visible placeholders to their arrays."""
-        seg = self.segment
-        addresses = list(map(_get_ptr, map(_get_t, self.input_slots)))
-        if 0 in addresses:
-            addresses = [address(s.t) for s in self.input_slots]
-        entries: list[Any] = []
-        pointers = []
-        for pool in self.pools:
-            entry = _NOTHING if pool is None else pool.take()
-            entries.append(entry)
-            pointers.append(entry[1])
-        numbers = scalars if self.all_scalars else [scalars[i] for i in seg.scalars]
-        assert self.executable is not None
-        self.executable.run(addresses, pointers, numbers)
-        for s in self.written_slots:
-            s.t._store.version += 1
         if self.is_plain:
-            for k, s in self.direct:
-                t = s.t
-                t._np, t._ptr = entries[k]
-                s.t = None  # a visible tensor is not a placeholder any more
+            self.launch(scalars)
             return
         on_tape = [s.t for s in self.tape_steps]
+        inputs = [s.t for s in self.input_slots]
         released = [s.t for s in self.released]
+        entries = self.launch(scalars)
         if self.views:
             self._make_views(entries)
         for k, s in self.direct:
             t = s.t
             t._np, t._ptr = entries[k]
-            s.t = None
+            s.t = None  # a visible tensor is not a placeholder any more
         if self.backward is not None:
-            self.backward.attach(on_tape, [s.t for s in self.input_slots], entries, list(numbers))
+            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars])
         for t in released:
             t._node, t._out = _RELEASED, 0
 
@@ -296,7 +307,7 @@ class Program:
             source = tensor_of(slot.checks[0][0])
             assert source._np is not None
             t = slot.t if slot in pending else new(Tensor)
-            t._np, t._store, t._meta, t._ptr = slot.op.eager(source._np, *slot.attrs), source._store, slot.meta, 0
+            t._np, t._store, t._meta, t._ptr = autograd.compute(slot.op, [source._np], slot.attrs), source._store, slot.meta, 0
             share(source)
             if slot.grad and slot.op.vjp:
                 t._base = autograd._view_of(source, slot.op, slot.attrs)
@@ -338,7 +349,7 @@ class Backward:
             else:
                 self.kept.append((False, computed))
                 computed += 1
-        self.seed_metas = [Meta.get(n.spec.shape, n.spec.dtype) for n in distinct]
+        self.seed_metas = [Meta.get(n.spec.shape, n.spec.dtype, device=on_tape[nodes.index(n)].meta.device) for n in distinct]
         self.executable: Executable | None = None
         self.on_compiled: Callable[[], None] | None = None  # who wants to see the executable once it is there
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
@@ -346,10 +357,18 @@ class Backward:
     def compiled(self) -> Executable:
         """The executable; it is made when the first backward pass asks for it."""
         if self.executable is None:
-            self.executable = compile_graph(self.graph, self.graph.name)
+            program, kept = self.program, len(self.kept)
+            inputs = [j for j, (is_input, n) in enumerate(self.kept) if n in (program.host_inputs if is_input else program.host_outputs)]
+            inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
+            outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
+            self.executable = compile_graph(self.graph, self.graph.name, program.place, inputs, outputs)
             if self.on_compiled is not None:
                 self.on_compiled()
         return self.executable
+
+    def places(self) -> list[device]:
+        """Where each computed gradient goes: to the device of the input it belongs to."""
+        return [CPU if k in self.program.host_inputs else self.program.place for k, has in zip(self.wrt, self.has_grad, strict=True) if has]
 
     def attach(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]) -> None:
         """Put the segment on the tape: its visible outputs get a node."""
@@ -389,12 +408,12 @@ class SegmentNode(Accumulated):
         seeds = []
         for g, m in zip(grads, self.metas, strict=True):
             if g is None:
-                array = np.zeros(tuple(m.shape), m.dtype.np)
+                array = storage.zeros(tuple(m.shape), m.dtype.np, m.device)
             else:
-                array = np.ascontiguousarray(force(g))
-            seeds.append((array, array.__array_interface__["data"][0]))
+                array = storage.contiguous(force(g))
+            seeds.append((array, storage.address(array)))
         addresses = [address(s.get(_SEGMENT)) if isinstance(s, Saved) else s[1] for s in self.kept] + [p for _, p in seeds]
-        outs = [wrap(np.empty(n.spec.shape, n.spec.dtype.np)) for n in half.graph.outputs]
+        outs = [wrap(storage.empty(n.spec.shape, n.spec.dtype.np, p)) for n, p in zip(half.graph.outputs, half.places(), strict=True)]
         executable.run(addresses, [address(t) for t in outs], self.scalars)
         it = iter(outs)
         return [next(it) if has else None for has in half.has_grad]

@@ -23,6 +23,7 @@ import numpy as np
 from torchlet import ops
 from torchlet.autograd import force
 from torchlet.op import STATE
+from torchlet.storage import as_host
 from torchlet.tensor import Parameter, Tensor, wrap
 
 __all__ = ["WorkerInfo", "get_worker_info"]
@@ -60,7 +61,7 @@ class _Pickler(pickle.Pickler):
                 raise RuntimeError(
                     "DataLoader: a worker cannot send a tensor that is part of an autograd graph\nhelp: return tensor.detach()"
                 )
-            array = np.ascontiguousarray(force(value)).reshape(value.shape)
+            array = np.ascontiguousarray(as_host(force(value))).reshape(value.shape)
             # NumPy sends no foreign dtypes out of band: bfloat16 goes as its bits
             return _tensor_from, (array.view(np.uint16) if array.dtype.kind == "V" else array, array.dtype.name)
         return NotImplemented

@@ -14,7 +14,8 @@ from torchlet.autograd import no_grad
 from torchlet.dtypes import dtype
 from torchlet.expr import call
 from torchlet.op import STATE, apply, pointwise
-from torchlet.ops import composite
+from torchlet.nn.resample import affine_grid, channel_shuffle, grid_sample, interpolate, pixel_shuffle, pixel_unshuffle, upsample  # noqa: F401
+from torchlet.ops import attention, composite, convolve, pool
 from torchlet.tensor import Tensor
 
 # ------------------------------------------------------------------------------------------------ activations
@@ -134,6 +135,40 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     return a * ops.sigmoid(b)
 
 
+def rrelu(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False) -> Tensor:
+    """leaky_relu with slopes drawn from [lower, upper] while training, their mean else (Xu et al. 2015)."""
+    slope: Any = ops.rand(*input.shape, dtype=input.dtype) * (upper - lower) + lower if training else (lower + upper) / 2
+    return _into(input, ops.where(input >= 0, input, input * slope), inplace)
+
+
+def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+    """Samples of the Gumbel-softmax distribution (Jang et al. 2017); `hard` gives one-hot samples with the soft gradient."""
+    u = ops.rand(*logits.shape, dtype=logits.dtype).clamp(min=1e-30 if logits.dtype.itemsize >= 4 else 1e-7)
+    soft = ops.softmax((logits - ops.log(-ops.log(u).clamp(max=-1e-30))) / tau, dim)
+    if not hard:
+        return soft
+    best = soft.argmax(dim, keepdim=True)
+    return ops.zeros_like(soft).scatter(dim, best, 1.0) - soft.detach() + soft
+
+
+relu_ = ops.relu_
+
+
+def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """In-place elu."""
+    return elu(input, alpha, True)
+
+
+def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """In-place leaky_relu."""
+    return leaky_relu(input, negative_slope, True)
+
+
+def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """In-place hardtanh."""
+    return hardtanh(input, min_val, max_val, True)
+
+
 def _softmax_dim(name: str, ndim: int) -> int:
     warnings.warn(
         f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an argument.", stacklevel=4
@@ -197,16 +232,36 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
     return _drop_channels(input, p, (*input.shape[:-2], 1, 1), inplace)
 
 
+def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Dropout of whole channels of (N, C, D, H, W) or (C, D, H, W)."""
+    _check_probability(p)
+    if not training or p == 0.0:
+        return input
+    return _drop_channels(input, p, (*input.shape[:-3], 1, 1, 1), inplace)
+
+
+def feature_alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+    """alpha_dropout of whole channels (N, C, …)."""
+    _check_probability(p)
+    if not training or p == 0.0:
+        return input
+    return _alpha_dropped(input, p, (*input.shape[:2], *[1] * (input.ndim - 2)), inplace)
+
+
 def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
     """Dropout that keeps mean and variance of SELU activations (Klambauer et al. 2017)."""
     _check_probability(p)
     if not training or p == 0.0:
         return input
+    return _alpha_dropped(input, p, tuple(input.shape), inplace)
+
+
+def _alpha_dropped(input: Tensor, p: float, shape: tuple[int, ...], inplace: bool) -> Tensor:
     if p == 1.0:
         return _into(input, input * 0.0, inplace)
     alpha = 1.7580993408473766
     a = 1.0 / math.sqrt((alpha * alpha * p + 1) * (1 - p))
-    kept = ops.rand(*input.shape, device=input.device) >= p
+    kept = ops.rand(*shape, device=input.device) >= p
     return _into(input, ops.where(kept, input * a + alpha * a * p, -alpha * a + alpha * a * p), inplace)
 
 
@@ -382,92 +437,272 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """Pad from the last dimension on: (left, right, top, bottom, …). Negative widths cut off (mode "constant")."""
-    widths = list(pad)
-    if len(widths) % 2 or len(widths) // 2 > input.ndim:
-        raise RuntimeError(
-            f"pad: Padding length must be divisible by 2 and at most twice the number of dimensions of the input; got {len(widths)} "
-            f"for {input.ndim}D"
-        )
+    """Pad from the last dimension on: (left, right, top, bottom, …). Negative widths cut off.
+
+    `mode` is "constant" (filled with `value`, 0 by default), "reflect", "replicate" or "circular". Raises RuntimeError for widths that
+    do not fit, NotImplementedError for another mode, ValueError for a value that the mode has no use for.
+    """
     if mode not in ("constant", "reflect", "replicate", "circular"):
         raise NotImplementedError(f"Unrecognised padding mode {mode}")
     if mode != "constant" and value is not None and value != 0:
         raise ValueError(f'Padding mode "{mode}" doesn\'t take in value argument')
-    out = input
-    for k in range(len(widths) // 2):
-        out = _pad_dim(out, input.ndim - 1 - k, widths[2 * k], widths[2 * k + 1], mode, 0.0 if value is None else value)
-    return out
+    return ops.pad(input, pad, mode, value)
 
 
-def _pad_dim(x: Tensor, dim: int, before: int, after: int, mode: str, value: float) -> Tensor:
-    size = x.shape[dim]
-    if mode == "constant":
-        if before < 0 or after < 0:
-            start, end = max(-before, 0), size - max(-after, 0)
-            if start > end:
-                raise RuntimeError(
-                    f"pad: The input size {size}, plus negative padding {before} and {after}, resulted in a negative output size at "
-                    f"dimension {dim}"
-                )
-            x = x.narrow(dim, start, end - start)
-        sides = [x]
-        if before > 0:
-            sides.insert(0, ops.full((*x.shape[:dim], before, *x.shape[dim + 1:]), value, dtype=x.dtype, device=x.device))
-        if after > 0:
-            sides.append(ops.full((*x.shape[:dim], after, *x.shape[dim + 1:]), value, dtype=x.dtype, device=x.device))
-        return ops.cat(sides, dim) if len(sides) > 1 else x
-    if before == 0 and after == 0:
-        return x
-    if mode == "reflect" and max(before, after) >= size:
-        raise RuntimeError(
-            f"pad: Padding size should be less than the corresponding input dimension, but got: padding ({before}, {after}) at "
-            f"dimension {dim} of input {list(x.shape)}"
-        )
-    if mode == "circular" and max(before, after) > size:
-        raise RuntimeError("Padding value causes wrapping around more than once.")
-    positions = ops.arange(-before, size + after, device=x.device)
-    if mode == "replicate":
-        positions = positions.clamp(0, size - 1)
-    elif mode == "circular":
-        positions = positions % size
+def embedding_bag(
+    input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None, norm_type: float = 2,
+    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False, per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False, padding_idx: int | None = None,
+) -> Tensor:
+    """Sums, means or maxima of bags of rows of `weight`: integers (B, n), or (n) with the start of each bag in `offsets` (B)."""
+    if mode not in ("sum", "mean", "max"):
+        raise ValueError("mode has to be one of sum, mean or max")
+    if max_norm is not None or scale_grad_by_freq:
+        raise RuntimeError("embedding_bag: max_norm or scale_grad_by_freq was given; expected neither")
+    if per_sample_weights is not None:
+        if mode != "sum":
+            raise NotImplementedError(f"embedding_bag: per_sample_weights was not None. per_sample_weights is only supported for mode='sum' (got mode='{mode}')")
+        if per_sample_weights.shape != input.shape:
+            raise ValueError(f"embedding_bag: If per_sample_weights ({tuple(per_sample_weights.shape)}) is not None, then it must have the same shape as the input ({tuple(input.shape)})")
+    if input.ndim == 2:
+        if offsets is not None:
+            raise ValueError("if input is 2D, then offsets has to be None, as input is treated is a mini-batch of fixed length sequences.")
+        bags, size = input.shape
+        bag = ops.arange(bags, device=input.device).repeat_interleave(size)
+    elif input.ndim == 1:
+        if offsets is None:
+            raise ValueError("offsets has to be a 1D Tensor but got None")
+        if offsets.ndim != 1:
+            raise ValueError("offsets has to be a 1D Tensor")
+        bags = offsets.shape[0] - bool(include_last_offset)
+        starts = offsets[:bags]
+        bag = (ops.arange(input.shape[0], device=input.device).unsqueeze(1) >= starts).long().sum(1) - 1
     else:
-        positions = ops.abs(positions)
-        positions = (size - 1) - ops.abs((size - 1) - positions)
-    return x.index_select(dim, positions)
+        raise ValueError(f"input has to be 1D or 2D Tensor, but got Tensor of dimension {input.ndim}")
+    flat = input.reshape(-1)
+    rows = embedding(flat, weight, padding_idx)
+    counted = ops.ones(flat.shape, dtype=weight.dtype) if padding_idx is None else (flat != padding_idx % weight.shape[0]).to(weight.dtype)
+    if mode == "max":
+        member = (bag == ops.arange(bags, device=input.device).unsqueeze(1)) & (counted > 0)  # (bags, n)
+        best = ops.amax(ops.where(member.unsqueeze(-1), rows.unsqueeze(0), -math.inf), 1)
+        return ops.where(member.any(1).unsqueeze(-1), best, 0.0)
+    rows = rows * (counted if per_sample_weights is None else counted * per_sample_weights.reshape(-1)).unsqueeze(-1)
+    out = ops.zeros(bags, weight.shape[1], dtype=weight.dtype).index_add(0, bag, rows)
+    if mode == "sum":
+        return out
+    return out / ops.zeros(bags, dtype=weight.dtype).index_add(0, bag, counted).clamp(min=1).unsqueeze(-1)
+
+
+# ------------------------------------------------------------------------------------------------ convolution and pooling
+
+conv1d, conv2d, conv3d = convolve.conv1d, convolve.conv2d, convolve.conv3d
+conv_transpose1d, conv_transpose2d, conv_transpose3d = convolve.conv_transpose1d, convolve.conv_transpose2d, convolve.conv_transpose3d
+unfold, fold = convolve.unfold_blocks, convolve.fold_blocks
+avg_pool1d, avg_pool2d, avg_pool3d = pool.avg_pool1d, pool.avg_pool2d, pool.avg_pool3d
+max_pool1d, max_pool2d, max_pool3d = pool.max_pool1d, pool.max_pool2d, pool.max_pool3d
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """(N, C, L) -> (N, C, output_size)."""
+    return pool.adaptive_avg_pool(input, output_size, 1)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """(N, C, H, W) -> (N, C, *output_size); None keeps a size."""
+    return pool.adaptive_avg_pool(input, output_size, 2)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+    """(N, C, D, H, W) -> (N, C, *output_size); None keeps a size."""
+    return pool.adaptive_avg_pool(input, output_size, 3)
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """(N, C, L) -> (N, C, output_size)."""
+    return pool.adaptive_max_pool(input, output_size, 1, return_indices)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """(N, C, H, W) -> (N, C, *output_size); None keeps a size."""
+    return pool.adaptive_max_pool(input, output_size, 2, return_indices)
+
+
+def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """(N, C, D, H, W) -> (N, C, *output_size); None keeps a size."""
+    return pool.adaptive_max_pool(input, output_size, 3, return_indices)
+
+
+def max_pool1d_with_indices(*args: Any, **kwargs: Any) -> Any:
+    """max_pool1d with the positions of the largest elements."""
+    return max_pool1d(*args, **{**kwargs, "return_indices": True})
+
+
+def max_pool2d_with_indices(*args: Any, **kwargs: Any) -> Any:
+    """max_pool2d with the positions of the largest elements."""
+    return max_pool2d(*args, **{**kwargs, "return_indices": True})
+
+
+def lp_pool1d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """The p-norm of every window, without absolute values: (sum of x^p)^(1/p)."""
+    return _lp_pool(avg_pool1d(ops.pow(input, norm_type), kernel_size, stride, 0, ceil_mode), norm_type, kernel_size, 1)
+
+
+def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """As lp_pool1d over two dimensions."""
+    return _lp_pool(avg_pool2d(ops.pow(input, norm_type), kernel_size, stride, 0, ceil_mode), norm_type, kernel_size, 2)
+
+
+def _lp_pool(mean: Tensor, p: float, kernel_size: Any, rank: int) -> Tensor:
+    count = math.prod(convolve.sizes_of("lp_pool", kernel_size, rank, "kernel_size"))
+    return ops.pow(ops.sign(mean) * ops.relu(ops.abs(mean)) * count, 1.0 / p)
+
+
+def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None) -> Tensor:
+    """Zeros with the elements of the input where `max_pool2d` found them."""
+    return _max_unpool(input, indices, kernel_size, stride, padding, output_size, 2)
+
+
+def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None) -> Tensor:
+    """Zeros with the elements of the input where `max_pool1d` found them."""
+    return _max_unpool(input, indices, kernel_size, stride, padding, output_size, 1)
+
+
+def _max_unpool(x: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any, rank: int) -> Tensor:
+    kernel = convolve.sizes_of("max_unpool", kernel_size, rank, "kernel_size")
+    step = kernel if stride is None else convolve.sizes_of("max_unpool", stride, rank, "stride")
+    pads = convolve.sizes_of("max_unpool", padding, rank, "padding")
+    size = [(n - 1) * s + k - 2 * p for n, s, k, p in zip(x.shape[-rank:], step, kernel, pads, strict=True)]
+    if output_size is not None:
+        size = list(output_size)[-rank:]
+    lead = tuple(x.shape[:-rank])
+    flat = ops.zeros(*lead, math.prod(size), dtype=x.dtype).scatter(len(lead), indices.reshape(*lead, -1), x.reshape(*lead, -1))
+    return flat.reshape(*lead, *size)
+
+
+def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """x / (k + alpha * mean of x² over `size` channels around)^beta (Krizhevsky et al. 2012)."""
+    if input.ndim < 3:
+        raise ValueError(f"Expected 3D or higher dimensionality input (got {input.ndim} dimensions)")
+    if input.numel() == 0:
+        return input
+    rest = input.reshape(input.shape[0], 1, input.shape[1], -1)
+    squares = pool.avg_pool2d(ops.pad(rest * rest, (0, 0, size // 2, (size - 1) // 2)), (size, 1), 1)
+    return input / ops.pow(squares.reshape(input.shape) * alpha + k, beta)
 
 
 # ------------------------------------------------------------------------------------------------ attention
 
+scaled_dot_product_attention = attention.scaled_dot_product_attention
 
-def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:
-    """softmax(query @ keyᵀ * scale + mask) @ value: (..., H, L, E), (..., H, S, E), (..., H, S, Ev) give (..., H, L, Ev).
 
-    A boolean `attn_mask` is True where attention is allowed; a float one is added. A query that may attend to nothing gives zeros.
-    """
-    if is_causal and attn_mask is not None:
-        raise RuntimeError("scaled_dot_product_attention: Explicit attn_mask should not be set when is_causal=True")
-    if scale is None:
-        scale = 1.0 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    scores = ops.matmul(query * scale, key.transpose(-2, -1))  # (..., H, L, S)
-    if is_causal:
-        rows, columns = query.shape[-2], key.shape[-2]
-        allowed = ops.arange(rows, device=query.device).unsqueeze(-1) >= ops.arange(columns, device=query.device)
-        weights = ops.softmax(ops.where(allowed, scores, -math.inf), -1)
-    elif attn_mask is not None:
-        scores = ops.where(attn_mask, scores, -math.inf) if attn_mask.dtype is dtypes.bool_ else scores + attn_mask
-        alive = ops.amax(scores.detach(), -1, keepdim=True) > -math.inf
-        weights = ops.where(alive, ops.softmax(ops.where(alive, scores, 0.0), -1), 0.0)
+def _as_float_mask(mask: Tensor | None, name: str, dtype: dtype) -> Tensor | None:
+    """True, which hides a position, as -inf to be added."""
+    if mask is None:
+        return None
+    if mask.dtype is dtypes.bool_:
+        return ops.where(mask, -math.inf, ops.zeros((), dtype=dtype))
+    if not mask.dtype.is_floating_point:
+        raise AssertionError(f"only bool and floating types of {name} are supported")
+    return mask
+
+
+def _projected(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three input projections with one packed weight (3E, E), as few products as there are different inputs."""
+    e = weight.shape[1]
+    if key is value:
+        if query is key:
+            q, k, v = linear(query, weight, bias).chunk(3, -1)
+            return q, k, v
+        biases = (None, None) if bias is None else (bias[:e], bias[e:])
+        k, v = linear(key, weight[e:], biases[1]).chunk(2, -1)
+        return linear(query, weight[:e], biases[0]), k, v
+    parts = (None,) * 3 if bias is None else bias.chunk(3)
+    q, k, v = [linear(x, w, b) for x, w, b in zip((query, key, value), weight.chunk(3), parts, strict=True)]
+    return q, k, v
+
+
+def multi_head_attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None, in_proj_bias: Tensor | None,
+    bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float, out_proj_weight: Tensor, out_proj_bias: Tensor | None,
+    training: bool = True, key_padding_mask: Tensor | None = None, need_weights: bool = True, attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False, q_proj_weight: Tensor | None = None, k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None, static_k: Tensor | None = None, static_v: Tensor | None = None, average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of several heads (Vaswani et al. 2017): (L, N, E), (S, N, E), (S, N, E) give (L, N, E) and, if wanted, the weights (N, L, S)."""
+    batched = query.ndim == 3
+    if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
+        raise AssertionError(f"query should be unbatched 2D or batched 3D tensor but received {query.ndim}-D query tensor, with key {key.ndim}-D and value {value.ndim}-D")
+    if is_causal and attn_mask is None:
+        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+    if not batched:
+        same_kv, same_qk = key is value, query is key
+        query = query.unsqueeze(1)
+        key = query if same_qk else key.unsqueeze(1)
+        value = key if same_kv else value.unsqueeze(1)
+        if key_padding_mask is not None:
+            key_padding_mask = key_padding_mask.unsqueeze(0)
+    length, n, e = query.shape
+    if e != embed_dim_to_check:
+        raise AssertionError(f"was expecting embedding dimension of {embed_dim_to_check}, but got {e}")
+    if e % num_heads:
+        raise AssertionError(f"embed_dim {e} not divisible by num_heads {num_heads}")
+    head = e // num_heads
+    if is_causal and key_padding_mask is None and not need_weights:
+        attn_mask = None
     else:
-        weights = ops.softmax(scores, -1)
-    if dropout_p > 0.0:
-        weights = dropout(weights, dropout_p)
-    return ops.matmul(weights, value)
+        attn_mask = _as_float_mask(attn_mask, "attn_mask", query.dtype)
+        if key_padding_mask is not None:
+            is_causal = False
+    if use_separate_proj_weight:
+        biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+        q, k, v = [linear(x, w, b) for x, w, b in zip((query, key, value), (q_proj_weight, k_proj_weight, v_proj_weight), biases, strict=True)]  # type: ignore[arg-type]
+    else:
+        assert in_proj_weight is not None
+        q, k, v = _projected(query, key, value, in_proj_weight, in_proj_bias)
+    source = k.shape[0]
+    if attn_mask is not None:
+        expected = (length, source) if attn_mask.ndim == 2 else (n * num_heads, length, source)
+        if tuple(attn_mask.shape) != expected:
+            raise RuntimeError(f"The shape of the {attn_mask.ndim}D attn_mask is {attn_mask.shape}, but should be {expected}.")
+        attn_mask = attn_mask.unsqueeze(0) if attn_mask.ndim == 2 else attn_mask.reshape(n, num_heads, length, source)
+    hidden = _as_float_mask(key_padding_mask, "key_padding_mask", query.dtype)
+    more = 0
+    if bias_k is not None and bias_v is not None:
+        k, v = ops.cat([k, bias_k.expand(1, n, e)]), ops.cat([v, bias_v.expand(1, n, e)])
+        more += 1
+    q = q.reshape(length, n, num_heads, head).permute(1, 2, 0, 3)  # (N, heads, L, head)
+    k = k.reshape(k.shape[0], n, num_heads, head).permute(1, 2, 0, 3) if static_k is None else static_k.reshape(n, num_heads, -1, head)
+    v = v.reshape(v.shape[0], n, num_heads, head).permute(1, 2, 0, 3) if static_v is None else static_v.reshape(n, num_heads, -1, head)
+    if add_zero_attn:
+        zeros = ops.zeros(n, num_heads, 1, head, dtype=q.dtype)
+        k, v = ops.cat([k, zeros], 2), ops.cat([v, zeros], 2)
+        more += 1
+    if more:  # what was added may be looked at by all
+        attn_mask = None if attn_mask is None else ops.pad(attn_mask, (0, more))
+        hidden = None if hidden is None else ops.pad(hidden, (0, more))
+    if hidden is not None:
+        hidden = hidden.reshape(n, 1, 1, -1)
+        attn_mask = hidden if attn_mask is None else (attn_mask.unsqueeze(0) if attn_mask.ndim == 3 else attn_mask) + hidden
+    elif attn_mask is not None and attn_mask.ndim == 3:
+        attn_mask = attn_mask.unsqueeze(0)
+    drop = dropout_p if training else 0.0
+    if need_weights:
+        scores = ops.matmul(q * (1.0 / math.sqrt(head)), k.transpose(-2, -1))
+        weights = ops.softmax(scores if attn_mask is None else scores + attn_mask, -1)
+        if drop > 0.0:
+            weights = dropout(weights, drop)
+        out = ops.matmul(weights, v)
+    else:
+        out = scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal and attn_mask is None)
+    out = linear(out.permute(2, 0, 1, 3).reshape(length, n, e), out_proj_weight, out_proj_bias)
+    out = out if batched else out.squeeze(1)
+    if not need_weights:
+        return out, None
+    weights = weights.mean(1) if average_attn_weights else weights
+    return out, weights if batched else weights.squeeze(0)
 
 
 # ------------------------------------------------------------------------------------------------ losses
@@ -494,7 +729,7 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
 
 
 def _same_size(input: Tensor, target: Tensor) -> None:
-    if input.shape != target.shape:
+    if input._meta.shape != target._meta.shape:
         warnings.warn(
             f"Using a target size ({target.shape}) that is different to the input size ({input.shape}). This will likely lead to incorrect "
             "results due to broadcasting. Please ensure they have the same size.",
@@ -511,10 +746,10 @@ def mse_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """Mean (or sum) of (input - target)²."""
+    if reduction == "mean" and weight is None and size_average is None and reduce is None and input._meta.shape == target._meta.shape:
+        return apply(composite.mse_loss_, (input, target))
     reduction = _legacy(size_average, reduce, reduction)
     _same_size(input, target)
-    if weight is None and reduction == "mean" and input.shape == target.shape:
-        return apply(composite.mse_loss_, (input, target))
     d = input - target
     return _reduce(d * d, reduction) if weight is None else _weighted(d * d, weight, reduction)
 
@@ -815,3 +1050,76 @@ def triplet_margin_loss(
     return _reduce(ops.clamp(near - far + margin, min=0), _legacy(size_average, reduce, reduction))
 
 
+
+
+def triplet_margin_with_distance_loss(
+    anchor: Tensor, positive: Tensor, negative: Tensor, *, distance_function: Any = None, margin: float = 1.0, swap: bool = False, reduction: str = "mean"
+) -> Tensor:
+    """triplet_margin_loss with a distance of one's own (pairwise_distance by default)."""
+    distance = pairwise_distance if distance_function is None else distance_function
+    near, far = distance(anchor, positive), distance(anchor, negative)
+    if swap:
+        far = ops.minimum(far, distance(positive, negative))
+    return _reduce(ops.clamp(near - far + margin, min=0), reduction)
+
+
+def soft_margin_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+) -> Tensor:
+    """log(1 + exp(-target * input)) with targets of 1 and -1."""
+    return _reduce(-ops.logsigmoid(target * input), _legacy(size_average, reduce, reduction))
+
+
+def multilabel_soft_margin_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+) -> Tensor:
+    """The mean over classes of the binary cross-entropy of each."""
+    loss = -(target * ops.logsigmoid(input) + (1 - target) * ops.logsigmoid(-input))
+    loss = loss if weight is None else loss * weight
+    return _reduce(loss.mean(-1), _legacy(size_average, reduce, reduction))
+
+
+def multi_margin_loss(
+    input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0, weight: Tensor | None = None, size_average: bool | None = None,
+    reduce: bool | None = None, reduction: str = "mean",
+) -> Tensor:
+    """The hinge loss of several classes: sum over the others of max(0, margin - x[target] + x[i])^p / classes."""
+    if p not in (1, 2):
+        raise ValueError("only p == 1 and p == 2 supported")
+    x, t = (input, target) if input.ndim == 2 else (input.unsqueeze(0), target.reshape(1))
+    z = ops.clamp(margin - x.gather(1, t.unsqueeze(1)) + x, min=0)
+    z = z if p == 1 else z * z
+    if weight is not None:
+        z = z * weight.index_select(0, t).unsqueeze(1)
+    others = ops.arange(x.shape[1], device=x.device) != t.unsqueeze(1)
+    loss = ops.where(others, z, 0.0).sum(1) / x.shape[1]
+    return _reduce(loss if input.ndim == 2 else loss.squeeze(0), _legacy(size_average, reduce, reduction))
+
+
+def multilabel_margin_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Hinge losses between the target classes (listed up to the first -1) and all others."""
+    x, t = (input, target) if input.ndim == 2 else (input.unsqueeze(0), target.unsqueeze(0))
+    listed = (t < 0).long().cumsum(1) == 0  # (N, C): before the first -1
+    safe = ops.where(listed, t, 0)
+    is_target = ops.zeros(*x.shape, dtype=x.dtype).scatter_add(1, safe, listed.to(x.dtype)) > 0
+    z = ops.clamp(1 - x.gather(1, safe).unsqueeze(2) + x.unsqueeze(1), min=0)  # (N, targets, C)
+    loss = ops.where(listed.unsqueeze(2) & ~is_target.unsqueeze(1), z, 0.0).sum((1, 2)) / x.shape[1]
+    return _reduce(loss if input.ndim == 2 else loss.squeeze(0), _legacy(size_average, reduce, reduction))
+
+
+def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """The distances of all pairs of rows (n, m): (n (n - 1) / 2)."""
+    n = input.shape[0]
+    i, j = np.triu_indices(n, 1)
+    d = input.index_select(0, ops.tensor(i)) - input.index_select(0, ops.tensor(j))
+    return _norm(d, p, -1, False)
+
+
+def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input1ᵀ weight input2: (…, a), (…, b) with (o, a, b) give (…, o)."""
+    left = ops.matmul(input1.reshape(-1, input1.shape[-1]), weight.permute(1, 0, 2).reshape(weight.shape[1], -1))
+    out = (left.reshape(-1, *weight.shape[::2]) * input2.reshape(-1, 1, input2.shape[-1])).sum(-1)
+    out = out.reshape(*input1.shape[:-1], weight.shape[0])
+    return out if bias is None else out + bias

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import ops
+from torchlet import ops, storage
 from torchlet.autograd import force
 from torchlet.tensor import Array, Parameter, Storage, Tensor, new, share, wrap
 
@@ -43,7 +43,7 @@ def fresh_parameter(data: Tensor) -> Parameter:
 def _copy_parameter(self: Parameter, memo: dict[int, Any]) -> Parameter:
     if id(self) in memo:
         return memo[id(self)]  # type: ignore[no-any-return]
-    copied = _rebuild_parameter(np.array(force(self), copy=True, order="C"), self.requires_grad)
+    copied = _rebuild_parameter(storage.copy(force(self)), self.requires_grad)
     copied.__class__ = self.__class__
     memo[id(self)] = copied
     return copied
@@ -54,7 +54,7 @@ def _rebuild_parameter(array: Array, requires_grad: bool) -> Parameter:
 
 
 def _reduce_parameter(self: Parameter, protocol: Any) -> Any:
-    return _rebuild_parameter, (np.ascontiguousarray(force(self)).reshape(self.shape), self.requires_grad)
+    return _rebuild_parameter, (np.ascontiguousarray(storage.as_host(force(self))).reshape(self.shape), self.requires_grad)
 
 
 Parameter.__new__ = _new_parameter  # type: ignore[method-assign,assignment]

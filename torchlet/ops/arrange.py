@@ -14,7 +14,7 @@ from torchlet.expr import Expr, call, expr
 from torchlet.expr import where as select_expr
 from torchlet.index import Index
 from torchlet.op import Op, Select, View, apply, define
-from torchlet.ops.index import BOUNDS, check_bounds, index_sum_
+from torchlet.ops.index import bounds, check_bounds, index_sum_
 from torchlet.ops.pointwise import cast
 from torchlet.ops.public import METHODS, public
 from torchlet.ops.view import ALL, basic, expand, index_basic_, movedim, permute, reshape, unsqueeze, unsqueeze_dims
@@ -490,7 +490,7 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, ou
                     f"repeat_interleave: repeats must have the same size as input along dim, but got repeats.size(0) = {counts.size} "
                     f"and input.size({d}) = {input.shape[d]}"
                 )
-            return input.index_select(d, wrap(np.repeat(np.arange(input.shape[d]), counts)))
+            return input.index_select(d, wrap(np.repeat(np.arange(input.shape[d]), counts)).to(input.device))
     shape = tuple(input.shape)
     spread = expand(unsqueeze(input, d + 1), (*shape[: d + 1], int(repeats), *shape[d + 1 :]))
     return reshape(spread, (*shape[:d], shape[d] * int(repeats), *shape[d + 1 :]))
@@ -545,7 +545,7 @@ def _unfold_spec(x: Spec, dim: int, size: int, step: int) -> Spec:
 def _unfold_grad(g: Tensor, x_spec: Spec, dim: int, size: int, step: int) -> Tensor:
     """Each window adds its elements back to where they came from."""
     count = (x_spec.shape[dim] - size) // step + 1
-    places = wrap((np.arange(count)[:, None] * step + np.arange(size)).reshape(-1))
+    places = wrap((np.arange(count)[:, None] * step + np.arange(size)).reshape(-1)).to(g.device)
     flat = reshape(movedim(g, -1, dim + 1), (*x_spec.shape[:dim], count * size, *x_spec.shape[dim + 1 :]))
     return apply(index_sum_, (flat, places), (x_spec.shape[dim], dim))
 
@@ -598,8 +598,8 @@ one_hot_: Op = define(
     Select(_one_hot_lower),
     ("num_classes",),
     samples=lambda: [((np.array([[0, 2], [3, 1]]),), (4,))],
+    check=bounds("one_hot", lambda shapes, attrs: [(0, 0, attrs[0], len(shapes[0]))]),
 )
-BOUNDS["one_hot"] = lambda shapes, attrs: [(0, 0, attrs[0], len(shapes[0]))]
 
 
 @public(method=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchlet import dtypes
-from torchlet.op import OPS, Composite, apply, define
+from torchlet.op import OPS, Check, Composite, apply, define
 from torchlet.ops.create import arange_, default_generator, uniform_
 from torchlet.ops.pointwise import cast, where
 from torchlet.ops.public import public
@@ -286,13 +286,21 @@ def _ce_spec(x: Spec, target: Spec, ignore_index: int) -> Spec:
     return Spec(target.shape, x.dtype)
 
 
+def _ce_test(values: Sequence[Any], attrs: tuple[Any, ...]) -> None:
+    x, target = values
+    bad = (target != attrs[0]) & ((target < 0) | (target >= x.shape[1]))
+    if bad.any():
+        raise IndexError(f"Target {int(target[bad][0])} is out of bounds for {x.shape[1]} classes.")
+
+
+_CE_CHECK = Check(lambda specs, attrs: (1,), _ce_test)
+
+
 def _ce_np(x: Any, target: Any, ignore_index: int) -> Any:
     if x.ndim != 2 or target.shape != x.shape[:1] or target.dtype.kind not in "iu":
         raise ValueError("shapes or dtypes do not fit")
+    _ce_test((x, target), (ignore_index,))
     valid = target != ignore_index
-    bad = valid & ((target < 0) | (target >= x.shape[1]))
-    if bad.any():
-        raise IndexError(f"Target {int(target[bad][0])} is out of bounds for {x.shape[1]} classes.")
     logp = _log_softmax_np(_wide(x), (1,))
     picked = np.take_along_axis(logp, np.where(valid, target, 0)[:, None].astype(np.int64), 1)[:, 0]
     return np.where(valid, -picked, 0).astype(x.dtype)
@@ -324,7 +332,7 @@ def _ce_samples() -> list[Any]:
 
 cross_entropy_ = define(
     "cross_entropy", ("x", "target"), _ce_np, _ce_spec, Composite(_ce_body), ("ignore_index",), {"x": _ce_grad}, _ce_samples,
-    doc="Per row: logsumexp(x) - x[target]; 0 where the target is `ignore_index`.",
+    doc="Per row: logsumexp(x) - x[target]; 0 where the target is `ignore_index`.", check=_CE_CHECK,
 )
 
 
@@ -338,7 +346,7 @@ cross_entropy_mean_ = define(
     lambda x, target, ignore_index: Spec((), _ce_spec(x, target, ignore_index).dtype),
     Composite(lambda x, target, ignore_index: total(_ce_body(x, target, ignore_index), (0,), False) / _count_valid(target, ignore_index, x.dtype)), ("ignore_index",),
     {"x": lambda g, x, target, ignore_index: _ce_grad(g / _count_valid(target, ignore_index, x.dtype), x, target, ignore_index)}, _ce_samples,
-    doc="The mean of cross_entropy over the rows whose target is not `ignore_index`.",
+    doc="The mean of cross_entropy over the rows whose target is not `ignore_index`.", check=_CE_CHECK,
 )
 
 # ------------------------------------------------------------------------------------------------ dropout, norms of lists

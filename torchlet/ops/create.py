@@ -14,6 +14,7 @@ from torchlet.autograd import inplace
 from torchlet.dtypes import dtype as DType
 from torchlet.expr import Expr, call, cast, expr
 from torchlet.op import Generate, apply, define
+from torchlet.ops.place import make
 from torchlet.ops.public import METHODS, public
 from torchlet.spec import CPU, Spec, device as Device
 from torchlet.tensor import Tensor, wrap
@@ -69,19 +70,19 @@ def finish(t: Tensor, device: Any, requires_grad: bool) -> Tensor:
 def full(size: Sequence[int], fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor of shape `size` filled with a number; its dtype follows the number unless given."""
     value = fill_value.item() if hasattr(fill_value, "item") else fill_value
-    return finish(apply(full_, (value,), (_sizes((size,)), dtype or dtypes.of_scalar(value))), device, requires_grad)
+    return finish(make(full_, (value,), (_sizes((size,)), dtype or dtypes.of_scalar(value)), device), None, requires_grad)
 
 
 @public(method=False)
 def zeros(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor of zeros."""
-    return finish(apply(full_, (0,), (_sizes(size), dtype or dtypes.get_default_dtype())), device, requires_grad)
+    return finish(make(full_, (0,), (_sizes(size), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
 
 
 @public(method=False)
 def ones(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor of ones."""
-    return finish(apply(full_, (1,), (_sizes(size), dtype or dtypes.get_default_dtype())), device, requires_grad)
+    return finish(make(full_, (1,), (_sizes(size), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
 
 
 @public(method=False)
@@ -94,15 +95,15 @@ def empty(*size: Any, dtype: DType | None = None, device: Any = None, requires_g
 def eye(n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """The identity matrix."""
     columns = n if m is None else m
-    out = (arange(n).unsqueeze(1) == arange(columns)).to(dtype or dtypes.get_default_dtype())
-    return finish(out, device, requires_grad)
+    out = (arange(n, device=device).unsqueeze(1) == arange(columns, device=device)).to(dtype or dtypes.get_default_dtype())
+    return finish(out, None, requires_grad)
 
 
 def like(name: str, value: int) -> None:
     """Enter NAME_like."""
 
     def f(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
-        return finish(apply(full_, (value,), (tuple(input.shape), dtype or input.dtype)), device, requires_grad)
+        return finish(make(full_, (value,), (tuple(input.shape), dtype or input.dtype), device or input.device), None, requires_grad)
 
     f.__name__, f.__doc__ = name, f"A tensor of {'zeros' if value == 0 else 'ones'} with the input's shape and dtype."
     public(name, method=False)(f)
@@ -116,7 +117,7 @@ like("empty_like", 0)
 @public(method=False)
 def full_like(input: Tensor, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor filled with a number, with the input's shape and dtype."""
-    return finish(apply(full_, (fill_value,), (tuple(input.shape), dtype or input.dtype)), device, requires_grad)
+    return finish(make(full_, (fill_value,), (tuple(input.shape), dtype or input.dtype), device or input.device), None, requires_grad)
 
 
 @public(method=False)
@@ -131,7 +132,7 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = 
         raise RuntimeError(f"arange: upper bound and lower bound inconsistent with step sign: start {start}, end {end}, step {step}")
     whole = all(isinstance(x, int) for x in (start, end, step))
     count = max(0, math.ceil((end - start) / step))
-    return finish(apply(arange_, (start, step), (count, dtype or (dtypes.int64 if whole else dtypes.get_default_dtype()))), device, requires_grad)
+    return finish(make(arange_, (start, step), (count, dtype or (dtypes.int64 if whole else dtypes.get_default_dtype())), device), None, requires_grad)
 
 
 @public(method=False)
@@ -139,7 +140,7 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, de
     """`steps` evenly spaced numbers from start to end, both included."""
     start, end = float(start), float(end)
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
-    return finish(apply(arange_, (start, step), (int(steps), dtype or dtypes.get_default_dtype())), device, requires_grad)
+    return finish(make(arange_, (start, step), (int(steps), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
 
 
 # ------------------------------------------------------------------------------------------------ random numbers
@@ -285,21 +286,23 @@ def set_rng_state(new_state: Tensor) -> None:
     default_generator.set_state(new_state)
 
 
-def draw(op: Any, shape: tuple[int, ...], dtype: DType | None, generator: Generator | None = None, extra: tuple[Any, ...] = ()) -> Tensor:
+def draw(
+    op: Any, shape: tuple[int, ...], dtype: DType | None, generator: Generator | None = None, extra: tuple[Any, ...] = (), device: Any = None
+) -> Tensor:
     """One draw of a random operator; seed and offset are data, so a new draw is never a new path."""
-    return apply(op, (*(generator or default_generator).take(), *extra), (shape, dtype or dtypes.get_default_dtype()))
+    return make(op, (*(generator or default_generator).take(), *extra), (shape, dtype or dtypes.get_default_dtype()), device)
 
 
 @public(method=False)
 def rand(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, generator: Generator | None = None, **_: Any) -> Tensor:
     """Uniform on [0, 1)."""
-    return finish(draw(uniform_, _sizes(size), dtype, generator), device, requires_grad)
+    return finish(draw(uniform_, _sizes(size), dtype, generator, device=device), None, requires_grad)
 
 
 @public(method=False)
 def randn(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, generator: Generator | None = None, **_: Any) -> Tensor:
     """Standard normal."""
-    return finish(draw(normal_, _sizes(size), dtype, generator), device, requires_grad)
+    return finish(draw(normal_, _sizes(size), dtype, generator, device=device), None, requires_grad)
 
 
 @public(method=False)
@@ -309,19 +312,19 @@ def randint(low: int, high: Any = None, size: Any = None, *, dtype: DType | None
         low, high, size = 0, low, high
     if high <= low:
         raise RuntimeError(f"randint: expects 'low' < 'high', but got low={low}, high={high}")
-    return finish(draw(integers_, _sizes((size,)), dtype or dtypes.int64, generator, (int(low), int(high))), device, False)
+    return finish(draw(integers_, _sizes((size,)), dtype or dtypes.int64, generator, (int(low), int(high)), device), None, False)
 
 
 @public(method=False)
 def rand_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """`rand` with the input's shape and dtype."""
-    return finish(draw(uniform_, tuple(input.shape), dtype or input.dtype), device, requires_grad)
+    return finish(draw(uniform_, tuple(input.shape), dtype or input.dtype, device=device or input.device), None, requires_grad)
 
 
 @public(method=False)
 def randn_like(input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """`randn` with the input's shape and dtype."""
-    return finish(draw(normal_, tuple(input.shape), dtype or input.dtype), device, requires_grad)
+    return finish(draw(normal_, tuple(input.shape), dtype or input.dtype, device=device or input.device), None, requires_grad)
 
 
 @public(method=False)
@@ -336,13 +339,14 @@ def randperm(n: int, *, dtype: DType | None = None, device: Any = None, generato
 def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, **_: Any) -> Tensor:
     """Normal with the given means and standard deviations (numbers or tensors)."""
     shape = _sizes((size,)) if size is not None else tuple((mean if isinstance(mean, Tensor) else std).shape)
-    return draw(normal_, shape, None, generator) * std + mean
+    place = next((x.device for x in (mean, std) if isinstance(x, Tensor)), None)
+    return draw(normal_, shape, None, generator, device=place) * std + mean
 
 
 @public()
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
     """1 with the probability that the input (or `p`) gives, else 0."""
-    u = draw(uniform_, tuple(input.shape), dtypes.float32, generator)
+    u = draw(uniform_, tuple(input.shape), dtypes.float32, generator, device=input.device)
     return (u < (input if p is None else p)).to(input.dtype if input.dtype.is_floating_point else dtypes.get_default_dtype())
 
 
@@ -355,13 +359,13 @@ def _fill_random(name: str, make: Any) -> None:
 
 
 def _affine(op: Any, self: Tensor, generator: Any, scale: float, shift: float) -> Tensor:
-    out = draw(op, tuple(self.shape), dtypes.float32 if self.dtype.itemsize < 8 else self.dtype, generator)
+    out = draw(op, tuple(self.shape), dtypes.float32 if self.dtype.itemsize < 8 else self.dtype, generator, device=self.device)
     return out * scale + shift
 
 
 _fill_random("uniform_", lambda self, generator, a=0.0, b=1.0, **kw: _affine(uniform_, self, generator, kw.get("to", b) - kw.get("from", a), kw.get("from", a)))
 _fill_random("normal_", lambda self, generator, mean=0.0, std=1.0: _affine(normal_, self, generator, std, mean))
-_fill_random("bernoulli_", lambda self, generator, p=0.5: (draw(uniform_, tuple(self.shape), dtypes.float32, generator) < p).to(self.dtype))
-_fill_random("random_", lambda self, generator, low=0, high=None: draw(integers_, tuple(self.shape), dtypes.int64, generator, (low if high is not None else 0, high if high is not None else (low or 2**24))).to(self.dtype))
+_fill_random("bernoulli_", lambda self, generator, p=0.5: (draw(uniform_, tuple(self.shape), dtypes.float32, generator, device=self.device) < p).to(self.dtype))
+_fill_random("random_", lambda self, generator, low=0, high=None: draw(integers_, tuple(self.shape), dtypes.int64, generator, (low if high is not None else 0, high if high is not None else (low or 2**24)), self.device).to(self.dtype))
 METHODS["fill_"] = lambda self, value: inplace(full_, self, (value.item() if isinstance(value, Tensor) else value,), (tuple(self.shape), self.dtype))
 METHODS["zero_"] = lambda self: inplace(full_, self, (0,), (tuple(self.shape), self.dtype))

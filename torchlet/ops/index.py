@@ -14,7 +14,7 @@ from torchlet.expr import Expr, call
 from torchlet.expr import cast as cast_expr
 from torchlet.expr import where as select_expr
 from torchlet.index import Index
-from torchlet.op import Op, ScatterAdd, Select, apply, define
+from torchlet.op import OPS, Check, Op, ScatterAdd, Select, apply, define
 from torchlet.ops.create import full_
 from torchlet.ops.methods import copy_, fill_, tensor
 from torchlet.ops.pointwise import cast, where, where_
@@ -26,23 +26,33 @@ from torchlet.tensor import Tensor, wrap
 _rng = np.random.default_rng(5)
 _UNSIGNED = {np.dtype(f"i{n}"): np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 
-# A captured program checks positions when the tensor that holds them is known: op -> function(input shapes, attributes) ->
-# (which input holds positions, smallest legal one, first illegal one, the dimension they point into).
-BOUNDS: dict[str, Callable[[Sequence[tuple[int, ...]], tuple[Any, ...]], list[tuple[int, int, int, int]]]] = {}
+# (input shapes, attributes) -> (which input holds positions, smallest legal one, first illegal one, the dimension they point into)
+Bounds = Callable[[Sequence[tuple[int, ...]], tuple[Any, ...]], list[tuple[int, int, int, int]]]
+
+
+def bounds(name: str, rule: Bounds) -> Check:
+    """The check of an operator whose positions are data: IndexError naming the operator, the position and the size."""
+
+    def test(values: Sequence[Any], attrs: tuple[Any, ...]) -> None:
+        for k, low, high, dim in rule([np.shape(v) if isinstance(v, int | float) else v.shape for v in values], attrs):
+            a = values[k]
+            if not isinstance(a, np.ndarray) or not a.size or a.dtype.kind not in "iu":
+                continue
+            unsigned = _UNSIGNED.get(a.dtype)
+            if low == 0 and (a if unsigned is None else a.view(unsigned)).max() < high:  # a negative one is huge as unsigned
+                continue
+            bad = a[(a < low) | (a >= high)]
+            if bad.size:
+                raise IndexError(f"{name}: index {int(bad[0])} is out of bounds for dimension {dim} with size {high}")
+
+    return Check(lambda specs, attrs: [k for k, *_ in rule([s.shape for s in specs], attrs)], test)
 
 
 def check_bounds(name: str, arrays: Sequence[Any], attrs: tuple[Any, ...]) -> None:
     """Raise IndexError naming the operator, the position and the size where an array of positions points outside."""
-    for k, low, high, dim in BOUNDS[name]([np.shape(a) for a in arrays], attrs):
-        a = arrays[k]
-        if not a.size:
-            continue
-        unsigned = _UNSIGNED.get(a.dtype)
-        if low == 0 and (a if unsigned is None else a.view(unsigned)).max() < high:  # a negative one is huge as unsigned
-            continue
-        bad = a[(a < low) | (a >= high)]
-        if bad.size:
-            raise IndexError(f"{name}: index {int(bad[0])} is out of bounds for dimension {dim} with size {high}")
+    check = OPS[name].check
+    assert check is not None
+    check.test(arrays, attrs)
 
 
 def _integer(name: str, s: Spec) -> None:
@@ -107,8 +117,8 @@ gather_: Op = define(
     "gather", ("x", "index"), _gather_np, _gather_spec,
     Select(lambda out, load, specs, dim: load(0, _along(out, at(load(1, out)), dim))), ("dim",),
     {"x": lambda g, index, x_spec, dim: apply(scatter_sum_, (g, index), (x_spec.shape, dim))}, _lines,
+    check=bounds("gather", lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]),
 )
-BOUNDS["gather"] = lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]
 
 
 def _scatter_sum_np(source: Any, index: Any, shape: tuple[int, ...], dim: int) -> Any:
@@ -126,8 +136,8 @@ scatter_sum_: Op = define(
     {"source": lambda g, index, dim: apply(gather_, (g, index), (dim,))},
     lambda: [((_rng.standard_normal((3, 2)), _rng.integers(0, 4, (3, 2))), ((3, 4), 1))],
     doc="Zeros of `shape` with every element of the source added at its position along `dim`: the gradient of gather.",
+    check=bounds("scatter_sum", lambda shapes, attrs: [(1, 0, attrs[0][attrs[1]], attrs[1])]),
 )
-BOUNDS["scatter_sum"] = lambda shapes, attrs: [(1, 0, attrs[0][attrs[1]], attrs[1])]
 
 
 def _scatter_spec(x: Spec, index: Spec, src: Spec, dim: int) -> Spec:
@@ -160,8 +170,8 @@ scatter_: Op = define(
     },
     lambda: [((_rng.standard_normal((3, 4)), np.array([[0, 2], [1, 3], [3, 0]]), _rng.standard_normal((3, 2))), (1,))],
     doc="The input with src put at the positions along `dim`; where two meet, one of them wins.",
+    check=bounds("scatter", lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]),
 )
-BOUNDS["scatter"] = lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]
 
 
 def _grown(g: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -267,8 +277,8 @@ index_select_: Op = define(
     ("dim",),
     {"x": lambda g, index, x_spec, dim: apply(index_sum_, (g, index), (x_spec.shape[dim], dim))},
     lambda: [((_rng.standard_normal((3, 4)), np.array([2, 0, 2])), (d,)) for d in (0, 1)],
+    check=bounds("index_select", lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]),
 )
-BOUNDS["index_select"] = lambda shapes, attrs: [(1, 0, shapes[0][attrs[0]], attrs[0])]
 
 
 def _index_sum_np(source: Any, index: Any, size: int, dim: int) -> Any:
@@ -286,8 +296,8 @@ index_sum_: Op = define(
     {"source": lambda g, index, dim: apply(index_select_, (g, index), (dim,))},
     lambda: [((_rng.standard_normal((3, 4)), np.array([2, 0, 2])), (5, 0)), ((_rng.standard_normal((4, 3)), np.array([2, 0, 2])), (3, 1))],
     doc="Zeros with each slice of the source added at its position along `dim`: the gradient of index_select.",
+    check=bounds("index_sum", lambda shapes, attrs: [(1, 0, attrs[0], attrs[1])]),
 )
-BOUNDS["index_sum"] = lambda shapes, attrs: [(1, 0, attrs[0], attrs[1])]
 
 
 @public()
@@ -380,8 +390,8 @@ embedding_: Op = define(
     "embedding", ("weight", "index"), _embedding_np, _embedding_spec,
     Select(lambda out, load, specs, padding_idx: load(0, (at(load(1, out[:-1])), out[-1]))), ("padding_idx",), {"weight": _embedding_grad},
     lambda: [((_rng.standard_normal((5, 3)), np.array([[0, 4, 2], [4, 4, 1]])), (p,)) for p in (None, 4)],
+    check=bounds("embedding", lambda shapes, attrs: [(1, 0, shapes[0][0], 0)]),
 )
-BOUNDS["embedding"] = lambda shapes, attrs: [(1, 0, shapes[0][0], 0)]
 
 
 @public(method=False)
@@ -475,8 +485,8 @@ index_advanced_: Op = define(
     Select(lambda out, load, specs, dims: load(0, _advanced_source(out, load, specs, specs[0].shape, dims))), ("dims",),
     {"x": lambda g, indices, x_spec, dims: apply(index_advanced_sum_, (g, *indices), (x_spec.shape, dims))}, _samples_advanced,
     doc="x[…, i, …, j, …] with integer tensors i, j at the dimensions `dims`, which are broadcast together.",
+    check=bounds("index_advanced", _advanced_bounds(1)),
 )
-BOUNDS["index_advanced"] = _advanced_bounds(1)
 
 
 def _advanced_sum_np(source: Any, *args: Any) -> Any:
@@ -504,8 +514,8 @@ index_advanced_sum_: Op = define(
         ((_rng.standard_normal((2, 4, 5)), np.array([2, 0, -1, 2]), np.array([[1], [3]])), ((3, 4, 5), (0, 1))),
     ],
     doc="Zeros of `shape` with every element of the source added where index_advanced takes it from.",
+    check=bounds("index_advanced_sum", lambda shapes, attrs: [(k + 1, -attrs[0][d], attrs[0][d], d) for k, d in enumerate(attrs[1])]),
 )
-BOUNDS["index_advanced_sum"] = lambda shapes, attrs: [(k + 1, -attrs[0][d], attrs[0][d], d) for k, d in enumerate(attrs[1])]
 
 
 def _index_put_spec(x: Spec, values: Spec, *args: Any) -> Spec:
@@ -543,8 +553,8 @@ index_put_: Op = define(
         ((_rng.standard_normal((3, 4)), 2.5, np.array([2, 0]), np.array([1, -1])), ((0, 1),)),
     ],
     doc="x with values (broadcast) put at integer positions; where two meet, the last wins.",
+    check=bounds("index_put", lambda shapes, attrs: [(k + 2, -shapes[0][d], shapes[0][d], d) for k, d in enumerate(attrs[0])]),
 )
-BOUNDS["index_put"] = lambda shapes, attrs: [(k + 2, -shapes[0][d], shapes[0][d], d) for k, d in enumerate(attrs[0])]
 
 
 def _nonzero_spec(x: Spec) -> Spec:

@@ -211,7 +211,7 @@ def _erfcx(x: float) -> float:
     if x < 25:
         return math.exp(x * x) * math.erfc(x)
     z = 1 / (x * x)
-    return (1 - z / 2 + 3 * z * z / 4) / (x * math.sqrt(math.pi))
+    return (1 - z / 2 + 3 * z * z / 4 - 15 * z**3 / 8) / (x * math.sqrt(math.pi))
 
 
 extern("erfcx", _each(_erfcx), lambda g, x, out: g * (2 * x * out - _TWO_OVER_SQRT_PI), in_special=True)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import autograd, dtypes, printing
+from torchlet import autograd, dtypes, printing, storage
 from torchlet.autograd import OpNode, edge_of, force, inplace
 from torchlet.dtypes import dtype as DType
 from torchlet.op import STATE, apply
 from torchlet.ops.create import finish, full_
+from torchlet.ops.place import place_of, to_device_
 from torchlet.ops.pointwise import cast, cast_, clone_
 from torchlet.ops.public import FUNCTIONS, METHODS, public
 from torchlet.ops.view import detach_ as detach_op
@@ -19,6 +20,7 @@ from torchlet.spec import CPU, Size, Spec, normalize_dim
 from torchlet.spec import broadcast_shapes as common_shape
 from torchlet.spec import device as Device
 from torchlet.spec import result_type as common_dtype
+from torchlet.storage import DeviceArray, as_host
 from torchlet.tensor import Array, Node, Tensor, address, share, wrap
 
 # ------------------------------------------------------------------------------------------------ from data to tensors
@@ -53,7 +55,8 @@ def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
 
 def _values(data: Any) -> Any:
     if isinstance(data, Tensor):
-        return force(data).tolist() if data.dtype is not dtypes.bfloat16 else force(data).astype(np.float32).tolist()
+        array = as_host(force(data))
+        return array.tolist() if data.dtype is not dtypes.bfloat16 else array.astype(np.float32).tolist()
     return [_values(x) for x in data] if isinstance(data, list | tuple) else data
 
 
@@ -71,7 +74,9 @@ def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, require
     Python floats get the default dtype, ints int64, bools bool; arrays and tensors keep theirs. Raises ValueError for ragged
     sequences, TypeError for element types that are no numbers, RuntimeError for integers that shall require grad.
     """
-    source = force(data) if isinstance(data, Tensor) else _array_of(data, "tensor", dtype)
+    source = as_host(force(data)) if isinstance(data, Tensor) else _array_of(data, "tensor", dtype)
+    if device is None and isinstance(data, Tensor):
+        device = data.device
     array = _checked(source, dtype)
     t = wrap(
         np.array(array, copy=True, order="C")
@@ -146,6 +151,7 @@ def item(self: Tensor) -> Any:
         a = force(self)
     if a.size != 1:
         raise RuntimeError(f"a Tensor with {a.size} elements cannot be converted to Scalar")
+    a = as_host(a)
     return float(a.reshape(())) if a.dtype == dtypes.bfloat16.np else a.item()
 
 
@@ -163,6 +169,12 @@ def numpy(self: Tensor, *, force: bool = False) -> Array:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
         self = apply(detach_op, (self,))
     a = autograd.force(self)
+    if self._meta.device is not CPU:
+        if force:
+            return as_host(a)
+        raise TypeError(
+            f"can't convert {self._meta.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
     self._store.exported = True
     share(self)
     return a
@@ -223,7 +235,9 @@ def _repr(self: Tensor) -> str:
     if self._meta.requires_grad:
         node = grad_fn(self)
         notes.append("requires_grad=True" if node is None else f"grad_fn={node!r}")
-    return printing.tensor_text(force(self), self._meta.dtype, notes)
+    if self._meta.device is not CPU:
+        notes.insert(0, f"device='{self._meta.device}'")
+    return printing.tensor_text(as_host(force(self)), self._meta.dtype, notes)
 
 
 METHODS |= {
@@ -291,10 +305,10 @@ def element_size(self: Tensor) -> int:
 def storage_offset(self: Tensor) -> int:
     """Elements between the start of the memory and the first element."""
     a = force(self)
-    owner = a
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    return (a.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // a.itemsize
+    owner: Any = a
+    while isinstance(base := owner.owner if isinstance(owner, DeviceArray) else owner.base, np.ndarray | DeviceArray):
+        owner = base
+    return (storage.address(a) - storage.address(owner)) // a.itemsize
 
 
 @public(function=False)
@@ -333,22 +347,14 @@ METHODS |= {
     "itemsize": property(lambda self: self._meta.dtype.itemsize, doc="Bytes of one element."),
     "nbytes": property(lambda self: self._meta.numel * self._meta.dtype.itemsize, doc="Bytes of all elements."),
     "_version": property(lambda self: self._store.version, doc="How often the memory was overwritten."),
-    "is_pinned": lambda self: False,
+    "is_pinned": lambda self: self._meta.device is CPU and storage.is_pinned(force(self)),
     "is_same_size": lambda self, other: self.shape == other.shape,
-    "is_set_to": lambda self, tensor: force(self).__array_interface__ == force(tensor).__array_interface__,
+    "is_set_to": lambda self, tensor: (
+        address(self) == address(tensor) and self._meta.replace(shared=True, requires_grad=False) is tensor._meta.replace(shared=True, requires_grad=False)
+    ) if force(self) is not None and force(tensor) is not None else False,
 }
 
 # ------------------------------------------------------------------------------------------------ conversion
-
-
-def _place(where: Any) -> None:
-    """Raises RuntimeError for a device that is not there."""
-    place = Device(where)
-    if place is not CPU:
-        raise RuntimeError(
-            f"to: device '{place}'; expected 'cpu', the only device that eager tensors live on here\nhelp: ask "
-            "torchlet.cuda.is_available() first"
-        )
 
 
 @public(function=False)
@@ -367,15 +373,18 @@ def to(
             dtype = arg
         elif isinstance(arg, Tensor):
             dtype, device = arg.dtype, arg.device
-        elif arg is not None and not isinstance(arg, bool):  # a bool is non_blocking, which says nothing on the CPU
+        elif isinstance(arg, bool):
+            non_blocking = arg
+        elif arg is not None:
             if not isinstance(arg, str | int | Device):
                 raise TypeError(f"to: argument of type {type(arg).__name__}; expected a dtype, a device or a Tensor")
             device = arg
-    if device is not None and device is not CPU:
-        _place(device)
+    out = self
     if dtype is not None and dtype is not self._meta.dtype:
-        return apply(cast_, (self,), (dtype,))
-    return apply(clone_, (self,)) if copy else self
+        out = apply(cast_, (out,), (dtype,))
+    if device is not None and device is not self._meta.device and (place := place_of(device)) is not self._meta.device:
+        out = apply(to_device_, (out,), (place, non_blocking))
+    return apply(clone_, (out,)) if copy and out is self else out
 
 
 def _converter(name: str, d: DType) -> None:
@@ -410,7 +419,21 @@ def cpu(self: Tensor, memory_format: Any = None) -> Tensor:
 @public(function=False)
 def cuda(self: Tensor, device: Any = None, non_blocking: bool = False) -> Tensor:
     """The tensor on a CUDA device. Raises RuntimeError where there is none."""
-    return to(self, Device("cuda", 0) if device is None else Device(device))
+    return to(self, Device("cuda") if device is None else Device(device), non_blocking=non_blocking)
+
+
+@public(function=False)
+def pin_memory(self: Tensor, device: Any = None) -> Tensor:
+    """A copy in memory that a CUDA device reads directly, so that `to(device, non_blocking=True)` does not wait; itself where it lies there."""
+    if self._meta.device is not CPU:
+        raise RuntimeError(f"cannot pin '{_TYPE_NAMES[self._meta.dtype]}Tensor' of {self._meta.device}; only dense CPU tensors can be pinned")
+    source = force(self)
+    return self if storage.is_pinned(source) else wrap(storage.pinned(source))
+
+
+@public(function=False)
+def record_stream(self: Tensor, stream: Any) -> None:
+    """Nothing has to be told: memory is used again only when every stream has passed the point where it was freed."""
 
 
 @public(function=False)
@@ -437,7 +460,7 @@ def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
 
 def _new(name: str, make: str) -> None:
     def f(self: Tensor, *args: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
-        return FUNCTIONS[make](*args, dtype=dtype or self._meta.dtype, device=device, requires_grad=requires_grad)  # type: ignore[no-any-return]
+        return FUNCTIONS[make](*args, dtype=dtype or self._meta.dtype, device=device or self._meta.device, requires_grad=requires_grad)  # type: ignore[no-any-return]
 
     f.__name__, f.__qualname__, f.__doc__ = name, name, f"`torchlet.{make}` with this tensor's dtype and device unless given."
     METHODS[name] = f
@@ -450,7 +473,7 @@ for _name in ("zeros", "ones", "empty", "full"):
 @public(function=False)
 def new_tensor(self: Tensor, data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """`torchlet.tensor` with this tensor's dtype unless given."""
-    return tensor(data, dtype=dtype or self._meta.dtype, device=device, requires_grad=requires_grad)
+    return tensor(data, dtype=dtype or self._meta.dtype, device=device or self._meta.device, requires_grad=requires_grad)
 
 
 @public("fill_", function=False)
@@ -641,6 +664,9 @@ def backward(
     `gradient` weights the elements; a tensor of one element needs none. Raises RuntimeError where there is nothing to go back
     through, on a second call without `retain_graph`, and where saved values were overwritten.
     """
+    run = STATE.run
+    if run is not None and inputs is None and run.follow_backward((self,), (gradient,), bool(create_graph if retain_graph is None else retain_graph), create_graph, None):
+        return
     only = None if inputs is None else [inputs] if isinstance(inputs, Tensor) else list(inputs)
     autograd.backward((self,), (gradient,), create_graph if retain_graph is None else retain_graph, create_graph, only)
 
@@ -662,7 +688,7 @@ METHODS |= {
 @public()
 def equal(input: Tensor, other: Tensor) -> bool:
     """True if shapes and all elements are equal (NaN equals nothing)."""
-    return input._meta.shape == other._meta.shape and bool(np.array_equal(force(input), force(other)))
+    return input._meta.shape == other._meta.shape and bool(np.array_equal(as_host(force(input)), as_host(force(other))))
 
 
 @public()
@@ -717,7 +743,7 @@ def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
             "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment.\nhelp: copy "
             ".detach()"
         )
-    out = _rebuild(np.array(force(self), copy=True, order="C"), self._meta.requires_grad)
+    out = _rebuild(storage.copy(force(self)), self._meta.requires_grad)
     out.__class__ = self.__class__
     if self._grad is not None:
         out._grad = _deepcopy(self._grad, memo)
@@ -725,21 +751,22 @@ def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
     return out
 
 
-def _rebuild(array: Array, requires_grad: bool) -> Tensor:
-    t = wrap(array)
+def _rebuild(array: Any, requires_grad: bool, place: str = "cpu") -> Tensor:
+    t = wrap(array if place == "cpu" else storage.transfer(array, place_of(place)))
     t._meta = t._meta.replace(requires_grad=requires_grad)
     return t
 
 
 def _reduce(self: Tensor, protocol: Any) -> Any:
-    return _rebuild, (np.ascontiguousarray(force(self)).reshape(self._meta.shape), self._meta.requires_grad)
+    array = np.ascontiguousarray(as_host(force(self))).reshape(self._meta.shape)
+    return _rebuild, (array, self._meta.requires_grad, str(self._meta.device))
 
 
 def _dlpack(self: Tensor, **kwargs: Any) -> Any:
     return numpy(self).__dlpack__(**kwargs)
 
 
-METHODS |= {"__deepcopy__": _deepcopy, "__reduce_ex__": _reduce, "__dlpack__": _dlpack, "__dlpack_device__": lambda self: (1, 0)}
+METHODS |= {"__deepcopy__": _deepcopy, "__reduce_ex__": _reduce, "__dlpack__": _dlpack, "__dlpack_device__": lambda self: (1, 0) if self._meta.device is CPU else (2, self._meta.device.index)}
 
 
 @public(method=False)

@@ -106,7 +106,7 @@ class ValuesIndices(NamedTuple):
     indices: Tensor
 
 
-def _named(name: str) -> type[ValuesIndices]:
+def named(name: str) -> type[ValuesIndices]:
     """A result type that prints as PyTorch's does."""
 
     def text(self: Any) -> str:
@@ -115,7 +115,7 @@ def _named(name: str) -> type[ValuesIndices]:
     return type(name, (ValuesIndices,), {"__slots__": (), "__repr__": text})
 
 
-RETURN_TYPES = {name: _named(name) for name in ("max", "min", "sort", "topk", "median", "kthvalue", "mode")}
+RETURN_TYPES = {name: named(name) for name in ("max", "min", "sort", "topk", "median", "kthvalue", "mode")}
 
 
 def _argsort_np(x: Any, dim: int, descending: bool) -> Any:
@@ -323,7 +323,7 @@ searchsorted_: Op = define("searchsorted", ("sorted_sequence", "values"), _searc
 @public(method=False)
 def searchsorted(sorted_sequence: Tensor, input: Any, *, right: bool = False, side: str | None = None) -> Tensor:
     """The int64 positions where values would be inserted to keep the order; `right` puts them after equal ones."""
-    values = input if isinstance(input, Tensor) else wrap(np.asarray(input, sorted_sequence.dtype.np))
+    values = input if isinstance(input, Tensor) else wrap(np.asarray(input, sorted_sequence.dtype.np)).to(sorted_sequence.device)
     return apply(searchsorted_, (sorted_sequence, values), (right or side == "right",))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +12,7 @@ import numpy as np
 from torchlet import dtypes
 from torchlet.autograd import inplace
 from torchlet.expr import Expr, call, cast as cast_expr, const, where as select
-from torchlet.op import Op, Pointwise, apply, define, pointwise
+from torchlet.op import Check, Op, Pointwise, apply, define, pointwise
 from torchlet.ops.public import METHODS, as_tensor_like, binary_public, dunder, inplace_dunder, operand, public, unary_public
 from torchlet.spec import Spec
 from torchlet.tensor import Tensor
@@ -38,11 +38,12 @@ def unary(
 def binary(
     name: str, np_function: Callable[..., Any], grads: tuple[Callable[..., Any], Callable[..., Any]] | None = None, result: str = "same",
     low: float = -2.0, high: float = 2.0, function: Callable[..., Expr] | None = None, reject: tuple[str, ...] = (),
+    check: Check | None = None,
 ) -> Op:
     """Enter a two-input operator."""
     return pointwise(
         name, ("a", "b"), np_function, function, result=result, vjp=dict(zip("ab", grads, strict=True)) if grads else None,
-        samples=draw((3, 4), (4,), low=low, high=high), reject=reject,
+        samples=draw((3, 4), (4,), low=low, high=high), reject=reject, check=check,
     )
 
 
@@ -60,16 +61,28 @@ def _floor_divide(a: Any, b: Any) -> Any:
     return np.floor_divide(a, b) if np.asarray(a).dtype.kind == "f" else np.floor_divide(a, _nonzero(b))
 
 
+def _not_negative(b: Any) -> None:
+    if np.any(np.asarray(b) < 0):
+        raise RuntimeError("pow: Integers to negative integer powers are not allowed.")
+
+
 def _nonzero(b: Any) -> Any:
     if np.any(np.asarray(b) == 0):
         raise RuntimeError("ZeroDivisionError")
     return b
 
 
-floor_divide_ = binary("floor_divide", _floor_divide, result="same", low=0.5, function=lambda a, b: call("floordiv", a, b))
+def _whole(specs: Sequence[Any], attrs: tuple[Any, ...]) -> tuple[int, ...]:
+    """Integers alone can be divided by 0: the divisor decides."""
+    return () if any(s.dtype.is_floating_point or s.dtype.is_complex for s in specs) else (1,)
+
+
+_DIVIDES = Check(_whole, lambda values, attrs: None if isinstance(values[1], Spec) else _nonzero(values[1]))
+floor_divide_ = binary("floor_divide", _floor_divide, result="same", low=0.5, function=lambda a, b: call("floordiv", a, b), check=_DIVIDES)
 remainder_ = binary(
     "remainder", lambda a, b: np.remainder(a, b if np.asarray(b).dtype.kind not in "biu" else _nonzero(b)),
     (lambda g: g, lambda g, a, b: -g * floor_divide(a, b)), low=0.5, function=lambda a, b: call("mod", a, b),
+    check=_DIVIDES,
 )
 fmod_ = binary("fmod", np.fmod, (lambda g: g, lambda g, a, b: -g * trunc(a / b)), low=0.5)
 maximum_ = binary("maximum", np.maximum, (lambda g, a, b: g * _share(a, b, ge), lambda g, a, b: g * _share(b, a, ge)))
@@ -77,7 +90,7 @@ minimum_ = binary("minimum", np.minimum, (lambda g, a, b: g * _share(a, b, le), 
 pow_ = binary(
     "pow", np.power,
     (lambda g, a, b: g * b * apply(pow_, (a, b - 1)), lambda g, a, b, out: where(b > 0, where(a.eq(0), 0.0, g * out * log(where(a.eq(0), 1.0, a))), g * out * log(a))),
-    low=0.5,
+    low=0.5, check=Check(_whole, lambda values, attrs: None if isinstance(values[1], Spec) else _not_negative(values[1])),
 )
 atan2_ = binary("atan2", np.arctan2, (lambda g, a, b: g * b / (a * a + b * b), lambda g, a, b: -g * a / (a * a + b * b)), result="float", low=0.5)
 binary_public(floor_divide_)
@@ -96,7 +109,9 @@ def _share(a: Any, b: Any, compare: Callable[[Any, Any], Tensor]) -> Tensor:
 
 def conjugate(x: Any) -> Any:
     """The complex conjugate of a tensor or number; real ones as they are."""
-    return x.conj() if (x._meta.dtype.is_complex if isinstance(x, Tensor) else isinstance(x, complex)) else x
+    if isinstance(x, Tensor):
+        return x.conj() if x._meta.dtype.is_complex else x
+    return x.conjugate() if isinstance(x, complex) else x
 
 
 def _scaled(op: Op, a: Any, b: Any, alpha: Any) -> tuple[Any, Any]:

@@ -7,10 +7,11 @@ of steps is a plain number in `state` (a changing number is data to the compiler
 from __future__ import annotations
 
 import copy
+import itertools
+import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Any
 
 from torchlet import dtypes, ops
@@ -72,7 +73,7 @@ class Optimizer:
             warnings.warn(
                 "optimizer contains a parameter group with duplicate parameters; in future, this will cause an error", stacklevel=3
             )
-        known = set(chain.from_iterable(g["params"] for g in self.param_groups))
+        known = set(itertools.chain.from_iterable(g["params"] for g in self.param_groups))
         if any(("param_names" in g) != ("param_names" in param_group) for g in self.param_groups):
             words = "with names" if "param_names" in param_group else "without names"
             raise ValueError(f"all optimizer param groups should be with/without names. cannot add param group {words} to the optimizer")
@@ -95,14 +96,15 @@ class Optimizer:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of all parameters (`set_to_none=False`: fill them with zeros)."""
         for group in self.param_groups:
+            if set_to_none:
+                for p in group["params"]:
+                    p._grad = None
+                continue
             for p in group["params"]:
                 grad = p.grad
                 if grad is not None:
-                    if set_to_none:
-                        p.grad = None
-                    else:
-                        with no_grad():
-                            (grad.detach_() if not is_leaf(grad) else grad.requires_grad_(False)).zero_()
+                    with no_grad():
+                        (grad.detach_() if not is_leaf(grad) else grad.requires_grad_(False)).zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """State and options with parameters as numbers: {"state": {0: {…}}, "param_groups": [{…, "params": [0]}]}."""
@@ -133,7 +135,7 @@ class Optimizer:
         if any(len(g["params"]) != len(s["params"]) for g, s in zip(groups, saved, strict=True)):
             raise ValueError("loaded state dict contains a parameter group that doesn't match the size of optimizer's group")
         parameter = dict(
-            zip(chain.from_iterable(s["params"] for s in saved), chain.from_iterable(g["params"] for g in groups), strict=True)
+            zip(itertools.chain.from_iterable(s["params"] for s in saved), itertools.chain.from_iterable(g["params"] for g in groups), strict=True)
         )
         state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
         for key, value in state_dict["state"].items():
@@ -181,10 +183,13 @@ def number(value: Any) -> float:
     return value.item() if isinstance(value, Tensor) else value  # type: ignore[no-any-return]
 
 
+_get_grad = operator.attrgetter("_grad")
+
+
 def with_grads(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters that have a gradient, and their gradients."""
-    grads = [p._grad for p in params]
-    if [1 for g in grads if g is None]:
+    grads = list(map(_get_grad, params))
+    if not all(map(operator.is_not, grads, itertools.repeat(None))):
         params = [p for p in params if p._grad is not None]
         return params, [p._grad for p in params]  # type: ignore[misc]
     return params, grads  # type: ignore[return-value]

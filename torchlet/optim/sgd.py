@@ -8,6 +8,7 @@ from typing import Any
 from torchlet import ops
 from torchlet.op import apply_update, update
 from torchlet.optim.optimizer import Optimizer, number, with_grads
+from torchlet.tensor import Tensor
 
 __all__ = ["SGD"]
 
@@ -81,12 +82,14 @@ class SGD(Optimizer):
             params, grads = with_grads(group["params"])
             if not params:
                 continue
-            weight_decay, momentum = group["weight_decay"], number(group["momentum"])
+            weight_decay, momentum, lr = group["weight_decay"], group["momentum"], group["lr"]
+            if lr.__class__ is not float or isinstance(momentum, Tensor):
+                lr, momentum = number(lr), number(momentum)
             decays, maximize = weight_decay != 0, bool(group["maximize"])
             if momentum == 0:
-                apply_update(sgd, (params, grads), (number(group["lr"]), weight_decay), (decays, maximize))
+                apply_update(sgd, (params, grads), (lr, weight_decay), (decays, maximize))
                 continue
-            scalars = (number(group["lr"]), weight_decay, momentum, 1 - group["dampening"])
+            scalars = (lr, weight_decay, momentum, 1 - group["dampening"])
             flags = decays, maximize, bool(group["nesterov"])
             buffers: Tensors = [s.get("momentum_buffer") for s in map(state.__getitem__, params)]
             new = [i for i, b in enumerate(buffers) if b is None]

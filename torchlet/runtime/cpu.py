@@ -113,15 +113,17 @@ class Program:
         self._program = _Program(
             ctypes.addressof(self._table), len(launches), ctypes.addressof(self.pointers), ctypes.addressof(self.scalars)
         )
-        self._argument = ctypes.byref(self._program)  # made once: with no argtypes a call costs half a microsecond less
-        self._run = runtime().tl_run
+        # `if native(argument): fail()` is a run, for callers that save the frame of `run`
+        self.argument = ctypes.byref(self._program)  # made once: with no argtypes a call costs half a microsecond less
+        self.native = runtime().tl_run
 
     def run(self) -> None:
         """Run all launches. Raises IndexError when a data-dependent position was outside its buffer."""
-        if self._run(self._argument):
-            self._raise()
+        if self.native(self.argument):
+            self.fail()
 
-    def _raise(self) -> None:
+    def fail(self) -> None:
+        """Raise what the last run met: IndexError naming the kernel, the position and the size."""
         index, size = ctypes.c_int64(), ctypes.c_int64()
         launch = runtime().tl_take_error(ctypes.byref(index), ctypes.byref(size))
         if 0 < launch <= len(self.names):

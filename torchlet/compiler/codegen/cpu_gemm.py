@@ -72,6 +72,8 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
         else:
             operands.append(plain)
     lines += _tile_function(kernel, product)
+    touch = _touch_function(kernel, product)
+    lines += touch
     c = Scopes(kernel)
     c.open(f"void {kernel.name}(char *const *restrict b, const int64_t *restrict s, int tid, int nth)")
     c.declare_arguments()
@@ -83,7 +85,7 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
 
     def launch(thread: str) -> None:
         at = [text.replace("%", offset) for text, offset in zip(operands, offsets, strict=True)]
-        c.line(f"const tl_gemm_{suffix} g = {{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, &env}};")
+        c.line(f"const tl_gemm_{suffix} g = {{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {f'{kernel.name}_touch' if touch else 0}, &env}};")
         c.line(f"{run}(&g, {thread});")
 
     if not product.batch:
@@ -204,6 +206,32 @@ def _tile_function(kernel: Kernel, product: Product) -> list[str]:
     column = _open_flat(c, dot.n, "col", may_vectorize(roots, list(product.stores), dot.n[-1] if dot.n else None))
     c.values[dot.name] = (f"t[({row} - row0) * ld + ({column} - col0)]", len(c.scopes) - 1)
     c.stores(product.stores)
+    c.close()
+    c.close()
+    c.close()
+    return c.scopes[0].lines
+
+
+def _touch_function(kernel: Kernel, product: Product) -> list[str]:
+    """Prefetches of what the tile function reads and writes per element, where it reads such memory at all: an update of a weight and
+    its moments would otherwise wait for the cache line after line, with the arithmetic idle (measured: 1.5 times slower)."""
+    if len(product.dot.m) != 1 or len(product.dot.n) != 1:
+        return []
+    (row,), (column,) = product.dot.m, product.dot.n
+
+    def streams(index: Index) -> bool:
+        return index.is_affine() and index.coefficient(column) == 1 and index.coefficient(row) >= column.extent
+
+    loads = [e for e in walk(*_store_roots(product.stores)) if e.op == "load" and streams(e.attr[1])]  # type: ignore[index]
+    if not loads:
+        return []
+    places = dict.fromkeys([(e.attr[0], e.attr[1]) for e in loads] + [(s.buffer, s.index) for s in product.stores if streams(s.index)])  # type: ignore[index]
+    c = _begin(kernel, product, f"static void {kernel.name}_touch(const tl_env *env, int64_t row0, int64_t row1, int64_t col0, int64_t col1)")
+    _open_flat(c, product.dot.m, "row", simd=False)
+    c.open(f"for (int64_t {c.axis[column]} = col0; {c.axis[column]} < col1; {c.axis[column]} += 16)", axes=(column,))
+    written = {s.buffer for s in product.stores}
+    for buffer, index in places:
+        c.line(f"__builtin_prefetch(&{c.pointer[buffer]}[{c.position(index, top=True)}], {int(buffer in written)});")
     c.close()
     c.close()
     c.close()

@@ -276,6 +276,11 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                         T *to = sums + (i - i0) * wide;
                         N_(kernel) kernel = N_(kernels)[N_(pack_rows)(g, &a, m, i, height, k0, k1, rows)][height];
                         for (int64_t q = q0; q < q1; q++) {
+                            if (g->touch && c == slices - 1) {
+                                const int64_t to_row = i + height, from = q * NR, to_column = TL_MIN(from + NR, n);
+                                if (swapped) g->touch(g->env, from, to_column, i, to_row);
+                                else g->touch(g->env, i, to_row, from, to_column);
+                            }
                             if (direct && (q + 1) * NR <= n) kernel(k1 - k0, rows, b.p + q * NR + k0 * b.col, b.col, to + (q - q0) * NR, wide, c > 0);
                             else kernel(k1 - k0, rows, packed + (direct ? 0 : q - g0) * panel_size + k0 * NR, NR, to + (q - q0) * NR, wide, c > 0);
                         }

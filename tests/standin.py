@@ -1,0 +1,142 @@
+"""A stand-in for a GPU: csrc/libcuda_stub.c as the driver, and launches that run the kernel's loop nest in NumPy on "device" memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchlet import storage
+from torchlet.compiler import eager, launch
+from torchlet.compiler.codegen.triton import TritonKernel
+from torchlet.compiler.interpret import interpret_kernel
+from torchlet.config import config
+from torchlet.runtime.cuda import Function, LaunchInfo, devices as device_module, driver
+
+SOURCE = Path(__file__).with_name("csrc") / "libcuda_stub.c"
+CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+_SIZE = {"i1": 1, "i8": 1, "u8": 1, "i16": 2, "i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
+_READ: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double}
+
+
+class StandIn:
+    """The loaded stub. `kernels` maps function handles to what they compute, `runs` lists the names of kernels that ran."""
+
+    def __init__(self, path: Path):
+        self.library = ctypes.CDLL(str(path))
+        self.library.stub_fail.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+        self.library.stub_limit.argtypes = [ctypes.c_size_t]
+        self.kernels: dict[int, TritonKernel] = {}
+        self.runs: list[str] = []
+        runner = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, *[ctypes.POINTER(ctypes.c_uint)] * 2, ctypes.c_uint, ctypes.POINTER(ctypes.c_uint64))
+        describer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(ctypes.c_int))
+        self.callbacks = runner(self._run), describer(self._describe)
+        self.library.stub_on_launch(*self.callbacks)
+
+    def __getattr__(self, name: str) -> int:
+        """A counter or a property of the device, `stub_NAME`."""
+        return self._number(name).value
+
+    def set(self, **values: int) -> None:
+        """Change properties of the device."""
+        for name, value in values.items():
+            self._number(name).value = value
+
+    def _number(self, name: str) -> Any:
+        wide = name in ("launches", "graph_launches", "graph_updates", "allocations", "frees", "streams", "modules")
+        return (ctypes.c_long if wide else ctypes.c_int).in_dll(self.library, f"stub_{name}")
+
+    def fail(self, function: str, status: int, after: int = 0) -> None:
+        """The call number `after` of a driver function, from now, returns an error."""
+        self.library.stub_fail(function.encode(), status, after)
+
+    def _types(self, handle: int) -> list[str]:
+        return [t for t in self.kernels[handle].signature.values() if t != "constexpr"]
+
+    def _describe(self, handle: int, sizes: Any) -> int:
+        found = [8 if t[0] == "*" else _SIZE[t] for t in self._types(handle)] + [8, 8]
+        for i, n in enumerate(found):
+            sizes[i] = n
+        return len(found)
+
+    def _run(self, handle: int, grid: Any, block: Any, shared: int, parameters: Any) -> int:
+        try:
+            kernel = self.kernels[handle]
+            assert kernel.kernel is not None
+            assert tuple(grid[:3]) == kernel.grid, f"{kernel.name}: grid {tuple(grid[:3])}, expected {kernel.grid}"
+            types = self._types(handle)
+            pointers = [ctypes.c_uint64.from_address(parameters[i]).value for i, t in enumerate(types) if t[0] == "*"]
+            scalars = [_READ[t].from_address(parameters[i]).value for i, t in enumerate(types) if t[0] != "*"]
+            assert [ctypes.c_uint64.from_address(parameters[len(types) + i]).value for i in (0, 1)] == [0, 0], "scratch pointers"
+            for (i,) in kernel.attrs:
+                if pointers[i] % 16:
+                    return 716  # as the real thing: the kernel was compiled for aligned addresses
+            arrays = []
+            for b, p in zip(kernel.kernel.buffers, pointers, strict=True):
+                nbytes = b.size * b.dtype.itemsize
+                if not self.library.stub_inside(ctypes.c_uint64(p), ctypes.c_size_t(nbytes)):
+                    return 700
+                arrays.append(np.frombuffer((ctypes.c_char * nbytes).from_address(p), b.dtype.np) if nbytes else np.empty(0, b.dtype.np))
+            interpret_kernel(kernel.kernel, arrays, scalars)
+            self.runs.append(kernel.name)
+            return 0
+        except BaseException:
+            traceback.print_exc()
+            return 719
+
+
+def fake_cubin(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
+    """No machine code: the stand-in runs the loop nest itself."""
+    return b"\x7fELF", LaunchInfo(kernel.name, kernel.num_warps)
+
+
+@contextmanager
+def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
+    """Within the block, torchlet sees one CUDA device, which is the stand-in. With `real_cubins` Triton compiles every kernel."""
+    assert CC, "no C compiler"
+    folder = tempfile.mkdtemp(prefix="torchlet-standin-")
+    path = Path(folder, "libcuda_stub.so")
+    subprocess.run([CC, "-O1", "-shared", "-fPIC", "-w", "-o", str(path), str(SOURCE)], check=True, timeout=120)
+    caches = (driver.load, driver.launcher, device_module.device_count)
+    tables: list[Any] = [device_module._DEVICES, launch._FUNCTIONS, eager._OPS, launch.HOST_CALLS]
+    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of
+    for c in caches:
+        c.cache_clear()
+    for t in tables:
+        t.clear()
+    device_module.THREAD.context = None
+    standin = StandIn(path)
+
+    def watch(function: Function, kernel: TritonKernel) -> None:
+        standin.kernels[function.handle] = kernel
+
+    launch.ON_LOAD.append(watch)
+    if not real_cubins:
+        launch.cubin_of = fake_cubin
+    try:
+        with config(libcuda=str(path)):
+            yield standin
+            for t in tables:
+                t.clear()
+            gc.collect()
+    finally:
+        launch.ON_LOAD.remove(watch)
+        launch.cubin_of = before[2]
+        storage.in_use = before[1]
+        device_module.THREAD.context = None
+        device_module.THREAD.streams.clear()
+        for c in caches:
+            c.cache_clear()
+        for t, old in zip(tables, before[0], strict=True):
+            t.clear()
+            t.update(old)
+        shutil.rmtree(folder, ignore_errors=True)

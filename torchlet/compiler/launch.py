@@ -1,0 +1,339 @@
+"""A plan's kernels on a CUDA device: cubins with a disk cache of our own, launches in a row or as one CUDA graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from torchlet.compiler import offline
+from torchlet.compiler.codegen import triton as codegen
+from torchlet.compiler.codegen.triton import TritonKernel
+from torchlet.compiler.graph import Node
+from torchlet.compiler.loops import Kernel
+from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot
+from torchlet.config import config
+from torchlet.errors import CompileError, UnsupportedError
+from torchlet.runtime import cc, cuda
+from torchlet.runtime.cuda import Device, Function, Launch, LaunchGraph, LaunchInfo
+from torchlet.spec import contiguous_strides, numel
+from torchlet.spec import device as Place
+from torchlet.storage import DeviceArray
+
+__all__ = ["COUNTS", "HOST_CALLS", "CudaExecutable", "cubin_of", "precompile", "target_of"]
+
+Number = int | float | bool
+GRAPH_AFTER = 3  # calls after which a segment's launches become a CUDA graph: making one costs about as much as ten launches a kernel
+COUNTS = {"kernels": 0, "compiled": 0, "launches": 0, "graph_launches": 0, "graph_updates": 0}
+HOST_CALLS: Counter[str] = Counter()  # operators that ran on the CPU although their tensors lie on a device, by name
+
+_TARGETS = {(8, 0): "cuda:80", (8, 6): "cuda:80", (8, 7): "cuda:80", (8, 9): "cuda:80", (9, 0): "cuda:90", (10, 0): "cuda:100", (12, 0): "cuda:120"}
+
+
+def target_of(device: Device) -> str:
+    """The compiler's name of the device's architecture. Raises UnsupportedError for one that is not supported."""
+    found = _TARGETS.get(device.capability)
+    if found is None:
+        major, minor = device.capability
+        known = ", ".join(f"{a}.{b}" for a, b in _TARGETS)
+        raise UnsupportedError(f"cuda: {device.properties.name} has compute capability {major}.{minor}; expected one of {known}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ cubins
+
+
+@lru_cache(maxsize=1)
+def _compiler() -> str:
+    return f"triton {version('triton')}"  # read from the package's metadata: importing it takes a fifth of a second
+
+
+def _key(kernel: TritonKernel, target: str) -> str:
+    parts = (
+        kernel.source, list(kernel.signature.items()), list(kernel.constexprs.items()), sorted((k, v) for k, v in kernel.attrs.items()),
+        kernel.num_warps, kernel.num_stages, target, _compiler(),
+    )  # fmt: skip
+    return "cubin-" + hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+
+
+def cubin_of(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
+    """The kernel's binary and what its launch needs, from the disk cache or compiled now. Raises CompileError."""
+    key = _key(kernel, target)
+    COUNTS["kernels"] += 1
+    entry = cc.read_entry(key)
+    path = cc.cache_folder() / f"{key}.cubin"
+    if entry is not None and cc.verified(path, entry.get("sha256")):
+        return path.read_bytes(), LaunchInfo(**json.loads(entry["launch"]))
+    COUNTS["compiled"] += 1
+    cubin, info = _compile(kernel, target)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix="cubin-", delete=False) as f:
+        f.write(cubin)
+    os.replace(f.name, path)
+    cc.write_entry(key, {"sha256": hashlib.sha256(cubin).hexdigest(), "launch": json.dumps(asdict(info))})
+    return cubin, info
+
+
+def _compile(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
+    """By Triton. Raises CompileError with the kernel's name and lines."""
+    try:
+        built = offline.compile_kernel(kernel, target)
+        cubin, m = built.cubin, built.metadata
+    except Exception as error:  # Triton raises what it likes, assertions of MLIR passes among them
+        lines = ", ".join(kernel.kernel.origin) if kernel.kernel else ""
+        raise CompileError(f"triton: kernel {kernel.name} ({lines}) for {target}: {type(error).__name__}: {error}") from error
+    if cubin is None:
+        raise CompileError(f"triton: {target} has no cubin")
+    names = set(LaunchInfo.__dataclass_fields__)
+    return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)})
+
+
+def precompile(kernels: Sequence[Kernel], target: str) -> None:
+    """Put the kernels' cubins into the disk cache; Triton works on several at once in threads (ptxas is a process of its own)."""
+    emitted = {_key(k, target): k for k in (codegen.emit(kernel, target) for kernel in kernels)}
+    missing = [k for key, k in emitted.items() if cc.read_entry(key) is None]
+    threads = [threading.Thread(target=cubin_of, args=(k, target)) for k in missing]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
+_FUNCTIONS: dict[tuple[int, str], Function] = {}
+
+
+def load(kernel: TritonKernel, device: Device) -> Function:
+    """The kernel on the device, loaded once. Raises CompileError, CudaError."""
+    target = target_of(device)
+    key = (device.index, _key(kernel, target))
+    found = _FUNCTIONS.get(key)
+    if found is None:
+        found = _FUNCTIONS[key] = Function(device, *cubin_of(kernel, target))
+        for watcher in ON_LOAD:
+            watcher(found, kernel)
+    return found
+
+
+ON_LOAD: list[Callable[[Function, TritonKernel], None]] = []  # who wants to see each loaded kernel (the tests' stand-in for a device)
+
+
+# ------------------------------------------------------------------------------------------------ execution
+
+
+class _Segment:
+    """Kernels between two extern calls. `sources[i]` picks the arguments of launch i from the call's values."""
+
+    __slots__ = ("launches", "sources", "bound", "graph", "names")
+
+    def __init__(self, launches: list[Launch], sources: list[Callable[[Sequence[Any]], tuple[Any, ...]]]):
+        self.launches, self.sources = launches, sources
+        self.bound: list[tuple[Any, ...] | None] = [None] * len(launches)
+        self.graph: LaunchGraph | None = None
+        self.names = [x.name for x in launches]
+
+
+class CudaExecutable:
+    """A plan that runs on a CUDA device.
+
+    Addresses given to `run` are of the device, except those of inputs and outputs listed in `host_inputs` and `host_outputs`,
+    which are of the host and are copied. Extern calls copy what they read to the host, run there and copy the result back.
+    """
+
+    is_single = False  # `run` does more than one native call
+
+    is_single = False  # its launch is this class's `run`, not one call of the CPU's runtime
+
+    def __init__(self, plan: Plan, place: Place, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = ()):
+        self.plan, self.place, self.name = plan, place, plan.name
+        self.kernels: list[Kernel] = plan.kernels
+        self.externs: list[Node] = [s.node for s in plan.steps if isinstance(s, Extern)]
+        self.stages: dict[str, Any] = {}
+        self.device = cuda.device(place)
+        self.host_inputs, self.host_outputs = tuple(host_inputs), tuple(host_outputs)
+        self.calls = 0
+        self._lock = threading.Lock()
+        self._emitted = [codegen.emit(k, target_of(self.device)) for k in plan.kernels]
+        self._slots = list(dict.fromkeys(slot for s in plan.steps for slot in _slots(s) if slot.kind == "arena"))
+        self._variants: dict[frozenset[int], list[_Segment | Extern]] = {}
+        self._misaligned: frozenset[int] = frozenset()
+        self._last: list[Any] | None = None
+        self._staged: dict[tuple[str, int], cuda.Block] = {}
+        self._position = self._positions()
+        self._parts = self._variant(frozenset())
+
+    def _positions(self) -> dict[Slot, int]:
+        """Where the values of a call hold each slot: inputs, outputs, places in the arena, then numbers."""
+        graph = self.plan.graph
+        n, m = len(graph.inputs), len(graph.outputs)
+        found = {Slot("input", j): j for j in range(n)} | {Slot("output", k): n + k for k in range(m)}
+        return found | {slot: n + m + i for i, slot in enumerate(self._slots)}
+
+    def _variant(self, misaligned: frozenset[int]) -> list[_Segment | Extern]:
+        """The steps for calls whose values at these positions are no multiples of 16: those kernels do not assume that they are."""
+        found = self._variants.get(misaligned)
+        if found is not None:
+            return found
+        graph = self.plan.graph
+        first_scalar = len(graph.inputs) + len(graph.outputs) + len(self._slots)
+        parts: list[_Segment | Extern] = []
+        launches: list[Launch] = []
+        sources: list[Any] = []
+
+        def flush() -> None:
+            if launches:
+                parts.append(_Segment(list(launches), list(sources)))
+                launches.clear()
+                sources.clear()
+
+        emitted = iter(self._emitted)
+        for step in self.plan.steps:
+            if isinstance(step, Extern):
+                flush()
+                parts.append(step)
+                continue
+            kernel = next(emitted)
+            where = [self._position[s] for s in step.slots] + [first_scalar + i for i in step.scalars]
+            loose = {i for i, at in enumerate(where[: len(step.slots)]) if at in misaligned}
+            if loose:
+                kernel = replace(kernel, attrs={k: v for k, v in kernel.attrs.items() if k[0] not in loose})
+            function = load(kernel, self.device)
+            types = [t for t in kernel.signature.values() if t != "constexpr"]
+            launches.append(Launch(function, kernel.grid, types, step.kernel.origin))
+            sources.append(_picker(where))
+        flush()
+        self._variants[misaligned] = parts
+        return parts
+
+    def run(self, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number] = ()) -> None:
+        """Queue everything on the current stream; host outputs are complete when this returns.
+
+        Raises CudaError, and what an extern call raises.
+        """
+        device = self.device
+        with self._lock:
+            device.activate()
+            stream = device.stream.cuda_stream
+            if self.host_inputs or self.host_outputs:
+                inputs, outputs = self._to_device(inputs, outputs, stream)
+            base = device.arena(self.plan.arena_bytes) if self.plan.arena_bytes else 0
+            values = [*inputs, *outputs, *[base + s.number for s in self._slots], *scalars]
+            changed = values != self._last
+            if changed:
+                pointers = values[: len(values) - len(scalars)]
+                misaligned = frozenset([i for i, p in enumerate(pointers) if p & 15])
+                if misaligned != self._misaligned:
+                    self._misaligned, self._parts = misaligned, self._variant(misaligned)
+                self._last = values
+            self.calls += 1
+            for part in self._parts:
+                if isinstance(part, Extern):
+                    self._call(part, values, scalars)
+                else:
+                    self._launch(part, values, changed, stream)
+            if self.host_outputs:
+                self._to_host(stream)
+
+    def _launch(self, part: _Segment, values: list[Any], changed: bool, stream: int) -> None:
+        stale: list[int] = []
+        if changed or part.bound[0] is None:
+            for i, (pick, launch) in enumerate(zip(part.sources, part.launches)):  # noqa: B905 (equal by construction; this is the hot loop)
+                new = pick(values)
+                if new != part.bound[i]:
+                    launch.bind(new)
+                    part.bound[i] = new
+                    stale.append(i)
+        graph = part.graph
+        if graph is None and self.calls >= GRAPH_AFTER and len(part.launches) > 1 and config.cuda_graphs and not config.cuda_sync:
+            graph = part.graph = LaunchGraph(self.device, part.launches)
+            stale = []
+        cuda.note(part.names)
+        if graph is not None:
+            for i in stale:
+                graph.update(i)
+            graph(stream)
+            COUNTS["graph_launches"] += 1
+            COUNTS["graph_updates"] += len(stale)
+        else:
+            for launch in part.launches:
+                launch(stream)
+            COUNTS["launches"] += len(part.launches)
+
+    # -------------------------------------------------------------------------------------------- host memory
+
+    def _stage(self, kind: str, number: int, nbytes: int) -> int:
+        block = self._staged.get((kind, number))
+        if block is None:
+            block = self._staged[kind, number] = self.device.allocate(nbytes, f"copy of a CPU tensor for {self.name}")
+        return block.address
+
+    def _to_device(self, inputs: Sequence[int], outputs: Sequence[int], stream: int) -> tuple[list[int], list[int]]:
+        """Copies of the host's inputs, and room for the host's outputs."""
+        graph = self.plan.graph
+        found, room = list(inputs), list(outputs)
+        for j in self.host_inputs:
+            n = graph.inputs[j]
+            nbytes = _span(n.spec.shape, n.attrs[1], n.spec.dtype.itemsize)
+            found[j] = self._stage("input", j, nbytes)
+            if nbytes:
+                self.device.copy_in(found[j], inputs[j], nbytes, stream)
+        for k in self.host_outputs:
+            n = graph.outputs[k]
+            room[k] = self._stage("output", k, n.spec.numel * n.spec.dtype.itemsize)
+        self._host_addresses = [outputs[k] for k in self.host_outputs]
+        return found, room
+
+    def _to_host(self, stream: int) -> None:
+        for k, address in zip(self.host_outputs, self._host_addresses, strict=True):
+            n = self.plan.graph.outputs[k]
+            self.device.copy_out(address, self._staged["output", k].address, n.spec.numel * n.spec.dtype.itemsize, stream)
+        self.device.stream.synchronize()
+
+    def _call(self, step: Extern, values: list[Any], scalars: Sequence[Number]) -> None:
+        """An operator without loops: its inputs come to the host, its result goes back."""
+        args: list[Any] = []
+        for x, place in zip(step.node.inputs, step.inputs, strict=True):
+            if place is None:
+                args.append(scalars[x.attrs[0]] if isinstance(x, Node) else x)
+            else:
+                assert isinstance(x, Node)
+                args.append(cuda.download(self._array(values[self._position[place[0]]], x, place[1])))
+        node = step.node
+        assert node.op is not None
+        HOST_CALLS[node.op.name] += 1
+        with np.errstate(all="ignore"):
+            result = node.op.eager(*args, *node.attrs)
+        target = self._array(values[self._position[step.output]], node, contiguous_strides(node.spec.shape))
+        cuda.write(target, np.ascontiguousarray(result, node.spec.dtype.np).reshape(node.spec.shape))
+
+    def _array(self, address: int, node: Node, strides: tuple[int, ...]) -> DeviceArray:
+        d = node.spec.dtype
+        return DeviceArray(node.spec.shape, d.np, tuple([s * d.itemsize for s in strides]), address, None, self.place)
+
+    def __repr__(self) -> str:
+        return f"<CudaExecutable {self.name} on {self.place}: {len(self.kernels)} kernels, {len(self.externs)} extern calls>"
+
+
+def _picker(where: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    if len(where) > 1:
+        return operator.itemgetter(*where)
+    return lambda values: tuple([values[i] for i in where])
+
+
+def _slots(step: KernelLaunch | Extern) -> list[Slot]:
+    return list(step.slots) if isinstance(step, KernelLaunch) else [step.output, *(p[0] for p in step.inputs if p is not None)]
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
+    if not numel(shape):
+        return 0
+    return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * itemsize
