@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import storage
+from torchlet import compiler, storage
 from torchlet.compiler import eager, launch
 from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.compiler.interpret import interpret_kernel
 from torchlet.config import config
-from torchlet.runtime.cuda import Function, LaunchInfo, devices as device_module, driver
+from torchlet.runtime.cuda import Function, LaunchInfo, driver
+from torchlet.runtime.cuda import devices as device_module
 
 SOURCE = Path(__file__).with_name("csrc") / "libcuda_stub.c"
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -37,8 +39,10 @@ class StandIn:
         self.library.stub_limit.argtypes = [ctypes.c_size_t]
         self.kernels: dict[int, TritonKernel] = {}
         self.runs: list[str] = []
-        runner = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, *[ctypes.POINTER(ctypes.c_uint)] * 2, ctypes.c_uint, ctypes.POINTER(ctypes.c_uint64))
-        describer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(ctypes.c_int))
+        self.cubin_of: Any = None  # the real one, while a test's launches need no machine code
+        word, sizes = ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint)
+        runner = ctypes.CFUNCTYPE(ctypes.c_int, word, sizes, sizes, ctypes.c_uint, ctypes.POINTER(word))
+        describer = ctypes.CFUNCTYPE(ctypes.c_int, word, ctypes.POINTER(ctypes.c_int))
         self.callbacks = runner(self._run), describer(self._describe)
         self.library.stub_on_launch(*self.callbacks)
 
@@ -94,6 +98,14 @@ class StandIn:
             return 719
 
 
+@functools.lru_cache(maxsize=1)
+def _built() -> bytes:
+    with tempfile.TemporaryDirectory(prefix="torchlet-standin-") as folder:
+        made = Path(folder, "stub.so")
+        subprocess.run([CC, "-O1", "-shared", "-fPIC", "-w", "-o", str(made), str(SOURCE)], check=True, timeout=120)
+        return made.read_bytes()
+
+
 def fake_cubin(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     """No machine code: the stand-in runs the loop nest itself."""
     return b"\x7fELF", LaunchInfo(kernel.name, kernel.num_warps)
@@ -105,7 +117,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     assert CC, "no C compiler"
     folder = tempfile.mkdtemp(prefix="torchlet-standin-")
     path = Path(folder, "libcuda_stub.so")
-    subprocess.run([CC, "-O1", "-shared", "-fPIC", "-w", "-o", str(path), str(SOURCE)], check=True, timeout=120)
+    path.write_bytes(_built())  # a file of its own each time, so that the library starts anew
     caches = (driver.load, driver.launcher, device_module.device_count)
     tables: list[Any] = [device_module._DEVICES, launch._FUNCTIONS, eager._OPS, launch.HOST_CALLS]
     before = [dict(t) for t in tables], storage.in_use, launch.cubin_of
@@ -115,6 +127,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
         t.clear()
     device_module.THREAD.context = None
     standin = StandIn(path)
+    standin.cubin_of = launch.cubin_of
 
     def watch(function: Function, kernel: TritonKernel) -> None:
         standin.kernels[function.handle] = kernel
@@ -125,9 +138,15 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     try:
         with config(libcuda=str(path)):
             yield standin
+            compiler.reset()
+            for d in list(device_module._DEVICES.values()):
+                d.arenas.clear()
+            left = dict(device_module._DEVICES)
             for t in tables:
                 t.clear()
             gc.collect()
+            for d in left.values():
+                d.close()
     finally:
         launch.ON_LOAD.remove(watch)
         launch.cubin_of = before[2]

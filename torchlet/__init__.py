@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from torchlet import autograd, cuda, fft, linalg, nn, ops, optim, random, special, utils
+from torchlet import autograd, fft, linalg, nn, ops, optim, random, special, utils
 from torchlet.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from torchlet.config import config
 from torchlet.dtypes import (
@@ -40,16 +40,22 @@ from torchlet.dtypes import (
 )
 from torchlet.ops import *  # noqa: F403
 from torchlet.ops.create import Generator, default_generator
-from torchlet.serialize import load, save
 from torchlet.spec import Size, device
 from torchlet.tensor import Parameter, Tensor
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:  # the compiler, networkx and triton load on first use
-    if name in ("compile", "explain"):
-        return getattr(importlib.import_module("torchlet.compiler"), name)
-    if name in ("compiler", "debug"):
-        return importlib.import_module("torchlet.compiler" if name == "compiler" else "torchlet.compiler.debug")
-    raise AttributeError(f"module 'torchlet' has no attribute '{name}'")
+_LAZY = {  # loaded on first use: the compiler with networkx and triton, and what only some programs need
+    "compile": "torchlet.compiler", "explain": "torchlet.compiler", "load": "torchlet.serialize", "save": "torchlet.serialize",
+    "compiler": "", "debug": "compiler.", "serialize": "", "cuda": "",
+}
+
+
+def __getattr__(name: str) -> Any:
+    where = _LAZY.get(name)
+    if where is None:
+        raise AttributeError(f"module 'torchlet' has no attribute '{name}'")
+    if where.startswith("torchlet."):
+        return getattr(importlib.import_module(where), name)
+    return importlib.import_module(f"torchlet.{where}{name}")

@@ -132,7 +132,7 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
             arrays.append(x)
     if needs and STATE.grad:
         if not op.vjp and isinstance(op.lower, Composite):
-            return op.lower.body(*inputs, **dict(zip(op.attrs, attrs, strict=True)))
+            return open_composite(op, inputs, attrs)
     else:
         needs = False
     out = compute(op, arrays, attrs)
@@ -151,9 +151,28 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
 
 
 def compute(op: Op, arrays: Sequence[Any], attrs: tuple[Any, ...]) -> np.ndarray[Any, Any]:
-    """The operator's NumPy code, with NumPy's complaints put into the operator's words; on a device, its compiled code."""
-    if storage.in_use and any(a.__class__ is DeviceArray for a in arrays):
-        return storage.compute(op, arrays, attrs)
+    """The operator's result: its NumPy code's, or its compiled code's where an input lies on a device."""
+    if storage.in_use:
+        if any(a.__class__ is DeviceArray for a in arrays):
+            return storage.compute(op, arrays, attrs)
+        if STATE.place is not None and not any(isinstance(a, np.ndarray) for a in arrays):
+            return storage.compute(op, arrays, attrs, STATE.place)
+    return compute_on_host(op, arrays, attrs)
+
+
+def open_composite(op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> Any:
+    """Run a composite's body, so that gradients flow through its operations."""
+    before = STATE.place
+    if storage.in_use:
+        STATE.place = next((x._meta.device for x in inputs if isinstance(x, Tensor) and x._meta.device is not CPU), before)
+    try:
+        return op.lower.body(*inputs, **dict(zip(op.attrs, attrs, strict=True)))  # type: ignore[union-attr]
+    finally:
+        STATE.place = before
+
+
+def compute_on_host(op: Op, arrays: Sequence[Any], attrs: tuple[Any, ...]) -> np.ndarray[Any, Any]:
+    """The operator's NumPy code, with NumPy's complaints put into the operator's words."""
     try:
         with np.errstate(all="ignore"):
             return op.eager(*arrays, *attrs)
@@ -186,7 +205,7 @@ def result_device(op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> devi
         if op.name not in CPU_INDICES:
             raise mixed_devices(op.name, list(places))
         places.pop(CPU, None)
-    return next(iter(places), CPU)
+    return next(iter(places), STATE.place or CPU)
 
 
 def _view_of(source: Tensor, op: Op, attrs: tuple[Any, ...]) -> Any:
@@ -658,7 +677,11 @@ def walk_back(
                 visited.append(node)
                 if record is not None:
                     record.visit(node)
-                for edge, g in zip(node.edges, node.backward(grads, needs), strict=True):
+                if storage.in_use and isinstance(node, OpNode):
+                    STATE.place = None if grads[0] is None or grads[0]._meta.device is CPU else grads[0]._meta.device
+                arrived = node.backward(grads, needs)
+                STATE.place = None
+                for edge, g in zip(node.edges, arrived, strict=True):
                     if g is not None and edge is not None:
                         send(edge, g)
         del order
@@ -667,6 +690,8 @@ def walk_back(
                 if record is not None:
                     record.refuse()
                 leaves[key] = (leaf, run_hooks(leaf._hooks, g))
+            if leaf._accumulated_hooks and record is not None:
+                record.refuse()
         for key, (leaf, g) in leaves.items():
             for i in captured.get(key, ()):
                 collected[i] = g
@@ -683,9 +708,12 @@ def walk_back(
         taken: set[int] = {id(g) for _, g in seeds}
         for leaf, g in destinations:
             accumulate(leaf, g, create_graph, taken, record)
+            for hook in list((leaf._accumulated_hooks or {}).values()):
+                hook(leaf)
     finally:
         if run is not None:
             run.constants = False
+        STATE.place = None
         STATE.autocast = casts
         _set_grad(before)
 
@@ -752,6 +780,17 @@ def register_hook(t: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Removab
     hooks = _hooks_of(t)
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
+    return handle
+
+
+def register_post_accumulate_grad_hook(t: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `hook(t)` each time a backward pass has added to `t.grad`. Raises RuntimeError for tensors that are no leaves."""
+    if not t._meta.requires_grad or not is_leaf(t):
+        raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
+    if t._accumulated_hooks is None:
+        t._accumulated_hooks = {}
+    handle = RemovableHandle(t._accumulated_hooks)
+    t._accumulated_hooks[handle.id] = hook
     return handle
 
 

@@ -11,11 +11,10 @@ its shape and dtype alone), any attribute. What a rule names is what is saved fo
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,58 +26,68 @@ from torchlet.tensor import Array, Tensor
 OPS: dict[str, Op] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One input's VJP: the function and the names it asks for."""
 
     function: Callable[..., Any]
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+# Lowerings are plain classes: making a frozen dataclass with slots costs a millisecond, at every import of torchlet.
+
+
 class Pointwise:
     """Lowering: out[i] = expression of the inputs at i, in `compute` = the common dtype of the inputs after promotion.
 
     `result`: "same" (the common dtype), "float" (integers become the default float first), "bool".
     """
 
-    function: Callable[..., Expr]  # scalar expressions (inputs cast to the common dtype, then attributes) -> expression
-    result: str = "same"
+    __slots__ = ("function", "result")
+
+    def __init__(self, function: Callable[..., Expr], result: str = "same"):
+        self.function = function  # scalar expressions (inputs cast to the common dtype, then attributes) -> expression
+        self.result = result
 
 
-@dataclass(frozen=True, slots=True)
 class Generate:
     """Lowering: out[i] = expression of the input scalars (0-d), the position and the attributes: arange, full, random bits.
 
     `function(position: Expr int64, out: Spec, *inputs: Expr, **attrs) -> Expr`.
     """
 
-    function: Callable[..., Expr]
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Expr]):
+        self.function = function
 
 
-@dataclass(frozen=True, slots=True)
 class Reduce:
     """Lowering: reduction over attribute `dims` (sorted, non-negative) with `keepdim`, of the input cast to the result dtype."""
 
-    combine: str
+    __slots__ = ("combine",)
+
+    def __init__(self, combine: str):
+        self.combine = combine
 
 
-@dataclass(frozen=True, slots=True)
 class View:
     """Lowering: out[i] = x[source(i)]. `index(out_indices, in_shape, **attrs) -> in_indices` on `index.Index` values.
 
     The eager function returns a NumPy view wherever PyTorch's operator aliases its input.
     """
 
-    index: Callable[..., tuple[Any, ...]]
+    __slots__ = ("index",)
+
+    def __init__(self, index: Callable[..., tuple[Any, ...]]):
+        self.index = index
 
 
-@dataclass(frozen=True, slots=True)
 class Contract:
     """Lowering: a matrix product (..., m, k) @ (..., k, n) with batch dimensions already equal or 1."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
+
 class Select:
     """Lowering with full freedom: `function(out_indices, load, specs, **attrs) -> Expr`: gather, cat, pad, where by position.
 
@@ -88,24 +97,31 @@ class Select:
     Used for anything that is one expression an element but not pointwise or a view.
     """
 
-    function: Callable[..., Expr]
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Expr]):
+        self.function = function
 
 
-@dataclass(frozen=True, slots=True)
 class ScatterAdd:
     """Lowering: out = zeros; out[position(i)] += source[i] for every index i of the source, which is input 0.
 
     `function(indices, load, specs, **attrs) -> out coordinates` with `load` as in `Select`.
     """
 
-    function: Callable[..., tuple[Any, ...]]
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., tuple[Any, ...]]):
+        self.function = function
 
 
-@dataclass(frozen=True, slots=True)
 class Composite:
     """Lowering: `body(*inputs, **attrs)` in torchlet operations; opened by `decompose`, unless a kernel claims it."""
 
-    body: Callable[..., Any]
+    __slots__ = ("body",)
+
+    def __init__(self, body: Callable[..., Any]):
+        self.body = body
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +189,7 @@ class Op:
 
 def rules(vjp: dict[str, Callable[..., Any]]) -> dict[str, Rule]:
     """Attach to each rule the names of its parameters."""
-    return {name: Rule(f, tuple(inspect.signature(f).parameters)) for name, f in vjp.items()}
+    return {name: Rule(f, f.__code__.co_varnames[: f.__code__.co_argcount]) for name, f in vjp.items()}
 
 
 def define(

@@ -9,7 +9,10 @@ import numpy as np
 
 from torchlet.spec import CPU, device
 
-__all__ = ["DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "is_pinned", "open_device", "pinned", "transfer", "update", "view_of", "zeros"]
+__all__ = [
+    "DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "is_pinned", "open_device", "pinned",
+    "transfer", "update", "view_of", "zeros",
+]
 
 HostArray = np.ndarray[Any, Any]
 in_use = False  # True once a device was opened: until then nobody has to look for device arrays
@@ -165,7 +168,10 @@ def pinned(array: HostArray) -> HostArray:
 
 
 def compute(op: Any, arrays: Any, attrs: tuple[Any, ...], place: device | None = None) -> Any:
-    """An operator's result on the device of its inputs, or at `place` where it needs numbers only. Raises what the operator's spec raises."""
+    """An operator's result on the device of its inputs, or at `place` where it needs numbers only.
+
+    Raises RuntimeError for inputs on different devices, and what the operator's spec raises.
+    """
     return _eager().run_op(op, tuple(arrays), attrs, place)
 
 

@@ -95,6 +95,7 @@ class Tensor:
     _out: int = 0  # which output of that node it is
     _grad: Tensor | None = None
     _hooks: dict[int, Callable[[Tensor], Tensor | None]] | None = None
+    _accumulated_hooks: dict[int, Callable[[Tensor], None]] | None = None
     _retains_grad = False
     _base: Tensor | None = None  # the tensor it is a view of, where autograd has to know
     _ptr: int = 0  # address of the first element, once it was asked for

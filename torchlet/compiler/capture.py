@@ -12,21 +12,28 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Sequence
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from torchlet import autograd, dtypes
-from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, result_device
+from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, open_composite, result_device
 from torchlet.compiler.program import Program, run_stepwise
-from torchlet.op import STATE, Composite, Op, as_spec
+from torchlet.errors import CompileError
+from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec
 from torchlet.tensor import Meta, Storage, Tensor, new
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STDLIB = os.path.dirname(os.path.abspath(operator.__file__))
-MAX_STEPS = 2000  # a longer segment is cut: compile time grows faster than the gain
+MAX_STEPS = 1000  # a longer segment is cut: compile time grows faster than the gain
+MAX_PATHS = 256  # of one function; those not used for longest are forgotten
+MAX_PROGRAMS = 8  # of one path: sets of outputs that someone still holds
+MAX_ASIDE = 16  # operations that are computed twice, so that positions are known before they are used
 _refcount = sys.getrefcount
 
 
@@ -62,14 +69,15 @@ class Step(Slot):
     """
 
     __slots__ = (
-        "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "slots_before", "scalars_before",
-        "path", "after", "macros", "writes", "grad",
+        "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "scalars_before", "scalars_after",
+        "path", "after", "macros", "writes", "grad", "inner", "checked",
     )
 
     def __init__(self, parent: Step | None, kind: str = "root", op: Any = None, attrs: tuple[Any, ...] = ()):
         super().__init__()
         self.parent, self.kind, self.op, self.attrs = parent, kind, op, attrs
-        self.functional = op if kind == "op" else None  # so that the hot loop asks one thing, not two
+        # so that the hot loop asks one thing, not three: an operation without effect that cannot fail on data
+        self.functional = op if kind == "op" and op.check is None else None
         self.checks: tuple[tuple[Slot | None, Any], ...] = ()
         self.known: tuple[tuple[Slot, ...], tuple[type, ...]] | None = None  # an update's checks, where all its tensors are known
         self.fresh: tuple[Slot, ...] = ()  # outside tensors that appear here first
@@ -78,12 +86,14 @@ class Step(Slot):
         self.edges: dict[Any, Step] = {}
         self.source = ""
         self.position = parent.position + 1 if parent is not None else 0
-        self.scalars_before = 0
+        self.scalars_before = self.scalars_after = 0 if parent is None else parent.scalars_after  # numbers of the segment so far
         self.path: Path | None = None  # what is known when a segment ends here
         self.after: Step | None = None  # the root of the segment that follows then
         self.macros: dict[Any, Macro] = {}
         self.writes: tuple[Slot, ...] = ()
         self.grad = True
+        self.inner = False  # made by a gradient rule: the user's code does not see its output
+        self.checked: Any = None  # (weak reference, version) of the positions that were last found to be legal
 
 
 class Constant:
@@ -120,20 +130,44 @@ class Path:
         self.written: list[Slot] = list(dict.fromkeys(w for s in steps for w in s.writes))
         self.written_outside = [w for w in self.written if not isinstance(w, Step)]
         self.released = frozenset(i for s in steps if s.kind == "event" and s.op == "release" for i in s.attrs[0])
-        self.scalar_count = sum(slot is None and isinstance(meta, type) for s in steps for slot, meta in s.checks)
+        self.root, self.end = root, end
+        self.scalar_count = end.scalars_after
         self.is_empty = all(s.kind == "event" for s in steps)
         self.programs: dict[tuple[int, ...], Program] = {}
-        self.quiet: tuple[list[Step], int, list[Step], Program | None] | None = None  # expected: dead outputs and their reference counts, visible ones
-        self.reasons: list[str] = []
+        self.quiet: Quiet | None = None
+        self.reasons: dict[str, str] = {}  # why it ended, and the user's line
+        self.cause = ""  # what was different from the path known before
         self.launches = 0
+        self.used = 0  # number of the call that launched it last
         self.stepwise = 0
         self.stepwise_because: list[str] = []
 
 
-    def dead_outputs(self, alive: list[Step]) -> list[Step]:
-        """The other steps whose placeholders exist."""
-        kept = set(alive)
-        return [s for s in self.producers if s not in kept and s.t is not None]
+class Quiet:
+    """What is expected of the placeholders of a path when it is launched; one look at the counts tells whether it is so."""
+
+    __slots__ = ("dead", "count", "alive", "program", "watched", "notes", "size")
+
+    def __init__(self, dead: list[Step], alive: list[Step], program: Program | None):
+        self.dead, self.alive, self.program = dead, alive, program
+        self.count = sum(map(_refcount, map(_get_t, dead)))
+        # what the user's code held may carry its attributes, or be watched by its weak references: then it is not used again
+        self.watched = [s for s in dead if not s.inner]
+        self.notes = [s.t.__dict__ for s in self.watched]
+        self.size = _PRISTINE * len(self.notes)
+
+
+class Lost:
+    """Stands where the capture of a tensor stood whose launch failed."""
+
+    def __init__(self, error: BaseException):
+        self.text = f"{type(error).__name__}: {error}"
+
+    def force(self, t: Tensor) -> None:
+        """Always raises."""
+        raise RuntimeError(f"this tensor was never computed, because the launch of its segment failed with {self.text}")
+
+    edge_of = observe = force
 
 
 class Macro:
@@ -165,9 +199,18 @@ class Macro:
 class Run:
     """One walk at a time over one trie. `STATE.run` while a compiled function runs in this thread."""
 
+    cur: Step
+
     def __init__(self, owner: Any):
         self.owner = owner  # the compiled function: keeps statistics and names
         self.root = self.start = self.cur = Step(None)
+        self.roots: dict[Any, Step] = {}  # of segments after the first, by the line where the one before ended
+        self.paths: list[Path] = []
+        self.calls = 0
+        self.thread = 0  # of the running call
+        self.lock = threading.Lock()  # held by another thread that launches what is pending here
+        self.moved = False  # a placeholder could not be used again in this segment
+        self.cause = ""  # why a step was recorded in this segment though another was expected
         self.scalars: list[Any] = []
         self.writes_pending = False
         self.constants = False  # numbers met now are part of the program (a gradient rule is running)
@@ -246,6 +289,8 @@ class Run:
 
     def _place(self, s: Step) -> Tensor:
         """A fresh placeholder for the output of `s`."""
+        if s.t is not None:
+            self.moved = True
         t = s.t = new(Tensor)
         t._run, t._step, t._meta, t._store = self, s, s.meta, Storage()
         return t  # type: ignore[no-any-return]
@@ -254,9 +299,16 @@ class Run:
         """Dispatch of `target.op_()`: deferred where nothing but the memory of a whole tensor changes, else done at once."""
         s = self.cur.next
         if s is not None and s.op is op and s.attrs == attrs and s.kind == "inplace" and self._match(s, (target, *inputs)):
+            if op.check is not None:
+                self._test(op, inputs, attrs, s)
             self.cur = s
             self.writes_pending = True
             return target
+        if self.cur is HELD:
+            self._wait()
+        self._settle((target, *inputs))
+        if op.check is not None:
+            self._test(op, inputs, attrs)
         recording = STATE.grad and (target._meta.requires_grad or any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs))
         check_inplace(op, target, recording)
         if recording or not self._may_defer_write(target):
@@ -268,6 +320,7 @@ class Run:
             return execute_inplace(op, target, inputs, attrs)
         spec = op.spec(*[x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs], *attrs)
         check_result(op, target._meta.spec, spec)
+        self._cut()
         s = self._edge("inplace", op, (target, *inputs), attrs)
         s.writes = (s.checks[0][0],)  # type: ignore[assignment]
         self._take(s)
@@ -292,6 +345,9 @@ class Run:
             self.cur = s
             self.writes_pending = True
             return
+        if self.cur is HELD:
+            self._wait()
+        self._settle(inputs)
         targets = [t for i in op.writes for t in lists[i]]
         for t in targets:
             if not self._may_defer_write(t):
@@ -302,6 +358,7 @@ class Run:
                 finally:
                     STATE.run = self
                 return
+        self._cut()
         s = self._edge("update", op, inputs, key)
         starts = [sum(map(len, lists[:i])) for i in range(len(lists))]
         s.writes = tuple(s.checks[starts[i] + k][0] for i in op.writes for k in range(len(lists[i])))  # type: ignore[misc]
@@ -313,12 +370,13 @@ class Run:
 
     def event(self, kind: str, *value: Any) -> None:
         """A fact that later steps depend on (the grad mode), as a step of the path, so that no step has to check it."""
+        if self.cur is HELD:
+            self._wait()
         s = self.cur.next
         if s is None or s.kind != "event" or s.op != kind or s.attrs != value:
             found = self.cur.edges.get((kind, value))
             if found is None:
                 found = Step(self.cur, "event", kind, value)
-                found.scalars_before = len(self.scalars)
                 self.cur.edges[kind, value] = found
             self.cur.next = s = found
         self.cur = s
@@ -327,12 +385,20 @@ class Run:
 
     def _record_op(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
         """Find another edge for the operation, or add one; run it at once where it cannot wait."""
-        for x in inputs:
-            if isinstance(x, Tensor) and x._np is None and x._run is not self and not x._meta.weak:
-                x._run.force(x)
+        if self.cur is HELD:
+            self._wait()
+        self._settle(inputs)
+        if op.check is not None:
+            s = self.cur.next
+            if s is not None and s.op is op and s.kind == "op" and s.attrs == attrs and self._match(s, inputs):
+                self._test(op, inputs, attrs, s)
+                self.cur = s
+                t = s.t
+                return self._place(s) if t is None or _refcount(t) > _FREE or t._np is not None else t  # type: ignore[no-any-return]
+            self._test(op, inputs, attrs)
         needs = any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs) and STATE.grad
         if needs and not op.vjp and isinstance(op.lower, Composite):
-            return op.lower.body(*inputs, **dict(zip(op.attrs, attrs, strict=True)))  # type: ignore[no-any-return]
+            return open_composite(op, inputs, attrs)  # type: ignore[no-any-return]
         if (
             op.barrier
             or any(self._is_exported(x) if isinstance(x, Tensor) else isinstance(x, complex) for x in inputs)
@@ -341,16 +407,112 @@ class Run:
             self._unbind()
             self.flush(f"{op.name}: its result depends on data" if op.barrier else f"{op.name} on memory that NumPy can see")
             return execute(op, inputs, attrs)
-        if self.cur.position - self.root.position >= MAX_STEPS:
-            self.flush(f"{MAX_STEPS} steps")
+        self._cut()
         s = self._edge("op", op, inputs, attrs)
-        if s.meta is None:
-            s.meta = self._infer(op, inputs, attrs, needs)
         self._take(s)
         t = s.t
         if t is None or _refcount(t) > _FREE or t._np is not None:
             t = self._place(s)
         return t  # type: ignore[no-any-return]
+
+    def _settle(self, inputs: Sequence[Any]) -> None:
+        """Operands that are pending in another call, or that nobody can compute any more, are asked for their values."""
+        for x in inputs:
+            if isinstance(x, Tensor) and x._np is None and x._run is not self:
+                x._run.force(x)
+
+    def _cut(self) -> None:
+        if self.cur.position >= MAX_STEPS:
+            self.flush(f"{MAX_STEPS} steps")
+
+    def _test(self, op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...], matched: Step | None = None) -> None:
+        """Raise what eager raises where the operation fails on its data; a half-taken step is given back then.
+
+        Positions that are pending are computed aside where they are cheap (a slice of an argument, `arange`); else the segment ends.
+        """
+        assert op.check is not None
+        specs = [x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs]
+        if matched is not None and matched.checked is not None:
+            for k, seen, version in matched.checked:
+                x = inputs[k]
+                if seen() is not x or x._store.version != version or x._store.exported:
+                    break
+            else:
+                if not self.writes_pending:
+                    return
+        try:
+            positions = op.check.operands(specs, attrs)
+        except Exception:  # shapes that do not fit: the operator says so itself
+            return
+        values: list[Any] = list(specs)
+        for k in positions:
+            x = inputs[k]
+            if isinstance(x, Tensor):
+                value = self._aside(x)
+                if value is None:
+                    if matched is not None:  # cannot be: the segment ended here when the step was recorded
+                        raise CompileError(f"{op.name}: its positions were known when it was recorded")
+                    self.flush(f"{op.name}: it may fail on data that is not computed yet")
+                    value = autograd.force(x)
+                values[k] = value
+            else:
+                values[k] = x
+        try:
+            op.check.test(values, attrs)
+        except BaseException:
+            if matched is not None:
+                del self.scalars[matched.scalars_before :]
+                self._unbind()
+            raise
+        if matched is not None:
+            known = all(isinstance(inputs[k], Tensor) and inputs[k]._np is not None for k in positions)
+            matched.checked = [(k, weakref.ref(inputs[k]), inputs[k]._store.version) for k in positions] if known else None
+
+    def _aside(self, x: Tensor) -> Any:
+        """The value of a tensor without a launch: an array, or None where that would cost too much."""
+        written = {id(_base_slot(w).t._store) for w in self._writes()} if self.writes_pending else ()
+        budget = MAX_ASIDE
+
+        def value(slot: Any, t: Any) -> Any:
+            nonlocal budget
+            if t is not None and t._np is not None:
+                return None if id(t._store) in written else t._np
+            budget -= 1
+            if budget < 0 or not isinstance(slot, Step) or slot.kind != "op" or not isinstance(slot.op.lower, View | Pointwise | Generate) or id(t._store) in written:
+                return None
+            args: list[Any] = []
+            k = slot.scalars_before
+            for source, meta in slot.checks:
+                if source is None:
+                    args.append(self.scalars[k] if isinstance(meta, type) else meta.value)
+                    k += isinstance(meta, type)
+                elif isinstance(source, ScalarSlot):
+                    return None
+                else:
+                    args.append(value(source, source.t))
+                    if args[-1] is None:
+                        return None
+            return autograd.compute(slot.op, args, slot.attrs)
+
+        if x._np is not None:
+            return value(None, x)
+        maker = x._step
+        while isinstance(maker, Step) and maker.kind == "op" and (maker.op.is_view or maker.op.name in ("cast", "clone")):
+            maker = maker.checks[0][0]
+        if isinstance(maker, Step) and maker.kind == "op" and maker.op.name in _POSITIONS:  # the first and the last that it can give
+            source, dims = maker.checks[0][0], maker.attrs[_POSITIONS[maker.op.name]]
+            shape = (source.meta if isinstance(source, Step) else source.t._meta).shape  # type: ignore[union-attr]
+            sizes = [shape[d] for d in ((dims,) if isinstance(dims, int) else dims)] or [1]
+            return np.array([0, max(int(np.prod(sizes)) - 1, 0)])
+        return value(x._step, x)
+
+    def _writes(self) -> Iterator[Slot]:
+        """What is overwritten by the pending part of the segment."""
+        s = self.cur
+        while s is not self.root:
+            yield from s.writes
+            assert s.parent is not None
+            s = s.parent
 
     def _edge(self, kind: str, op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> Step:
         """The edge with these operands from here; made if it is not there. Nothing changes if the operands are refused."""
@@ -362,15 +524,13 @@ class Run:
         fresh: list[Slot] = []
         for x in inputs:
             if not isinstance(x, Tensor):
-                entry: Any = Constant.of(x) if self.constants else x.__class__
+                entry: Any = Constant.of(x) if self.constants or not isinstance(x, int | float) else x.__class__
                 checks.append((None, entry))
                 key.append(entry)
             elif x._np is None and x._run is self:
                 checks.append((x._step, None))
                 key.append(x._step)
             else:
-                if x._np is None:
-                    x._run.force(x)
                 slot = bound.get(id(x))
                 if slot is not None:
                     checks.append((slot, None))
@@ -387,26 +547,30 @@ class Run:
         if found is None:
             found = Step(parent, kind, op, attrs)
             found.checks, found.fresh, found.source = tuple(checks), tuple(fresh), user_line()
-            found.grad = STATE.grad
+            found.grad, found.inner = STATE.grad, self.constants
+            found.scalars_after += sum(slot is None and isinstance(entry, type) for slot, entry in checks)
             if kind == "op":
                 found.meta = self._infer(op, tuple(inputs), attrs, STATE.grad and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs))
+            if parent.edges and not self.cause:
+                self.cause = difference(parent.next, found)
             parent.edges[tuple(key)] = found
             self.owner.steps_recorded += 1
         else:
             for mine, now in zip(found.fresh, fresh, strict=True):
                 mine.t = now.t
-        found.scalars_before = len(self.scalars)
-        self.scalars.extend(x for x, (slot, _) in zip(inputs, found.checks, strict=True) if slot is None and not self.constants)
+        del self.scalars[found.scalars_before :]  # an interrupt may have left some
+        self.scalars.extend(x for x, (slot, entry) in zip(inputs, found.checks, strict=True) if slot is None and isinstance(entry, type))
         return found
 
     def _take(self, s: Step) -> None:
         self.cur.next = s
         self.cur = s
 
-    def _unbind(self) -> None:
+    def _unbind(self, at: Step | None = None) -> None:
         """A half-matched step leaves nothing behind."""
-        if self.cur.next is not None:
-            for slot in self.cur.next.fresh:
+        expected = (at or self.cur).next
+        if expected is not None:
+            for slot in expected.fresh:
                 slot.t = None
 
     def _slots(self) -> list[Slot]:
@@ -438,89 +602,233 @@ class Run:
 
     def force(self, t: Tensor) -> None:
         """The value of a pending tensor is wanted."""
-        if STATE.run is not self:
-            # outside the call (or from another thread) nothing is pending any more, unless the owner is in the middle of it
-            if t._np is None:
-                self.flush("a value was read from outside the call")
-            return
-        self.flush("a value was read")
+        if self.thread == _thread_id():
+            self.flush("a value was read")
+        else:
+            self._force_from_outside(t)
+        if t._np is None:
+            Lost(RuntimeError("it was no longer pending")).force(t)
 
-    def flush(self, reason: str = "", last: bool = False, stepwise: str = "") -> None:
+    def _force_from_outside(self, t: Tensor) -> None:
+        """Another thread wants a value: launch what is pending on the owner's behalf, while its cursor stands on a step without edges."""
+        while t._np is None and t._run is self:
+            with self.lock:
+                end = self.__dict__.pop("cur", None)  # at once: from here on the owner finds HELD, and waits for the lock
+                if end is not None and self._is_outside():
+                    self.flush("a value was read by another thread", end=end)
+                    continue
+                if end is not None:
+                    self.__dict__.setdefault("cur", end)  # unless the owner has just put its own
+            time.sleep(1e-4)
+
+    def _is_outside(self) -> bool:
+        """True if the owner's thread is not in the middle of a step."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            code = frame.f_code
+            if code in _WAITING:
+                return True
+            if code.co_filename == __file__:
+                return False
+            frame = frame.f_back  # type: ignore[assignment]
+        return True
+
+    def _wait(self) -> None:
+        """Another thread is launching what is pending here."""
+        while self.cur is HELD:
+            with self.lock:
+                pass
+
+    def flush(self, reason: str = "", last: bool = False, stepwise: str = "", end: Step | None = None) -> None:
         """Launch what is pending. The next segment starts at a root of its own."""
-        end = self.cur
+        if end is None:
+            if self.cur is HELD:
+                self._wait()
+            end = self.cur
         if end is self.root:
+            self.cur = self.root
             if last:
                 self.root = self.cur = self.start
             return
         path = end.path
         if path is None:
-            path = end.path = Path(self.root, end)
-            if not path.is_empty:
-                self.owner.paths.append((path, user_line()))
+            path = self._new_path(end)
         if path.is_empty:
+            self.cur = end
             if last:
                 self.root = self.cur = self.start
             return
         if reason not in path.reasons:
-            path.reasons.append(reason)
+            path.reasons[reason] = user_line()
         path.launches += 1
+        path.used = self.calls
+        outer, STATE.run = STATE.run, None  # what a launch sets off (finalizers of dropped tensors) is no part of the path
         slots = path.slots
         try:
-            if path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
-                stepwise = stepwise or "outside tensors share memory that is written"
-            # which outputs can anyone still see?  The expected ones are looked at, the others are counted at C speed
             quiet = path.quiet
-            if quiet is None or stepwise:
+            if quiet is None or self.moved or stepwise:
+                if self.owner.fullgraph and not last:
+                    raise CompileError(f"compile(fullgraph=True): {self.owner.name} is more than one segment; the first ends at {path.reasons[reason]}: {reason or 'a value was read'}")
                 self._launch(path, stepwise)
+            elif path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
+                self._launch(path, "")
+            elif (  # which outputs can anyone still see?  They are counted at C speed
+                min(map(_refcount, map(_get_t, quiet.alive)), default=3) <= 2
+                or sum(map(_refcount, map(_get_t, quiet.dead))) != quiet.count
+                or sum(map(len, quiet.notes)) != quiet.size
+                or any(map(_get_weak, map(_get_t, quiet.watched)))
+            ):
+                self._launch(path, "")
             else:
-                dead, count, alive, program = quiet
-                if sum(map(_refcount, map(_get_t, dead))) != count or min(map(_refcount, map(_get_t, alive)), default=3) <= 2:
-                    self._launch(path, "")
-                elif program.is_plain:
-                    program.launch(self.scalars)
-                else:
-                    program.run(slots, self.scalars)
-        except BaseException:
-            for leaf, g in reversed(self.replaced):  # nothing was computed: no leaf may hold a gradient that never came to be
-                leaf._grad = g
+                self._run(path, quiet.alive, quiet.program)
+        except BaseException as error:
+            self._lose(path, error)
             raise
         finally:
-            self.replaced.clear()
+            STATE.run = outer
+            self._begin(end, last, outer is self)
             for h in slots:
                 h.t = None
-            self.scalars.clear()
-            self.writes_pending = False
-            self.nodes = None
-            if last:
-                self.root = self.cur = self.start
-            else:
-                if end.after is None:
-                    end.after = Step(None)
-                self.root = self.cur = end.after
+
+    def _begin(self, end: Step, last: bool, mine: bool) -> None:
+        """The segment up to `end` is done; stand at the root of the next."""
+        self._unbind(end)
+        if self.nodes:
+            self._settle_nodes(self.nodes)
+        self.replaced.clear()
+        self.scalars.clear()
+        self.writes_pending = self.moved = False
+        self.nodes = None
+        self.cause = ""
+        if last:
+            self.root = self.start
+        else:
+            after = end.after
+            if after is None:
+                # one root for each line where segments end, so that a loop comes back to the segments it knows
+                key = (user_line(), STATE.grad, dtypes.get_default_dtype()) if mine else id(end)
+                after = self.roots.get(key)
+                if after is None:
+                    after = self.roots[key] = Step(None)
+                end.after = after
+            self.root = after
+        self.cur = self.root
+
+    def _new_path(self, end: Step) -> Path:
+        path = end.path = Path(self.root, end)
+        if not path.is_empty:
+            path.cause = self.cause
+            self.paths.append(path)
+            self.owner.enter(path)
+        return path
+
+    def _lose(self, path: Path, error: BaseException) -> None:
+        """A launch failed: nothing may look as if it had been computed."""
+        for leaf, g in reversed(self.replaced):  # no leaf may hold a gradient that never came to be
+            leaf._grad = g
+        lost = Lost(error)
+        for s in path.producers:
+            t, s.t = s.t, None
+            if t is not None and t._np is None:
+                t._run, t._step = lost, None
+        path.quiet = None
+
+    def forget(self, count: int) -> set[Path]:
+        """Take the `count` paths that were not used for longest out of the trie. Between calls only."""
+        # a segment is launched after those before it, so of equals the later one goes first
+        order = sorted(range(len(self.paths)), key=lambda i: (self.paths[i].used, -i))
+        gone: set[Path] = set()
+        for i in order[:count]:
+            path = self.paths[i]
+            gone.add(path)
+            s: Step = path.end
+            s.path = s.after = None
+            while s.parent is not None and s.path is None and not s.edges:
+                parent = s.parent
+                parent.edges = {k: v for k, v in parent.edges.items() if v is not s}
+                if parent.next is s:
+                    parent.next = None
+                s = parent
+            while s is not path.root and s.parent is not None:
+                s.macros.clear()
+                s = s.parent
+            s.macros.clear()
+        self.paths = [p for p in self.paths if p not in gone]
+        used = {id(p.end.after) for p in self.paths}
+        self.roots = {k: r for k, r in self.roots.items() if id(r) in used and r.edges}
+        for p in self.paths:
+            if p.end.after is not None and not p.end.after.edges:
+                p.end.after = None
+        return gone
+
+    def _settle_nodes(self, nodes: dict[Step, OpNode]) -> None:
+        """Numbers that tape nodes hold by their place in the segment become plain numbers, for a walk that goes on after the launch."""
+        for node in nodes.values():
+            kept = node.kept or {}
+            for name, value in kept.items():
+                if isinstance(value, Saved) and value.tensor._meta.weak:
+                    kept[name] = self.scalars[value.tensor._step.index]
+                elif isinstance(value, list):
+                    kept[name] = [self.scalars[v.tensor._step.index] if isinstance(v, Saved) and v.tensor._meta.weak else v for v in value]
 
     def _launch(self, path: Path, stepwise: str) -> None:
-        """Find or compile the program for what is visible, or run step by step where that is not possible."""
+        """Find or compile the program for what is visible and run it, or run step by step where that is not possible."""
+        slots = path.slots
+        if path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
+            stepwise = stepwise or "outside tensors share memory that is written"
         alive, program = self._look(path)
+        if stepwise:
+            path.quiet = None
+            self._run_stepwise(path, alive, stepwise)
+            return
+        if program is None:
+            program = self.owner.compile(path, alive, self)
+            if len(path.programs) >= MAX_PROGRAMS:
+                del path.programs[next(iter(path.programs))]
+            path.programs[tuple([s.position for s in alive])] = program
+            if path.quiet is not None:
+                path.quiet.program = program
+        self._run(path, alive, program)
+
+    def _run(self, path: Path, alive: list[Step], program: Any) -> None:
+        """Run a program; where it cannot be run, run the path step by step."""
+        stepwise = program.stepwise
         if not stepwise:
-            if program is None:
-                program = self.owner.compile(path, alive, self)
-                path.programs[tuple([s.position for s in alive])] = program
-            if not program.stepwise:
-                dead = path.dead_outputs(alive)
-                path.quiet = (dead, sum(map(_refcount, map(_get_t, dead))), alive, program)
-                program.run(path.slots, self.scalars)
+            try:
+                if program.is_plain:
+                    program.launch(self.scalars)
+                else:
+                    program.run(path.slots, self.scalars)
                 return
-            stepwise = program.stepwise
+            except Exception as error:
+                if not program.left_no_trace(error):
+                    raise
+                stepwise = f"its launch failed with {type(error).__name__}: {error}"  # the operation at fault raises it again
+        self._run_stepwise(path, alive, stepwise)
+
+    def _run_stepwise(self, path: Path, alive: list[Step], reason: str) -> None:
+        if self.owner.fullgraph:
+            raise CompileError(f"compile(fullgraph=True): {self.owner.name} cannot be compiled up to {next(iter(path.reasons.values()))}: {reason}")
         path.stepwise += 1
-        if stepwise not in path.stepwise_because:
-            path.stepwise_because.append(stepwise)
-        path.quiet = None
-        run_stepwise(path, alive, self.scalars, stepwise)
+        if reason not in path.stepwise_because:
+            path.stepwise_because.append(reason)
+            del path.stepwise_because[8:]
+        run_stepwise(path, alive, self.scalars, reason)
 
     def _look(self, path: Path) -> tuple[list[Step], Program | None]:
         """The steps whose outputs someone can still see, and the program compiled for them, if there is one."""
         alive = [s for s in path.producers if s.t is not None and s.t._np is None and _refcount(s.t) > 2]
-        return alive, path.programs.get(tuple([s.position for s in alive]))
+        kept = set(alive)
+        dead, pristine = [], True
+        for s in path.producers:
+            if s not in kept and s.t is not None:
+                if s.inner or (len(s.t.__dict__) == _PRISTINE and not _get_weak(s.t)):
+                    dead.append(s)
+                else:
+                    s.t, pristine = None, False
+        program = path.programs.get(tuple([s.position for s in alive]))
+        path.quiet = Quiet(dead, alive, program) if pristine else None
+        return alive, program
 
     # ------------------------------------------------------------------------------------------------ backward
 
@@ -528,6 +836,10 @@ class Run:
         """The tape node of a pending tensor. Nodes of the whole segment are made in order, so that depth costs no recursion."""
         if t._meta.weak:
             return None
+        if self.cur is HELD:
+            self._wait()
+            if t._np is not None:
+                return autograd.edge_of(t)
         nodes = self.nodes
         if nodes is None:
             nodes = self.nodes = {}
@@ -591,6 +903,8 @@ class Run:
         """Stride over a backward pass that was recorded from here, if nothing it depends on differs. False: walk it."""
         if len(tensors) != 1 or create_graph or inputs is not None or gradients[0] is not None:
             return False
+        if self.cur is HELD:
+            self._wait()
         m = self.cur.macros.get((tensors[0]._step, retain_graph)) if tensors[0]._np is None else None
         if m is None:
             return False
@@ -600,7 +914,7 @@ class Run:
         if m.accumulates:
             return self._accumulate_backward(m, leaves)
         for leaf in leaves:
-            if leaf._grad is not None or leaf._hooks:
+            if leaf._grad is not None or leaf._hooks or leaf._node is not None or leaf._base is not None:
                 return False
         self.replaced += [(leaf, None) for leaf in leaves]
         for leaf, made in zip(leaves, m.made):  # noqa: B905
@@ -613,7 +927,7 @@ class Run:
         """The stride where leaves have gradients already, which are added to in place."""
         for leaf, old, meta in zip(leaves, m.olds, m.old_metas, strict=True):
             g = leaf._grad
-            if leaf._hooks:
+            if leaf._hooks or leaf._node is not None or leaf._base is not None:
                 return False
             if old is None:
                 if g is not None:
@@ -728,5 +1042,57 @@ def user_line() -> str:
 
 
 _is = operator.is_
-_get_t, _get_store = operator.attrgetter("t"), operator.attrgetter("_store")
+def difference(expected: Step | None, found: Step) -> str:
+    """In words: how a step differs from the one that was expected in its place."""
+    where = found.source
+    if expected is None or expected.kind == "event":
+        return f"{where}: {_name(found)} where the call went on otherwise" if expected is None else f"{where}: the grad mode"
+    if expected.op is not found.op:
+        return f"{where}: {_name(found)} instead of {_name(expected)}"
+    if expected.attrs != found.attrs:
+        names = found.op.attrs if found.kind != "update" else ("attributes", "number of tensors")
+        changed = [f"{n} {a} → {b}" for n, a, b in zip(names, expected.attrs, found.attrs, strict=False) if a != b]
+        return f"{where}: {_name(found)}: {', '.join(changed)}"
+    for i, ((slot, a), (other, b)) in enumerate(zip(expected.checks, found.checks, strict=False)):
+        name = f"{_name(found)}: input {found.op.input_name(i)}" if found.kind == "op" else f"{_name(found)}: input {i}"
+        if isinstance(a, Meta) and isinstance(b, Meta):
+            if a is not b:
+                return f"{where}: {name}: {_meta_difference(a, b)}"
+        elif isinstance(a, type) and isinstance(b, type):
+            if a is not b:
+                return f"{where}: {name}: {a.__name__} → {b.__name__}"
+        elif isinstance(a, Constant) and isinstance(b, Constant):
+            if a is not b:
+                return f"{where}: {name}: the number {a.value} → {b.value}, which is part of the program"
+        elif slot is not other:
+            return f"{where}: {name}: another tensor"
+    if len(expected.checks) != len(found.checks):
+        return f"{where}: {_name(found)}: {len(expected.checks)} → {len(found.checks)} inputs"
+    return f"{where}: {_name(found)}"
+
+
+def _name(s: Step) -> str:
+    return f"{s.op.name}{'_' if s.kind == 'inplace' else ''}"
+
+
+def _meta_difference(a: Meta, b: Meta) -> str:
+    parts = [
+        f"{what} {x} → {y}"
+        for what, x, y in (
+            ("shape", tuple(a.shape), tuple(b.shape)), ("dtype", a.dtype.name, b.dtype.name), ("device", a.device, b.device),
+            ("requires_grad", a.requires_grad, b.requires_grad), ("memory shared with other tensors", a.shared, b.shared),
+        )
+        if x != y
+    ]
+    if not parts or (a.shape == b.shape and a.strides != b.strides):
+        parts.append(f"strides {a.strides} → {b.strides}")
+    return ", ".join(parts)
+
+
+_get_t, _get_store, _get_weak = operator.attrgetter("t"), operator.attrgetter("_store"), operator.attrgetter("__weakref__")
+_thread_id = threading.get_ident
+_POSITIONS = {"argsort": 0, "topk": 1, "argmax": 0, "argmin": 0}  # operators that give positions, and which attribute holds their dimensions
+_PRISTINE = 4  # attributes that `_place` gives
+HELD = Run.cur = Step(None)  # what the owner finds while another thread launches: a step without edges
+_WAITING = {Run._wait.__code__, Run._force_from_outside.__code__}
 _FREE = _calibrate()

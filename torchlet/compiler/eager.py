@@ -10,7 +10,7 @@ import numpy as np
 from torchlet import autograd, dtypes, storage
 from torchlet.compiler.execute import compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node
-from torchlet.compiler.launch import HOST_CALLS
+from torchlet.compiler.launch import HOST_CALLS, target_of
 from torchlet.errors import CompileError
 from torchlet.op import OPS, Op
 from torchlet.runtime import cuda
@@ -24,7 +24,9 @@ __all__ = ["copy", "copy_into", "run_op", "run_update"]
 _OPS: dict[tuple[Any, ...], Any] = {}  # what was compiled; None: the operator runs on the host
 
 
-def run_op(op: Op, arrays: tuple[Any, ...], attrs: tuple[Any, ...], place: Place | None = None) -> DeviceArray | np.ndarray[Any, Any]:
+def run_op(
+    op: Op, arrays: tuple[Any, ...], attrs: tuple[Any, ...], place: Place | None = None
+) -> DeviceArray | np.ndarray[Any, Any]:
     """The operator's result on the device of its inputs, or at `place` where it needs numbers only. Arrays of no dimension may be the host's, as in PyTorch.
 
     An operator that has no loops, or whose result's shape depends on data, runs on the host; `HOST_CALLS` counts it.
@@ -44,7 +46,7 @@ def run_op(op: Op, arrays: tuple[Any, ...], attrs: tuple[Any, ...], place: Place
         found = _OPS[key] = _compile_op(op, arrays, attrs, place)
     if found is None:
         HOST_CALLS[op.name] += 1
-        return storage.transfer(autograd.compute(op, [storage.as_host(a) for a in arrays], attrs), place)
+        return storage.transfer(autograd.compute_on_host(op, [storage.as_host(a) for a in arrays], attrs), place)
     executable, shape, dtype = found
     out = cuda.empty(shape, dtype, place)
     addresses = [a.address for a in arrays if a.__class__ is DeviceArray]
@@ -65,6 +67,7 @@ def common_place(name: str, arrays: Sequence[Any]) -> Place:
 def _compile_op(op: Op, arrays: Sequence[Any], attrs: tuple[Any, ...], place: Place) -> Any:
     if op.lower is None or op.barrier:
         return None
+    target_of(cuda.device(place))  # an architecture that is not supported is no reason to compute elsewhere
     b = Builder()
     operands = _operands(b, arrays)
     node = b.node(op, tuple(operands), attrs)

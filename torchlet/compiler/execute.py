@@ -74,6 +74,8 @@ class Executable:
     `kernels` are its loop nests in launch order, `externs` the nodes it runs as eager calls, `stages` what the passes made.
     """
 
+    extern_text = "runs as NumPy"  # what explain() says of an extern call
+
     def __init__(self, plan: Plan):
         self.plan = plan
         self.name = plan.name

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torchlet import errors
+from torchlet import dtypes, errors
 from torchlet.autograd import _set_grad
-from torchlet.compiler.capture import Path, Run, Step
+from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, user_line
 from torchlet.compiler import debug
 from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, compile_graph
@@ -24,6 +26,7 @@ from torchlet.compiler.program import Program, segment_of
 from torchlet.op import STATE
 from torchlet.tensor import Tensor, wrap
 
+_thread_id = threading.get_ident
 _ALL: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
 
 
@@ -36,6 +39,8 @@ class CompiledFunction:
     def __init__(self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None):
         if not callable(function):
             raise TypeError(f"compile: got {type(function).__name__}; expected a function, a method or a module")
+        if isinstance(function, types.FunctionType | types.MethodType):
+            functools.update_wrapper(self, function)
         self.function = function
         self.dynamic, self.fullgraph, self.backend, self.dump = dynamic, fullgraph, backend, dump
         self.name = getattr(function, "__name__", type(function).__name__).strip("<>")
@@ -44,7 +49,8 @@ class CompiledFunction:
         self.programs: list[Program] = []
         self._idle: list[Run] = []
         self._uncompiled = "a generator or coroutine function runs uncompiled" if _suspends(function) else ""
-        functools.update_wrapper(self, function)
+        self.changes: list[str] = []  # what was different when a new path was recorded, the last ones
+        self.dropped = 0  # paths that were forgotten
         _ALL.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,17 +59,24 @@ class CompiledFunction:
         idle = self._idle
         run = idle.pop() if idle else Run(self)
         run.arguments = (args, kwargs)
+        run.calls += 1
+        run.thread = _thread_id()
         STATE.run = run
         try:
             if not STATE.grad:
                 run.event("grad", False)
+            if dtypes._default is not dtypes.float32:
+                run.event("default dtype", dtypes._default)
             return self.function(*args, **kwargs)
         finally:
             try:
                 run.flush("the call ended", last=True)
             finally:
                 STATE.run = None
+                run.thread = 0
                 run.arguments = None
+                if len(self.paths) > MAX_PATHS:
+                    self._forget(run)
                 idle.append(run)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -72,10 +85,29 @@ class CompiledFunction:
     def __repr__(self) -> str:
         return f"<compiled {self.name}>"
 
+    def enter(self, path: Path) -> None:
+        """A new path."""
+        self.paths.append((path, user_line()))
+        if path.cause:
+            self.changes.append(path.cause)
+            del self.changes[:-MAX_PATHS]
+
+    def _forget(self, run: Run) -> None:
+        """Drop the paths of this trie that were not used for longest, so that what differs from call to call does not fill the memory."""
+        gone = run.forget(max(len(run.paths) // 4, 1))
+        if not self.dropped and gone:
+            cause = max(set(self.changes), key=self.changes.count) if self.changes else "every call did something else"
+            warnings.warn(
+                f"compile: {self.name} makes new paths again and again ({len(self.paths)} so far), so old ones are forgotten. The most frequent "
+                f"difference: {cause}", RuntimeWarning, stacklevel=3,
+            )
+        self.dropped += len(gone)
+        self.paths = [entry for entry in self.paths if entry[0] not in gone]
+        kept = {p for path, _ in self.paths for p in path.programs.values()}
+        self.programs = [p for p in self.programs if p in kept]
+
     def compile(self, path: Path, alive: list[Step], run: Run) -> Program:
         """The program of a path for these visible outputs."""
-        if self.fullgraph and len(self.paths) > 1 and run.root is not run.start:
-            raise errors.CompileError(f"compile(fullgraph=True): {self.name} has more than one segment; the first ended at {self.paths[0][1]}")
         program = Program(path, alive, self.name, _Namer(self.function, run.arguments))
         self.programs.append(program)
         debug.record(self, path, program, run.scalars)
@@ -86,7 +118,8 @@ class CompiledFunction:
         self._idle.clear()
         self.paths.clear()
         self.programs.clear()
-        self.steps_recorded = 0
+        self.changes.clear()
+        self.steps_recorded = self.dropped = 0
 
 
 def _suspends(function: Any) -> bool:
@@ -327,7 +360,7 @@ def describe(f: CompiledFunction) -> Explanation:
             for exe in executables(p):
                 lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}" + (f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""))
                 lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
-                lines.extend(f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and runs as NumPy".ljust(48) + f" {short(n.source)}" for n in exe.externs)
+                lines.extend(f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48) + f" {short(n.source)}" for n in exe.externs)
     return Explanation("\n".join(lines), len(f.paths), total)
 
 
@@ -347,6 +380,7 @@ class _DryRun(Run):
 
     def _launch(self, path: Path, stepwise: str) -> None:
         alive, _ = self._look(path)
+        path.quiet = None
         program = Program(path, alive, self.owner.name, _Namer(self.owner.function, self.arguments))
         self.programs.append(program)
         if program.stepwise:

@@ -36,9 +36,11 @@ __all__ = ["COUNTS", "HOST_CALLS", "CudaExecutable", "cubin_of", "precompile", "
 Number = int | float | bool
 GRAPH_AFTER = 3  # calls after which a segment's launches become a CUDA graph: making one costs about as much as ten launches a kernel
 COUNTS = {"kernels": 0, "compiled": 0, "launches": 0, "graph_launches": 0, "graph_updates": 0}
-HOST_CALLS: Counter[str] = Counter()  # operators that ran on the CPU although their tensors lie on a device, by name
+HOST_CALLS: Counter[str] = Counter()  # operators that ran on the host although their tensors lie on a device
 
-_TARGETS = {(8, 0): "cuda:80", (8, 6): "cuda:80", (8, 7): "cuda:80", (8, 9): "cuda:80", (9, 0): "cuda:90", (10, 0): "cuda:100", (12, 0): "cuda:120"}
+
+_AMPERE = dict.fromkeys([(8, 0), (8, 6), (8, 7), (8, 9)], "cuda:80")  # binaries run on later devices of the same major version
+_TARGETS = {**_AMPERE, (9, 0): "cuda:90", (10, 0): "cuda:100", (12, 0): "cuda:120"}
 
 
 def target_of(device: Device) -> str:
@@ -149,6 +151,7 @@ class CudaExecutable:
     which are of the host and are copied. Extern calls copy what they read to the host, run there and copy the result back.
     """
 
+    extern_text = "is copied to the host and back"
     is_single = False  # `run` does more than one native call
 
     is_single = False  # its launch is this class's `run`, not one call of the CPU's runtime
@@ -246,7 +249,7 @@ class CudaExecutable:
     def _launch(self, part: _Segment, values: list[Any], changed: bool, stream: int) -> None:
         stale: list[int] = []
         if changed or part.bound[0] is None:
-            for i, (pick, launch) in enumerate(zip(part.sources, part.launches)):  # noqa: B905 (equal by construction; this is the hot loop)
+            for i, (pick, launch) in enumerate(zip(part.sources, part.launches)):
                 new = pick(values)
                 if new != part.bound[i]:
                     launch.bind(new)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +61,7 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
         found = scalar_nodes.get(index)
         if found is None:
             t = types[index]
-            found = scalar_nodes[index] = b.scalar(dtypes.bool_ if t is bool else dtypes.int64 if t is int else dtypes.float64)
+            found = scalar_nodes[index] = b.scalar(dtypes.bool_ if issubclass(t, bool) else dtypes.int64 if issubclass(t, int) else dtypes.float64)
         return found
 
     def outside(slot: Any) -> Node:
@@ -219,6 +221,11 @@ class Program:
             self._prepare(alive)
         except UnsupportedError as error:
             self.stepwise = str(error)
+        except RecursionError:
+            self.stepwise = "its expressions are nested too deeply"
+        except Exception as error:  # what runs plainly has to run here: a fault of the compiler costs time, not the result
+            self.stepwise = f"the compiler failed with {type(error).__name__}: {error}"
+            warnings.warn(f"compile: {name} runs step by step, because {self.stepwise}", RuntimeWarning, stacklevel=2)
 
     def _prepare(self, alive: Sequence[Any]) -> None:
         seg = self.segment
@@ -288,6 +295,14 @@ class Program:
             self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars])
         for t in released:
             t._node, t._out = _RELEASED, 0
+
+    def left_no_trace(self, error: Exception) -> bool:
+        """True if a run that raised `error` has overwritten nothing."""
+        if not self.path.written_outside:
+            return True
+        assert self.executable is not None
+        # a number that 64 bits do not hold is refused before the first kernel
+        return isinstance(error, struct.error) and not self.executable.externs
 
     def _make_views(self, entries: Sequence[Any]) -> None:
         """Views share the memory of their base, as they do in eager."""

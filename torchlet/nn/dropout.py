@@ -6,7 +6,7 @@ from torchlet.nn import functional as F
 from torchlet.nn.module import Module
 from torchlet.tensor import Tensor
 
-__all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d"]
+__all__ = ["AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout"]
 
 
 class _Dropout(Module):
@@ -52,3 +52,19 @@ class AlphaDropout(_Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """The shape of the input."""
         return F.alpha_dropout(input, self.p, self.training, self.inplace)
+
+
+class Dropout3d(_Dropout):
+    """Dropout of whole channels of (C, D, H, W) or (N, C, D, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The shape of the input."""
+        return F.dropout3d(input, self.p, self.training, self.inplace)
+
+
+class FeatureAlphaDropout(_Dropout):
+    """AlphaDropout of whole channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The shape of the input."""
+        return F.feature_alpha_dropout(input, self.p, self.training, self.inplace)

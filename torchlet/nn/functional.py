@@ -1123,3 +1123,66 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     out = (left.reshape(-1, *weight.shape[::2]) * input2.reshape(-1, 1, input2.shape[-1])).sum(-1)
     out = out.reshape(*input1.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
+
+
+def ctc_loss(
+    log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False
+) -> Tensor:
+    """Negative log-likelihood of label sequences summed over all alignments (Graves et al. 2006).
+
+    `log_probs` is (T, N, C) or (T, C), `targets` (N, S), (S), or all targets one after the other; the lengths are numbers or tensors.
+    """
+    batched = log_probs.ndim == 3
+    x = log_probs if batched else log_probs.unsqueeze(1)
+    steps, n, _ = x.shape
+    sizes = [np.asarray(v.numpy() if isinstance(v, Tensor) else v, np.int64).reshape(-1) for v in (input_lengths, target_lengths)]
+    if any(len(s) != n for s in sizes):
+        raise RuntimeError(f"ctc_loss: input_lengths and target_lengths must be of size batch_size ({n}); got {len(sizes[0])} and {len(sizes[1])}")
+    if sizes[0].max(initial=0) > steps:
+        raise RuntimeError(f"ctc_loss: Expected input_lengths to have value at most {steps}, but got value {sizes[0].max()}")
+    labels = np.full((n, 2 * int(sizes[1].max(initial=0)) + 1), blank, np.int64)  # blanks between the labels, before and after
+    given = targets.numpy()
+    ends = np.cumsum(sizes[1])
+    for k, size in enumerate(sizes[1]):
+        row = given[k] if given.ndim == 2 else given[ends[k] - size : ends[k]]
+        labels[k, 1 : 2 * size : 2] = row[:size]
+    skip = np.zeros(labels.shape, bool)
+    skip[:, 2:] = (labels[:, 2:] != blank) & (labels[:, 2:] != labels[:, :-2])
+    places, may_skip = ops.tensor(labels), ops.tensor(skip)
+    lowest = -1e30  # not -inf: the gradient of a difference of infinities is NaN
+    start = ops.tensor(np.arange(labels.shape[1]) < 2)
+    alpha = ops.where(start, x[0].gather(1, places), lowest)
+    length = ops.tensor(sizes[0]).unsqueeze(1)
+    for t in range(1, steps):
+        one = ops.pad(alpha, (1, 0), "constant", lowest)[:, :-1]
+        two = ops.where(may_skip, ops.pad(alpha, (2, 0), "constant", lowest)[:, :-2] if labels.shape[1] > 1 else alpha * 0 + lowest, lowest)
+        new = ops.logsumexp(ops.stack([alpha, one, two]), 0) + x[t].gather(1, places)
+        alpha = ops.where(length > t, new, alpha)
+    last = ops.tensor(2 * sizes[1]).unsqueeze(1)
+    final = ops.cat([alpha.gather(1, last), ops.where(last > 0, alpha.gather(1, (last - 1).clamp(min=0)), lowest)], 1)
+    loss = -ops.logsumexp(final, 1)
+    loss = ops.where(loss > 1e29, 0.0 if zero_infinity else math.inf, loss)
+    if reduction == "mean":
+        return (loss / ops.tensor(sizes[1]).clamp(min=1)).mean()
+    loss = loss if batched else loss.squeeze(0)
+    return _reduce(loss, reduction)
+
+
+def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """In-place celu."""
+    return celu(input, alpha, True)
+
+
+def selu_(input: Tensor) -> Tensor:
+    """In-place selu."""
+    return selu(input, True)
+
+
+def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
+    """In-place threshold."""
+    return input.copy_(ops.where(input <= threshold, float(value), input))
+
+
+def rrelu_(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False) -> Tensor:
+    """In-place rrelu."""
+    return rrelu(input, lower, upper, training, True)

@@ -180,3 +180,21 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Any =
     for column in range(columns):
         keep[ops.randperm(rows, generator=generator).numpy()[: math.ceil(sparsity * rows)], column] = False
     return tensor.copy_(ops.where(ops.tensor(keep), tensor, 0.0))
+
+
+_calculate_fan_in_and_fan_out = _fans
+_calculate_correct_fan = _fan
+
+
+def _deprecated(new: Any) -> Any:
+    def old(*args: Any, **kwargs: Any) -> Tensor:
+        warnings.warn(f"`nn.init.{new.__name__[:-1]}` is now deprecated in favor of `nn.init.{new.__name__}`.", FutureWarning, stacklevel=2)
+        return new(*args, **kwargs)  # type: ignore[no-any-return]
+
+    old.__name__, old.__doc__ = new.__name__[:-1], f"{new.__name__} under its name of 2017."
+    return old
+
+
+uniform, normal, constant, eye, dirac = (_deprecated(f) for f in (uniform_, normal_, constant_, eye_, dirac_))
+xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal = (_deprecated(f) for f in (xavier_uniform_, xavier_normal_, kaiming_uniform_, kaiming_normal_))
+orthogonal, sparse = _deprecated(orthogonal_), _deprecated(sparse_)

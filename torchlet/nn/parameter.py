@@ -10,7 +10,7 @@ from torchlet import ops, storage
 from torchlet.autograd import force
 from torchlet.tensor import Array, Parameter, Storage, Tensor, new, share, wrap
 
-__all__ = ["Buffer", "Parameter", "fresh_parameter"]
+__all__ = ["Buffer", "Parameter", "UninitializedParameter", "fresh_parameter"]
 
 
 def _same_memory(cls: type[Any], data: Tensor, requires_grad: bool) -> Any:
@@ -76,3 +76,34 @@ class Buffer(Tensor):
 
     def __init__(self, data: Tensor | None = None, *, persistent: bool = True) -> None:
         """All is done by `__new__`."""
+
+
+class UninitializedParameter(Parameter):
+    """A parameter whose shape is not known yet (lazy layers)."""
+
+    def __new__(cls, requires_grad: bool = True, device: Any = None, dtype: Any = None) -> UninitializedParameter:
+        """Nothing but the promise of a parameter."""
+        return _same_memory(cls, ops.empty(0, dtype=dtype), requires_grad)  # type: ignore[no-any-return]
+
+    def __init__(self, requires_grad: bool = True, device: Any = None, dtype: Any = None) -> None:
+        """All is done by `__new__`."""
+
+    @property
+    def shape(self) -> Any:
+        """Raises RuntimeError: it is not known before the first forward pass."""
+        raise RuntimeError(
+            "Can't access the shape of an uninitialized parameter or buffer. This error usually happens in `load_state_dict` when trying to load an "
+            "uninitialized parameter into an initialized one. Call `forward` to initialize the parameters before accessing their attributes."
+        )
+
+    def become(self, other: Parameter) -> None:
+        """Take over the memory of `other`; from now on an ordinary Parameter, the same object."""
+        self._np, self._store, self._meta = force(other), other._store, other._meta.replace(requires_grad=self.requires_grad)
+        self.__class__ = Parameter  # type: ignore[assignment]
+
+    def materialize(self, shape: Any, device: Any = None, dtype: Any = None) -> None:
+        """Take a shape; the values are not set."""
+        self.become(fresh_parameter(ops.empty(*shape, dtype=dtype or self.dtype)))
+
+    def __repr__(self) -> str:
+        return "<UninitializedParameter>"

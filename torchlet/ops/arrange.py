@@ -16,12 +16,12 @@ from torchlet.index import Index
 from torchlet.op import Op, Select, View, apply, define
 from torchlet.ops.index import bounds, check_bounds, index_sum_
 from torchlet.ops.pointwise import cast
-from torchlet.ops.public import METHODS, public
+from torchlet.ops.public import METHODS, Draws, public
 from torchlet.ops.view import ALL, basic, expand, index_basic_, movedim, permute, reshape, unsqueeze, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim, result_type
 from torchlet.tensor import Tensor, wrap
 
-_rng = np.random.default_rng(6)
+_rng = Draws(6)
 
 
 def position(i: Index) -> Expr:

@@ -13,13 +13,15 @@ from torchlet.op import STATE, Composite, apply, define
 from torchlet.ops.composite import dropout_, softmax_
 from torchlet.ops.contract import matmul_
 from torchlet.ops.create import arange_, default_generator
+from torchlet.ops.place import make
 from torchlet.ops.pointwise import where
 from torchlet.ops.reduce import amax_, sum_
 from torchlet.ops.view import expand, reshape, transpose, unsqueeze
-from torchlet.spec import Spec, broadcast_shapes
+from torchlet.ops.public import Draws
+from torchlet.spec import Spec, broadcast_shapes, device as Device
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(13)
+_rng = Draws(13)
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
@@ -31,10 +33,10 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
     return reshape(expand(unsqueeze(x, -3), (*lead, few, heads // few, s, e)), (*lead, heads, s, e))
 
 
-def _allowed(rows: int, columns: int) -> Tensor:
+def _allowed(rows: int, columns: int, device: Device) -> Tensor:
     """(L, S) bool: position s is not after position l."""
-    line = apply(arange_, (0, 1), (rows, dtypes.int64))
-    return unsqueeze(line, 1) >= apply(arange_, (0, 1), (columns, dtypes.int64))
+    line = make(arange_, (0, 1), (rows, dtypes.int64), device)
+    return unsqueeze(line, 1) >= make(arange_, (0, 1), (columns, dtypes.int64), device)
 
 
 def _weights(query: Tensor, key: Tensor, mask: Sequence[Tensor], is_causal: bool, scale: float) -> Tensor:
@@ -42,7 +44,7 @@ def _weights(query: Tensor, key: Tensor, mask: Sequence[Tensor], is_causal: bool
     scores = apply(matmul_, (query * scale, transpose(key, -2, -1)))
     dims = (scores.ndim - 1,)
     if is_causal:
-        return apply(softmax_, (where(_allowed(query.shape[-2], key.shape[-2]), scores, -math.inf),), (dims,))
+        return apply(softmax_, (where(_allowed(query.shape[-2], key.shape[-2], query.device), scores, -math.inf),), (dims,))
     if not mask:
         return apply(softmax_, (scores,), (dims,))
     scores = where(mask[0], scores, -math.inf) if mask[0].dtype is dtypes.bool_ else scores + mask[0]

@@ -10,12 +10,12 @@ import numpy as np
 from torchlet import dtypes
 from torchlet.op import Op, View, apply, define
 from torchlet.ops.pointwise import atan2_, cast, where
-from torchlet.ops.public import FUNCTIONS, METHODS, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.view import ALL, basic
 from torchlet.spec import Spec, broadcast_shapes
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(8)
+_rng = Draws(8)
 
 
 def _draw(*shape: int) -> Any:

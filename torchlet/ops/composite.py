@@ -12,13 +12,13 @@ from torchlet import dtypes
 from torchlet.op import OPS, Check, Composite, apply, define
 from torchlet.ops.create import arange_, default_generator, uniform_
 from torchlet.ops.pointwise import cast, where
-from torchlet.ops.public import public
+from torchlet.ops.public import Draws, public
 from torchlet.ops.reduce import amax_, mean_, sum_
 from torchlet.ops.view import reshape, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim, normalize_dims
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(4)
+_rng = Draws(4)
 
 
 def _wide(x: Any) -> Any:

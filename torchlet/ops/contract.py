@@ -9,12 +9,12 @@ import numpy as np
 
 from torchlet.op import Composite, Contract, apply, define
 from torchlet.ops.pointwise import conjugate
-from torchlet.ops.public import METHODS, as_tensor_like, public
+from torchlet.ops.public import METHODS, Draws, as_tensor_like, public
 from torchlet.ops.view import permute_, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, broadcast_shapes
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(3)
+_rng = Draws(3)
 
 
 def _matmul_spec(a: Spec, b: Spec) -> Spec:

@@ -13,13 +13,13 @@ from torchlet.index import Index
 from torchlet.op import Composite, Select, View, apply, define
 from torchlet.ops.arrange import flip, pad_
 from torchlet.ops.contract import matmul_
-from torchlet.ops.public import public
+from torchlet.ops.public import Draws, public
 from torchlet.ops.reduce import sum_
 from torchlet.ops.view import basic, permute_, reshape, unsqueeze
 from torchlet.spec import Spec
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(11)
+_rng = Draws(11)
 Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]  # (before, after) of each spatial dimension
 

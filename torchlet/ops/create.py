@@ -51,7 +51,16 @@ arange_ = define(
 )
 
 
-def _sizes(size: tuple[Any, ...]) -> tuple[int, ...]:
+_IGNORED = frozenset(("layout", "pin_memory", "memory_format", "names"))  # they say nothing here
+
+
+def _sizes(size: tuple[Any, ...], others: dict[str, Any] | None = None) -> tuple[int, ...]:
+    """Sizes given one by one, as one sequence, or by the keyword `size`. Raises TypeError for other keywords that are not known."""
+    if others:
+        size = (others["size"],) if "size" in others else size
+        unknown = others.keys() - _IGNORED - {"size"}
+        if unknown:
+            raise TypeError(f"got an unexpected keyword argument '{min(unknown)}'")
     listed = size[0] if len(size) == 1 and isinstance(size[0], list | tuple) else size
     out = tuple([int(n) for n in listed])
     if any(n < 0 for n in out):
@@ -76,19 +85,19 @@ def full(size: Sequence[int], fill_value: Any, *, dtype: DType | None = None, de
 @public(method=False)
 def zeros(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor of zeros."""
-    return finish(make(full_, (0,), (_sizes(size), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
+    return finish(make(full_, (0,), (_sizes(size, _), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
 
 
 @public(method=False)
 def ones(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor of ones."""
-    return finish(make(full_, (1,), (_sizes(size), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
+    return finish(make(full_, (1,), (_sizes(size, _), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
 
 
 @public(method=False)
 def empty(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor whose values do not matter (they are zeros)."""
-    return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+    return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad, **_)
 
 
 @public(method=False)
@@ -296,13 +305,13 @@ def draw(
 @public(method=False)
 def rand(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, generator: Generator | None = None, **_: Any) -> Tensor:
     """Uniform on [0, 1)."""
-    return finish(draw(uniform_, _sizes(size), dtype, generator, device=device), None, requires_grad)
+    return finish(draw(uniform_, _sizes(size, _), dtype, generator, device=device), None, requires_grad)
 
 
 @public(method=False)
 def randn(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, generator: Generator | None = None, **_: Any) -> Tensor:
     """Standard normal."""
-    return finish(draw(normal_, _sizes(size), dtype, generator, device=device), None, requires_grad)
+    return finish(draw(normal_, _sizes(size, _), dtype, generator, device=device), None, requires_grad)
 
 
 @public(method=False)

@@ -13,12 +13,12 @@ from torchlet.op import Op, apply, define
 from torchlet.ops.arrange import pad, roll
 from torchlet.ops.create import finish
 from torchlet.ops.pointwise import cast
-from torchlet.ops.public import FUNCTIONS, METHODS, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.view import ALL, basic, reshape, unsqueeze
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
 
-_rng = np.random.default_rng(13)
+_rng = Draws(13)
 FFT: dict[str, Callable[..., Any]] = {}  # torchlet.fft.NAME
 Dims = tuple[int, ...]
 

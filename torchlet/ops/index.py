@@ -18,12 +18,12 @@ from torchlet.op import OPS, Check, Op, ScatterAdd, Select, apply, define
 from torchlet.ops.create import full_
 from torchlet.ops.methods import copy_, fill_, tensor
 from torchlet.ops.pointwise import cast, where, where_
-from torchlet.ops.public import METHODS, public
+from torchlet.ops.public import METHODS, Draws, public
 from torchlet.ops.view import ALL, Items, index_basic_, reshape, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
 
-_rng = np.random.default_rng(5)
+_rng = Draws(5)
 _UNSIGNED = {np.dtype(f"i{n}"): np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 
 # (input shapes, attributes) -> (which input holds positions, smallest legal one, first illegal one, the dimension they point into)

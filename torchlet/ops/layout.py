@@ -15,12 +15,12 @@ from torchlet.op import OPS, STATE, Op, View, apply, define
 from torchlet.ops.arrange import cat, hstack, stack, vstack
 from torchlet.ops.create import arange_
 from torchlet.ops.index import index_sum_
-from torchlet.ops.public import FUNCTIONS, METHODS, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.view import ALL, basic, reshape, split
 from torchlet.spec import Spec, contiguous_strides, normalize_dim
 from torchlet.tensor import Tensor, share, wrap
 
-_rng = np.random.default_rng(10)
+_rng = Draws(10)
 
 # ------------------------------------------------------------------------------------------------ as_strided
 

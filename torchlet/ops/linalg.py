@@ -16,14 +16,14 @@ from torchlet.op import Op, apply, define
 from torchlet.ops.arrange import diag_embed, stack, tril, triu
 from torchlet.ops.contract import addmm, baddbmm, bmm, matmul, mv, outer
 from torchlet.ops.pointwise import where
-from torchlet.ops.public import FUNCTIONS, METHODS, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.reduce import amax, norm
 from torchlet.ops.reduce import sum as sum_over
 from torchlet.ops.view import expand, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, broadcast_shapes, normalize_dim
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(12)
+_rng = Draws(12)
 LINALG: dict[str, Callable[..., Any]] = {}  # torchlet.linalg.NAME
 
 

@@ -14,10 +14,10 @@ from torchlet.expr import Expr, call, const
 from torchlet.expr import where as select
 from torchlet.op import Op, apply, pointwise
 from torchlet.ops.pointwise import SQRT_HALF, binary, cast, draw, unary, where
-from torchlet.ops.public import METHODS, binary_public, public, unary_public
+from torchlet.ops.public import METHODS, Draws, binary_public, public, unary_public
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(9)
+_rng = Draws(9)
 SPECIAL: dict[str, Callable[..., Any]] = {}  # what torchlet.special has that torchlet itself has not
 
 
@@ -365,6 +365,20 @@ def positive(input: Tensor) -> Tensor:
     if input.dtype is dtypes.bool_:
         raise RuntimeError("The `+` operator, on a bool tensor is not supported.")
     return input
+
+
+_round, _round_ = METHODS["round"], METHODS["round_"]
+
+
+@public()
+def round(input: Tensor, *, decimals: int = 0) -> Tensor:
+    """The nearest whole numbers (halves to even), or numbers with so many decimals."""
+    if decimals == 0:
+        return _round(input)  # type: ignore[no-any-return]
+    return _round(input * 10.0**decimals) / 10.0**decimals  # type: ignore[no-any-return]
+
+
+METHODS["round_"] = lambda self, *, decimals=0: _round_(self) if decimals == 0 else self.copy_(round(self, decimals=decimals))
 
 
 @public()

@@ -680,6 +680,7 @@ METHODS |= {
     "retains_grad": property(lambda self: self._retains_grad, doc="True after `retain_grad` on a non-leaf."),
     "retain_grad": autograd.retain_grad,
     "register_hook": autograd.register_hook,
+    "register_post_accumulate_grad_hook": autograd.register_post_accumulate_grad_hook,
 }
 
 # ------------------------------------------------------------------------------------------------ comparison of whole tensors

@@ -8,17 +8,17 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.op import Op, apply, define
-from torchlet.ops.arrange import flip
+from torchlet.ops.arrange import cat, flip
 from torchlet.ops.create import Generator, default_generator, uniform_
 from torchlet.ops.index import gather, index_sum_
 from torchlet.ops.pointwise import cast, maximum, minimum, where
-from torchlet.ops.public import METHODS, public
+from torchlet.ops.public import METHODS, Draws, public
 from torchlet.ops.reduce import amax, amin, argmax, argmin
 from torchlet.ops.view import ALL, basic, reshape
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
 
-_rng = np.random.default_rng(7)
+_rng = Draws(7)
 
 # ------------------------------------------------------------------------------------------------ scans
 
@@ -85,9 +85,10 @@ METHODS["cumsum_"] = lambda self, dim: self.copy_(cumsum(self, dim))
 
 
 @public()
-def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
-    """Differences of neighbours along `dim`, n times."""
+def diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Tensor:
+    """Differences of neighbours along `dim`, n times; tensors may be put before and after it first."""
     d = normalize_dim("diff", dim, input.ndim)
+    input = cat([t for t in (prepend, input, append) if t is not None], d) if prepend is not None or append is not None else input
     for _ in range(n):
         size = input.shape[d]
         input = basic(input, (ALL,) * d + (("s", 1 if size else 0, size, 1),)) - basic(

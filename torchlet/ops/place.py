@@ -6,7 +6,8 @@ from typing import Any
 
 from torchlet import storage
 from torchlet.op import STATE, Op, Pointwise, apply, define
-from torchlet.spec import CPU, Spec, device as Device
+from torchlet.spec import CPU, Spec
+from torchlet.spec import device as Device
 from torchlet.tensor import Tensor, wrap
 
 # in a graph, where all is computed in one place, it is the identity

@@ -13,11 +13,11 @@ from torchlet import dtypes
 from torchlet.autograd import inplace
 from torchlet.expr import Expr, call, cast as cast_expr, const, where as select
 from torchlet.op import Check, Op, Pointwise, apply, define, pointwise
-from torchlet.ops.public import METHODS, as_tensor_like, binary_public, dunder, inplace_dunder, operand, public, unary_public
+from torchlet.ops.public import METHODS, Draws, as_tensor_like, binary_public, dunder, inplace_dunder, operand, public, unary_public
 from torchlet.spec import Spec
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(0)
+_rng = Draws(0)
 
 
 def draw(*shapes: tuple[int, ...], low: float = -2.0, high: float = 2.0, dtype: Any = np.float64) -> Callable[[], list[Any]]:

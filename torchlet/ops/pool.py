@@ -14,13 +14,13 @@ from torchlet.op import Composite, Select, apply, define
 from torchlet.ops.convolve import Pads, Sizes, _positions, _wide, overlap_add_, padded, sizes_of, window_counts, windows_
 from torchlet.ops.create import arange_
 from torchlet.ops.pointwise import cast, where
-from torchlet.ops.public import public
+from torchlet.ops.public import Draws, public
 from torchlet.ops.reduce import amax_, argmax_, sum_
 from torchlet.ops.view import expand, reshape, unsqueeze, unsqueeze_dims
 from torchlet.spec import Spec
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(12)
+_rng = Draws(12)
 _ATTRS = ("kernel", "stride", "pads", "dilation")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from torchlet.autograd import inplace
 from torchlet.op import Op, apply
 from torchlet.tensor import Tensor
@@ -12,6 +14,18 @@ from torchlet.tensor import Tensor
 FUNCTIONS: dict[str, Callable[..., Any]] = {}  # torchlet.NAME
 METHODS: dict[str, Any] = {}  # Tensor.NAME
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Draws:
+    """A NumPy generator made on first use: importing numpy.random would cost as much as all the tables."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def __getattr__(self, name: str) -> Any:
+        generator = np.random.default_rng(self._seed)
+        self.__dict__.update({n: getattr(generator, n) for n in dir(generator) if not n.startswith("_")})
+        return self.__dict__[name]
 
 
 def public(*names: str, function: bool = True, method: bool = True) -> Callable[[F], F]:

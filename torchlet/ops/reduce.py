@@ -12,13 +12,13 @@ import numpy as np
 from torchlet import dtypes
 from torchlet.op import Composite, Op, Reduce, apply, define
 from torchlet.ops.pointwise import cast, where
-from torchlet.ops.public import as_tensor_like, public
+from torchlet.ops.public import Draws, as_tensor_like, public
 from torchlet.ops.view import expand, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim, normalize_dims
 from torchlet.tensor import Tensor
 
 Dims = int | Sequence[int] | None
-_rng = np.random.default_rng(1)
+_rng = Draws(1)
 
 
 def reduced_shape(shape: tuple[int, ...], dims: tuple[int, ...], keepdim: bool) -> tuple[int, ...]:

@@ -16,13 +16,13 @@ from torchlet.ops.create import Generator, draw, integers_, uniform_
 from torchlet.ops.index import gather, getitem, scatter_sum_
 from torchlet.ops.order import RETURN_TYPES, ValuesIndices, argsort, cumsum, median, named, sort
 from torchlet.ops.pointwise import cast, where
-from torchlet.ops.public import FUNCTIONS, METHODS, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.reduce import norm
 from torchlet.ops.view import ALL, basic, expand, movedim, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
 
-_rng = np.random.default_rng(11)
+_rng = Draws(11)
 for _name in ("cummax", "cummin", "nanmedian"):
     RETURN_TYPES[_name] = named(_name)
 

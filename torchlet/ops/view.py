@@ -11,11 +11,11 @@ import numpy as np
 from torchlet import errors, index
 from torchlet.index import Index
 from torchlet.op import OPS, Select, View, apply, define
-from torchlet.ops.public import METHODS, public
+from torchlet.ops.public import METHODS, Draws, public
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor
 
-_rng = np.random.default_rng(2)
+_rng = Draws(2)
 Items = tuple[tuple[Any, ...], ...]  # ("i", position) | ("s", start, stop, step) | ("n",)
 
 
@@ -120,9 +120,9 @@ expand_ = define(
 
 
 @public(function=False)
-def expand(self: Tensor, *shape: Any) -> Tensor:
+def expand(self: Tensor, *shape: Any, size: Sequence[int] | None = None) -> Tensor:
     """A view in which size-1 dimensions repeat; -1 keeps a size. Raises RuntimeError where a size does not fit."""
-    target = tuple(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+    target = tuple(size if size is not None else shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
     lead = len(target) - self.ndim
     if lead < 0:
         raise RuntimeError(f"expand: the number of sizes provided ({len(target)}) must be greater or equal to the number of dimensions in the tensor ({self.ndim})")

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from torchlet.runtime.cuda.devices import (
-    Block, Device, Event, Properties, Stream, clear, device, device_count, download, empty, is_pinned, opened, pinned_empty, upload,
+    Block,
+    Device,
+    Event,
+    Properties,
+    Stream,
+    clear,
+    device,
+    device_count,
+    download,
+    empty,
+    is_pinned,
+    opened,
+    pinned_empty,
+    upload,
     write,
 )
 from torchlet.runtime.cuda.driver import RECENT, CudaError, DriverError, OutOfMemoryError, note

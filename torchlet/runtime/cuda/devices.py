@@ -23,7 +23,8 @@ from torchlet.storage import DeviceArray
 
 HostArray = np.ndarray[Any, Any]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_COMPUTE_MAJOR, _COMPUTE_MINOR, _PROCESSORS, _SHARED_OPTIN, _SHARED_PROCESSOR, _WARP, _L2, _POOLS, _THREADS = 75, 76, 16, 97, 81, 10, 38, 115, 39
+_COMPUTE_MAJOR, _COMPUTE_MINOR, _PROCESSORS, _WARP, _L2, _POOLS, _THREADS = 75, 76, 16, 10, 38, 115, 39
+_SHARED_OPTIN, _SHARED_PROCESSOR = 97, 81
 _RELEASE_THRESHOLD, _RESERVED, _RESERVED_HIGH = 4, 5, 6
 
 
@@ -75,13 +76,14 @@ class Device:
         handle = out(C.c_int, "cuDeviceGet", index)
         self.properties = _properties(handle)
         if not _attribute(handle, _POOLS):
-            raise DriverError(f"cuda: {self.properties.name} has no stream-ordered memory pools; expected a device and driver that have them")
+            raise DriverError(f"cuda: {self.properties.name} has no stream-ordered memory pools; expected a device that has them")
         self.capability = (self.properties.major, self.properties.minor)
         self.context = out(C.c_void_p, "cuDevicePrimaryCtxRetain", handle)
         self.activate()
         self.pool = out(C.c_void_p, "cuDeviceGetDefaultMemPool", handle)
         call("cuMemPoolSetAttribute", self.pool, _RELEASE_THRESHOLD, C.byref(C.c_uint64(2**64 - 1)))  # freed memory stays with the process
         self.lock = threading.RLock()
+        self.closed = False
         self.live: dict[int, tuple[int, str]] = {}  # address -> (bytes, the user's line)
         self.allocated = self.peak = 0
         self.arenas: dict[int, Block] = {}
@@ -137,7 +139,7 @@ class Device:
     def release(self, block: Block) -> None:
         """Give a block back to the pool once everything that was launched so far is done with it."""
         with self.lock:
-            if self.live.pop(block.address, None) is None:
+            if self.closed or self.live.pop(block.address, None) is None:
                 return
             self.allocated -= block.nbytes
         self.activate()
@@ -169,6 +171,10 @@ class Device:
         """Wait until everything launched is done. Raises CudaError where a kernel failed."""
         self.activate()
         call("cuCtxSynchronize")
+
+    def close(self) -> None:
+        """Stop using the device: what still refers to its memory is left alone, because the driver may be gone."""
+        self.closed = True
 
     def reserved(self, highest: bool = False) -> int:
         """Bytes that the pool holds."""

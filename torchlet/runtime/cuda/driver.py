@@ -11,7 +11,7 @@ from typing import Any
 
 from torchlet.config import config
 
-__all__ = ["CudaError", "DriverError", "KernelNodeParams", "LaunchAttribute", "LaunchConfig", "OutOfMemoryError", "call", "is_loaded", "load", "out"]
+__all__ = ["CudaError", "DriverError", "KernelNodeParams", "LaunchAttribute", "LaunchConfig", "OutOfMemoryError", "call", "load", "out"]
 
 
 class CudaError(RuntimeError):
@@ -113,11 +113,6 @@ def load() -> C.CDLL:
     return library
 
 
-def is_loaded() -> bool:
-    """True once the driver was opened."""
-    return load.cache_info().currsize > 0
-
-
 @functools.lru_cache(maxsize=1)
 def launcher() -> C.PyDLL:
     """The same library for calls that take a microsecond: the interpreter lock is kept, which is cheaper than giving it away."""
@@ -157,14 +152,14 @@ def failure(name: str, status: int, about: str = "") -> CudaError:
     if status in _FATAL:
         recent = ", ".join(dict.fromkeys(RECENT[-8:]))
         text = (
-            f"cuda: {_FATAL[status]} ({name}: {_text(load(), status)}). The last kernels launched: {recent or 'none'}. This process cannot use "
-            "the device any more; tensors on the CPU are not touched\nhelp: run with TORCHLET_CUDA_SYNC=1, which checks after every kernel "
-            "and names the one that failed with the lines it computes"
+            f"cuda: {_FATAL[status]} ({name}: {_text(load(), status)}). The last kernels launched: {recent or 'none'}. This process cannot "
+            "use the device any more; tensors on the CPU are not touched\nhelp: run with TORCHLET_CUDA_SYNC=1, which checks after every "
+            "kernel and names the one that failed with the lines it computes"
         )
     elif status in _IMAGE and name == "cuModuleLoadData":
         text += (
-            f"\nhelp: the binary was made for another device or by a newer CUDA than this driver's ({_dotted(driver_version())}): update the "
-            "NVIDIA driver, or install the Triton version that fits it"
+            f"\nhelp: the binary was made for another device or by a newer CUDA than this driver's ({_dotted(driver_version())}): update "
+            "the NVIDIA driver, or install the Triton version that fits it"
         )
     return (OutOfMemoryError if status == NO_ROOM else CudaError)(text)
 

@@ -14,9 +14,10 @@ from torchlet.runtime.cuda.driver import CudaError, KernelNodeParams, LaunchAttr
 
 _COOPERATIVE, _CLUSTER, _CLUSTER_POLICY, _PDL = 2, 4, 5, 6
 _REGISTERS, _LOCAL, _MAX_SHARED, _NON_PORTABLE_CLUSTER = 4, 3, 8, 14
-_FORMAT = {
-    "i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d",
-}  # fmt: skip
+_FORMAT = {  # Triton's types as struct's codes
+    "i1": "b", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u1": "B", "u8": "B", "u16": "H", "u32": "I", "u64": "Q", "fp32": "f",
+    "fp64": "d",
+}
 
 
 @dataclass(frozen=True)
