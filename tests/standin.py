@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -98,6 +99,14 @@ class StandIn:
             return 719
 
 
+def _sizes(kernel: TritonKernel) -> str:
+    nest = kernel.kernel
+    if nest is None:
+        return ""
+    extents = [a.extent for a in (*nest.grid, *(a for p in nest.phases for a in p.reduce))]
+    return hashlib.sha256(repr((kernel.grid, extents, [b.size for b in nest.buffers])).encode()).hexdigest()[:16]
+
+
 @functools.lru_cache(maxsize=1)
 def _built() -> bytes:
     with tempfile.TemporaryDirectory(prefix="torchlet-standin-") as folder:
@@ -120,7 +129,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     path.write_bytes(_built())  # a file of its own each time, so that the library starts anew
     caches = (driver.load, driver.launcher, device_module.device_count)
     tables: list[Any] = [device_module._DEVICES, launch._FUNCTIONS, eager._OPS, launch.HOST_CALLS]
-    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of
+    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of, launch._key
     for c in caches:
         c.cache_clear()
     for t in tables:
@@ -133,6 +142,8 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
         standin.kernels[function.handle] = kernel
 
     launch.ON_LOAD.append(watch)
+    # equal source can serve kernels of several sizes, whose loop nests, which the stand-in runs, differ
+    launch._key = lambda kernel, target: f"{before[3](kernel, target)}-{_sizes(kernel)}"
     if not real_cubins:
         launch.cubin_of = fake_cubin
     try:
@@ -149,7 +160,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
                 d.close()
     finally:
         launch.ON_LOAD.remove(watch)
-        launch.cubin_of = before[2]
+        launch.cubin_of, launch._key = before[2:]
         storage.in_use = before[1]
         device_module.THREAD.context = None
         device_module.THREAD.streams.clear()

@@ -14,13 +14,19 @@ LAYERS = [  # from the ground up; a module may import from its own layer and tho
     "tensor printing",
     "op",
     "autograd",
-    "ops",
-    "random nn optim data serialize cuda compiler kernels runtime",
-    "utils",
+    "ops einops_backend",
+    "random nn optim data checkpoint serialize cuda compiler kernels runtime fft linalg special functional testing fx jit profiler multiprocessing version backends distributed",
+    "utils accelerator amp distributions serialization",
+    "func settings",
+    "gradients compat",
 ]
 FORBIDDEN = [("compiler", "nn optim data"), ("kernels", "nn optim data"), ("nn", "optim data compiler"), ("runtime", "ops nn optim data")]
 LAZY = {  # the lazy roots: what is imported by name when it is first used; they alone may point up
-    "torchlet": {"torchlet.compiler", "torchlet.compiler.debug"},
+    "torchlet": {"torchlet.compiler.debug", "torchlet."},
+    "torchlet.autograd": {"torchlet.gradients"},  # names of torch.autograd that few programs use
+    "torchlet.compat": {"torchlet.compat"},  # run as a script, it goes on as the imported module
+    "torchlet.cuda": {"torchlet.amp"},
+    "torchlet.utils": {"torchlet.utils."},
     "torchlet.storage": {"torchlet.compiler.eager", "torchlet.runtime.cuda"},  # only where there is a GPU
 }
 PATHS = sorted(ROOT.rglob("*.py"))

@@ -19,7 +19,9 @@ def training_step(optimizer="sgd", sizes=(20, 16, 12, 10), batch=24, clip=None):
     for a, b in zip(sizes, sizes[1:], strict=False):
         layers += [nn.Linear(a, b), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
-    opt = {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2)}[optimizer](model.parameters())
+    opt = {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2)}[optimizer](
+        model.parameters()
+    )
     loss_fn = nn.CrossEntropyLoss()
 
     def step(x, y):

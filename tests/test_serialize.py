@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -158,9 +159,9 @@ def test_pickles_are_not_read() -> None:
         tl.load(io.BytesIO(pickle.dumps([1])))
     f = io.BytesIO()
     with zipfile.ZipFile(f, "w") as z:
-        z.writestr("archive/data.pkl", pickle.dumps([1]))
+        z.writestr("archive/data.pkl", pickle.dumps(pathlib.PurePosixPath("x")))
     f.seek(0)
-    with pytest.raises(RuntimeError, match="PyTorch checkpoint"):
+    with pytest.raises(RuntimeError, match="it names 'pathlib.PurePosixPath'.*nothing is executed"):
         tl.load(f)
 
 
@@ -210,7 +211,7 @@ def test_structures_that_make_no_sense_are_refused(value: Any) -> None:
 
 def test_safetensors_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    tensors = {d.name: (tl.arange(6).reshape(2, 3) % 2).to(d) for d in tl.dtypes.ALL} | {
+    tensors = {d.name: (tl.arange(6).reshape(2, 3) % 2).to(d) for d in tl.dtypes.ALL if d is not tl.complex128} | {
         "scalar": tl.tensor(2.5),
         "empty": tl.ones(0, 2),
         "view": tl.arange(6).reshape(2, 3).t(),

@@ -52,7 +52,7 @@ def test_tensor_of_tensors_and_of_a_tensor() -> None:
     [
         ([[1, 2], [3]], ValueError, "equal length"),
         (["a"], TypeError, "expected numbers"),
-        (np.ones(2, complex), TypeError, "can't convert a numpy array of type complex128"),
+        (np.ones(2, np.uint32), TypeError, "can't convert a numpy array of type uint32"),
         (object(), RuntimeError, "Could not infer dtype of object"),
     ],
 )
@@ -136,8 +136,7 @@ def test_values_for_python() -> None:
     (lambda: len(torch.tensor(1)), TypeError, "len.. of a 0-d tensor"),
     (lambda: list(torch.tensor(1)), TypeError, "iteration over a 0-d tensor"),
     (lambda: torch.ones(1, requires_grad=True).numpy(), RuntimeError, r"Use tensor.detach\(\).numpy\(\) instead"),
-    (lambda: torch.ones(1).to("cuda"), RuntimeError, "device 'cuda'; expected 'cpu'.*\nhelp"),
-    (lambda: torch.ones(1).cuda(), RuntimeError, "device 'cuda:0'"),
+    (lambda: torch.ones(1).to("cuda:99"), RuntimeError, "cuda: (no NVIDIA driver on this machine|device 99; expected one of)"),
     (lambda: torch.ones(1).to(object()), TypeError, "expected a dtype, a device or a Tensor"),
     (lambda: torch.zeros(2).fill_(torch.zeros(2)), RuntimeError, "0-dimension value tensor"),
 ])

@@ -5,13 +5,18 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
-from torchlet import autograd, fft, linalg, nn, ops, optim, random, special, utils
+from torchlet import autograd, nn, ops, optim, random, utils
 from torchlet.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from torchlet.config import config
 from torchlet.dtypes import (
     bfloat16,
+    cdouble,
+    cfloat,
+    complex64,
+    complex128,
     double,
     dtype,
     float16,
@@ -38,24 +43,86 @@ from torchlet.dtypes import (
 from torchlet.dtypes import (
     int_ as int,
 )
+from torchlet.einops_backend import register_when_imported
+from torchlet.nn.functional import (
+    adaptive_avg_pool1d,
+    alpha_dropout,
+    avg_pool1d,
+    batch_norm,
+    bilinear,
+    binary_cross_entropy_with_logits,
+    celu,
+    channel_shuffle,
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    cosine_embedding_loss,
+    cosine_similarity,
+    embedding_bag,
+    group_norm,
+    hardshrink,
+    hinge_embedding_loss,
+    instance_norm,
+    kl_div,
+    layer_norm,
+    margin_ranking_loss,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    pairwise_distance,
+    pixel_shuffle,
+    pixel_unshuffle,
+    poisson_nll_loss,
+    prelu,
+    rms_norm,
+    rrelu,
+    selu,
+    threshold,
+    triplet_margin_loss,
+)
 from torchlet.ops import *  # noqa: F403
 from torchlet.ops.create import Generator, default_generator
 from torchlet.spec import Size, device
 from torchlet.tensor import Parameter, Tensor
+from torchlet.version import __version__
 
-__version__ = "0.1.0"
+register_when_imported()
+inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
+newaxis = None
 
 
-_LAZY = {  # loaded on first use: the compiler with networkx and triton, and what only some programs need
-    "compile": "torchlet.compiler", "explain": "torchlet.compiler", "load": "torchlet.serialize", "save": "torchlet.serialize",
-    "compiler": "", "debug": "compiler.", "serialize": "", "cuda": "",
+# Loaded on first use: the compiler with networkx and triton, and what only some programs need. module -> its names; "": itself.
+_LAZY = {
+    "torchlet.compiler": "compile explain",
+    "torchlet.serialize": "load save",
+    "torchlet.amp": "autocast get_autocast_dtype is_autocast_enabled",
+    "torchlet.func": "vmap",
+    "torchlet.settings": (
+        "SymBool SymFloat SymInt are_deterministic_algorithms_enabled get_autocast_cpu_dtype get_autocast_gpu_dtype get_default_device "
+        "get_deterministic_debug_mode get_float32_matmul_precision get_num_interop_threads get_num_threads is_anomaly_enabled "
+        "is_autocast_cpu_enabled is_inference_mode_enabled is_storage is_warn_always_enabled set_default_device set_deterministic_debug_mode "
+        "set_float32_matmul_precision set_flush_denormal set_num_interop_threads set_num_threads set_warn_always typename "
+        "use_deterministic_algorithms"
+    ),
+    "": (
+        "accelerator amp backends compat compiler cuda distributed distributions fft func functional fx gradients jit linalg multiprocessing "
+        "profiler serialization serialize settings special storage testing version"
+    ),
 }
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    where = _LAZY.get(name)
-    if where is None:
-        raise AttributeError(f"module 'torchlet' has no attribute '{name}'")
-    if where.startswith("torchlet."):
+    where = _MODULE_OF.get(name)
+    if where:
         return getattr(importlib.import_module(where), name)
-    return importlib.import_module(f"torchlet.{where}{name}")
+    if where is not None or name == "debug":
+        return importlib.import_module("torchlet.compiler.debug" if name == "debug" else f"torchlet.{name}")
+    raise AttributeError(f"module 'torchlet' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF, "debug"})

@@ -7,6 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from torchlet import cuda, dtypes
@@ -230,3 +231,30 @@ class GradScaler:
         self._scale, self._growth_factor = float(state_dict["scale"]), state_dict["growth_factor"]
         self._backoff_factor, self._growth_interval = state_dict["backoff_factor"], state_dict["growth_interval"]
         self._growth_tracker = int(state_dict["_growth_tracker"])
+
+
+class _CudaAutocast(autocast):
+    """`autocast("cuda")` with the arguments of torch.cuda.amp."""
+
+    def __init__(self, enabled: bool = True, dtype: DType = dtypes.float16, cache_enabled: bool = True):
+        super().__init__("cuda", dtype, enabled, cache_enabled)
+
+
+class _CpuAutocast(autocast):
+    """`autocast("cpu")` with the arguments of torch.cpu.amp."""
+
+    def __init__(self, enabled: bool = True, dtype: DType = dtypes.bfloat16, cache_enabled: bool = True):
+        super().__init__("cpu", dtype, enabled, cache_enabled)
+
+
+class _CudaGradScaler(GradScaler):
+    """`GradScaler("cuda")` with the arguments of torch.cuda.amp."""
+
+    def __init__(self, init_scale: float = 2.0**16, growth_factor: float = 2.0, backoff_factor: float = 0.5, growth_interval: int = 2000, enabled: bool = True):
+        super().__init__("cuda", init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+
+
+cuda_amp = SimpleNamespace(autocast=_CudaAutocast, GradScaler=_CudaGradScaler, custom_fwd=custom_fwd, custom_bwd=custom_bwd)
+cpu_amp = SimpleNamespace(autocast=_CpuAutocast, GradScaler=GradScaler)
+autocast_mode = SimpleNamespace(autocast=autocast, custom_fwd=custom_fwd, custom_bwd=custom_bwd)
+grad_scaler = SimpleNamespace(GradScaler=GradScaler)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -230,9 +231,11 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
         value = execute(op, inputs, attrs)
         op, inputs, attrs = op_module.OPS["clone"], (value,), ()
     arrays = [x._np if isinstance(x, Tensor) else x for x in inputs]
+    out: Any
     if op.name == "clone":
-        out = arrays[0]  # a copy is made by the assignment below
-    elif array.__class__ is DeviceArray and not any(isinstance(x, Tensor) for x in inputs):
+        # a copy is made by the assignment below
+        out = arrays[0] if isinstance(array, DeviceArray) else storage.as_host(arrays[0])
+    elif isinstance(array, DeviceArray) and not any(isinstance(x, Tensor) for x in inputs):
         out = storage.compute(op, arrays, attrs, array.device)
     else:
         out = compute(op, arrays, attrs)
@@ -742,11 +745,26 @@ def accumulate(leaf: Tensor, g: Tensor, create_graph: bool, taken: set[int], rec
 def run_hooks(hooks: dict[int, Callable[[Tensor], Tensor | None]], g: Tensor | None) -> Tensor:
     """Each hook may replace the gradient."""
     assert g is not None
-    for hook in list(hooks.values()):
-        replaced = hook(g)
-        if replaced is not None:
-            g = replaced
+    with users_code():
+        for hook in list(hooks.values()):
+            replaced = hook(g)
+            if replaced is not None:
+                g = replaced
     return g
+
+
+@contextlib.contextmanager
+def users_code() -> Iterator[None]:
+    """Numbers that a user's code computes with inside a backward pass are data of the call again."""
+    run = STATE.run
+    if run is None:
+        yield
+        return
+    before, run.constants = run.constants, False
+    try:
+        yield
+    finally:
+        run.constants = before
 
 
 class RemovableHandle:
@@ -903,7 +921,8 @@ class FunctionNode(Accumulated):
             raise RuntimeError(f"{self.function.__name__}: Trying to backward through the graph a second time\nhelp: specify retain_graph=True")
         if self.ctx._materialize:
             grads = [_filled(0, m) if g is None else g for g, m in zip(grads, self.metas, strict=True)]
-        result = self.function.backward(self.ctx, *grads)
+        with users_code():
+            result = self.function.backward(self.ctx, *grads)
         listed = list(result) if isinstance(result, tuple | list) else [result]
         if len(listed) > len(self.edges) and all(x is None for x in listed[len(self.edges):]):
             listed = listed[: len(self.edges)]
@@ -968,3 +987,12 @@ class Function:
 _FUNCTION = Op("Function", (), (), lambda: np.empty(0), lambda: Spec((), dtypes.float32), {}, None)
 op_module.set_executor(execute)
 op_module.set_update_executor(execute_update)
+
+
+def __getattr__(name: str) -> Any:  # what only some programs need: Jacobians, checks by differences
+    if name.startswith("__"):
+        raise AttributeError(name)
+    found = importlib.import_module("torchlet.gradients").NAMES.get(name)
+    if found is None:
+        raise AttributeError(f"module 'torchlet.autograd' has no attribute '{name}'")
+    return found

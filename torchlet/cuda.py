@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,3 +191,9 @@ def manual_seed(seed: int) -> None:
 def manual_seed_all(seed: int) -> None:
     """The same as `manual_seed`."""
     default_generator.manual_seed(seed)
+
+
+def __getattr__(name: str) -> Any:  # torchlet.cuda.amp, on first use
+    if name == "amp":
+        return importlib.import_module("torchlet.amp").cuda_amp
+    raise AttributeError(f"module 'torchlet.cuda' has no attribute '{name}'")

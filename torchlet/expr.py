@@ -29,7 +29,6 @@ from torchlet.dtypes import dtype
 
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 PREDICATES = frozenset(("isnan", "isinf", "not")) | COMPARISONS
-_BINARY = {"__add__": "add", "__sub__": "sub", "__mul__": "mul", "__truediv__": "div", "__and__": "and", "__or__": "or"}
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -40,6 +39,42 @@ class Expr:
     args: tuple[Expr, ...]
     dtype: dtype
     attr: Hashable = None
+
+    def __add__(self, other: Operand) -> Expr:
+        return call("add", self, other)
+
+    def __radd__(self, other: Operand) -> Expr:
+        return call("add", other, self)
+
+    def __sub__(self, other: Operand) -> Expr:
+        return call("sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Expr:
+        return call("sub", other, self)
+
+    def __mul__(self, other: Operand) -> Expr:
+        return call("mul", self, other)
+
+    def __rmul__(self, other: Operand) -> Expr:
+        return call("mul", other, self)
+
+    def __truediv__(self, other: Operand) -> Expr:
+        return call("div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Expr:
+        return call("div", other, self)
+
+    def __and__(self, other: Operand) -> Expr:
+        return call("and", self, other)
+
+    def __rand__(self, other: Operand) -> Expr:
+        return call("and", other, self)
+
+    def __or__(self, other: Operand) -> Expr:
+        return call("or", self, other)
+
+    def __ror__(self, other: Operand) -> Expr:
+        return call("or", other, self)
 
     def __neg__(self) -> Expr:
         return call("neg", self)
@@ -68,17 +103,6 @@ class Expr:
 
 
 Operand = Expr | int | float | bool
-
-
-def _operator(name: str) -> tuple[Callable[[Expr, Operand], Expr], Callable[[Expr, Operand], Expr]]:
-    return (lambda self, other: call(name, self, other)), (lambda self, other: call(name, other, self))
-
-
-for _method, _name in _BINARY.items():
-    _forward, _reflected = _operator(_name)
-    setattr(Expr, _method, _forward)
-    setattr(Expr, "__r" + _method[2:], _reflected)
-
 _INTERNED: weakref.WeakValueDictionary[tuple[Hashable, ...], Expr] = weakref.WeakValueDictionary()
 
 
@@ -169,8 +193,8 @@ def to_text(e: Expr) -> str:
     if e.op == "arg":
         return f"arg{e.attr}"
     if e.op == "load":
-        buffer, index = e.attr  # type: ignore[misc]
-        return f"{buffer}[{index}]" + (f" if {a[0]} else {a[1] if len(a) > 1 else 0}" if a else "")
+        place: tuple[str, object] = e.attr  # type: ignore[assignment]
+        return f"{place[0]}[{place[1]}]" + (f" if {a[0]} else {a[1] if len(a) > 1 else 0}" if a else "")
     if e.op == "index":
         return f"({e.attr})"
     if e.op == "cast":

@@ -201,7 +201,21 @@ def define(
     """Enter an operator into the table. Raises ValueError when the name is taken."""
     if name in OPS:
         raise ValueError(f"operator {name} is defined twice")
-    op = Op(name, tuple(inputs), tuple(attrs), eager, spec, rules(vjp or {}), lower, samples, barrier, writes, doc, isinstance(lower, View), check)
+    op = Op(
+        name,
+        tuple(inputs),
+        tuple(attrs),
+        eager,
+        spec,
+        rules(vjp or {}),
+        lower,
+        samples,
+        barrier,
+        writes,
+        doc,
+        isinstance(lower, View),
+        check,
+    )
     OPS[name] = op
     return op
 
@@ -243,7 +257,9 @@ def pointwise(
         shape = broadcast_shapes(name, *[s.shape for s in specs])
         common = compute_dtype(specs[selects:], result)
         if common.name in reject:
-            raise RuntimeError(f"{name}: got dtype {common.name}; expected a number dtype\nhelp: convert with .to(torchlet.int64) or use logical operators")
+            raise RuntimeError(
+                f"{name}: got dtype {common.name}; expected a number dtype\nhelp: convert with .to(torchlet.int64) or use logical operators"
+            )
         weak = all(s.weak for s in specs)
         return Spec(shape, dtypes.bool_ if result == "bool" else dtypes.float64 if weak and common.is_floating_point else common, weak=weak)
 
@@ -312,11 +328,14 @@ class _State(threading.local):
     grad: bool = True
     autocast: Callable[[Op, tuple[Any, ...]], tuple[Any, ...]] | None = None
     autocast_dtype: Any = None
+    default_device: Any = None  # where new tensors are made unless said otherwise; None: the CPU
     place: Any = None  # the device where a gradient rule or a composite's body makes what it makes from numbers alone; None: the CPU
 
 
 STATE = _State()
-AUTOCASTING: list[object] = []  # one entry for each thread and region inside autocast: the check in `apply` costs nothing where there is none
+AUTOCASTING: list[
+    object
+] = []  # one entry for each thread and region inside autocast: the check in `apply` costs nothing where there is none
 _execute: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any]
 
 
@@ -340,7 +359,15 @@ def apply(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> Tenso
 # ------------------------------------------------------------------------------------------------ update operators
 
 
-def update(name: str, lists: Sequence[str], scalars: Sequence[str], writes: Sequence[str], body: Callable[..., Any], attrs: Sequence[str] = (), doc: str = "") -> Op:
+def update(
+    name: str,
+    lists: Sequence[str],
+    scalars: Sequence[str],
+    writes: Sequence[str],
+    body: Callable[..., Any],
+    attrs: Sequence[str] = (),
+    doc: str = "",
+) -> Op:
     """An operator that overwrites tensors in place, over lists of tensors: an optimizer's step, gradient scaling.
 
     `body(*lists, *scalars, *attrs) -> tuple of lists`, one list of new values for each name in `writes`, in that order,
@@ -352,7 +379,16 @@ def update(name: str, lists: Sequence[str], scalars: Sequence[str], writes: Sequ
     def refuse(*_: Any) -> Any:
         raise TypeError(f"{name} is an update operator: call apply_update")
 
-    return define(name, tuple(lists) + tuple(scalars), refuse, refuse, Composite(body), attrs, writes=tuple(list(lists).index(w) for w in writes), doc=doc)
+    return define(
+        name,
+        tuple(lists) + tuple(scalars),
+        refuse,
+        refuse,
+        Composite(body),
+        attrs,
+        writes=tuple(list(lists).index(w) for w in writes),
+        doc=doc,
+    )
 
 
 _execute_update: Callable[..., None]
@@ -364,8 +400,10 @@ def set_update_executor(execute: Callable[..., None]) -> None:
     _execute_update = execute
 
 
-def apply_update(op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[float | int | bool] = (), attrs: tuple[Any, ...] = ()) -> None:
-    """Overwrite the tensors of the lists that `op` writes. All lists have the same length, except that a list of one tensor serves all items.
+def apply_update(
+    op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[float | int | bool] = (), attrs: tuple[Any, ...] = ()
+) -> None:
+    """Overwrite the tensors of the lists that `op` writes. All lists have the same length; a list of one tensor serves all items.
 
     No gradient is recorded; the written storages' versions are bumped.
     """

@@ -44,6 +44,18 @@ def set_printoptions(
     OPTIONS.sci_mode = sci_mode
 
 
+class _ComplexFormatter:
+    """A width and a notation for the real parts, one for the imaginary parts."""
+
+    def __init__(self, values: Array):
+        self.real, self.imaginary = _Formatter(values.real, True), _Formatter(np.abs(values.imag), True)
+        self.width = self.real.width + self.imaginary.width + 2
+
+    def __call__(self, value: complex) -> str:
+        sign = "-" if math.copysign(1.0, value.imag) < 0 else "+"
+        return f"{self.real(value.real)}{sign}{self.imaginary(abs(value.imag))}j"
+
+
 class _Formatter:
     """One width and one notation for all elements that are shown."""
 
@@ -85,7 +97,7 @@ def _edges(a: Array) -> Array:
     return a
 
 
-def _body(a: Array, indent: int, shorten: bool, text: _Formatter) -> str:
+def _body(a: Array, indent: int, shorten: bool, text: _Formatter | _ComplexFormatter) -> str:
     edge = OPTIONS.edgeitems
     cut = shorten and a.ndim > 0 and a.shape[0] > 2 * edge
     if a.ndim == 0:
@@ -108,7 +120,7 @@ def tensor_text(a: Array, dtype: dtypes.dtype, notes: list[str], prefix: str = "
     a = a.astype(np.float32) if dtype in (dtypes.bfloat16, dtypes.float16) else a
     indent = len(prefix)
     suffixes = []
-    usual: tuple[dtypes.dtype, ...] = (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_)
+    usual: tuple[dtypes.dtype, ...] = (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_, dtypes.complex_of(dtypes.get_default_dtype()))
     if a.size == 0:
         text = "[]"
         if a.ndim != 1:
@@ -116,7 +128,8 @@ def tensor_text(a: Array, dtype: dtypes.dtype, notes: list[str], prefix: str = "
         usual = usual[:1]
     else:
         shorten = a.size > OPTIONS.threshold
-        text = _body(a, indent, shorten, _Formatter(_edges(a) if shorten else a, dtype.is_floating_point))
+        shown = _edges(a) if shorten else a
+        text = _body(a, indent, shorten, _ComplexFormatter(shown) if dtype.is_complex else _Formatter(shown, dtype.is_floating_point))
     if dtype not in usual:
         suffixes.append(f"dtype={dtype}")
     out = prefix + text

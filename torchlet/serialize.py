@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from torchlet import dtypes
+from torchlet import checkpoint, dtypes
 from torchlet.autograd import force
 from torchlet.dtypes import dtype
 from torchlet.nn.parameter import Parameter, fresh_parameter
@@ -192,12 +192,20 @@ def _storages(tensors: list[Tensor]) -> tuple[list[dict[str, Any]], list[tuple[l
     return described, contents
 
 
-def save(obj: Any, f: File) -> None:
+def save(obj: Any, f: File, pickle_module: Any = None, pickle_protocol: int = 2, *, format: str = "torchlet") -> None:
     """Write a value (tensors, numbers, strings, None; dicts, lists, tuples, sets of them) to a path or a binary file.
+
+    `format="pytorch"` writes the file that PyTorch's own `torch.load` reads; pickle's arguments say nothing here.
 
     Tensors that share memory share it again after `load`, and one tensor met twice is one tensor. A path is replaced only
     when all is written. Raises TypeError for other objects, naming where in the value they stand.
     """
+    if format not in ("torchlet", "pytorch"):
+        raise ValueError(f"save: format {format!r}; expected 'torchlet' or 'pytorch'")
+    if format == "pytorch":
+        with _replacing(f) as out:
+            checkpoint.write(obj, out, _name_of(f))
+        return
     writer = _Writer()
     tree = writer.tree(obj, "obj")
     described, contents = _storages(writer.tensors)
@@ -311,7 +319,7 @@ class _Reader:
 
 
 def load(f: File, map_location: Any = None, pickle_module: Any = None, *, weights_only: bool = True, mmap: bool | None = None) -> Any:
-    """Read what `save` wrote. Nothing in the file is executed, whatever `weights_only` says.
+    """Read what `save` or PyTorch's zip format (since 1.6) wrote. Nothing in the file is executed, whatever `weights_only` says.
 
     `map_location` is the device that tensors go to. Raises RuntimeError, naming the file and what is wrong with it, when it is
     damaged, cut short, or of another kind.
@@ -329,15 +337,19 @@ def load(f: File, map_location: Any = None, pickle_module: Any = None, *, weight
         try:
             with zipfile.ZipFile(source) as archive:
                 names = archive.namelist()
+                if checkpoint.is_pytorch(archive):
+                    source.seek(0, os.SEEK_END)
+                    return checkpoint.read(archive, source.tell(), where)
                 if "structure.json" not in names:
-                    pickled = any(n.endswith("data.pkl") for n in names)
-                    raise _Damaged("it is a PyTorch checkpoint (a pickle)" if pickled else "it has no structure.json")
+                    raise _Damaged("it has no structure.json")
                 head = json.loads(archive.read("structure.json"))
                 if head["format"] != FORMAT or head["version"] > VERSION:
                     raise _Damaged(f"its format is {head['format']} {head['version']}; this version reads {FORMAT} up to {VERSION}")
                 if head["byteorder"] != sys.byteorder:
                     raise _Damaged(f"its numbers are {head['byteorder']}-endian, this machine's are not")
                 return _Reader(archive, head, where).value(head["value"])
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"load: {name} cannot be read: {error}") from None
         except (
             _Damaged,
             zipfile.BadZipFile,
@@ -374,6 +386,7 @@ _SAFE = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "C64": "complex64",
 }
 _SAFE_NAMES = {v: k for k, v in _SAFE.items()}
 _HEADER_LIMIT = 100_000_000
@@ -386,6 +399,8 @@ def save_file(tensors: Mapping[str, Tensor], filename: File, metadata: Mapping[s
     for name, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # the format wants elements aligned
         if not isinstance(t, Tensor):
             raise TypeError(f"save_file: {name!r} is a {type(t).__name__}; expected a Tensor")
+        if t.dtype.name not in _SAFE_NAMES:
+            raise TypeError(f"save_file: {name!r} has dtype {t.dtype.name}, which the format does not know; expected one of {', '.join(_SAFE_NAMES)}")
         a = np.ascontiguousarray(as_host(force(t)))
         header[name] = {"dtype": _SAFE_NAMES[t.dtype.name], "shape": list(t.shape), "data_offsets": [position, position + a.nbytes]}
         position += a.nbytes

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torchlet import dtypes, errors
 from torchlet.dtypes import dtype
 
-__all__ = ["Size", "Spec", "device", "CPU", "broadcast_shapes", "contiguous_strides", "numel", "result_type", "normalize_dim", "normalize_dims"]
+__all__ = [
+    "Size",
+    "Spec",
+    "device",
+    "CPU",
+    "broadcast_shapes",
+    "contiguous_strides",
+    "numel",
+    "result_type",
+    "normalize_dim",
+    "normalize_dims",
+]
 
 
 class Size(tuple[int, ...]):
@@ -33,7 +45,7 @@ class device:
     """Where a tensor lives: `device("cpu")`, `device("cuda", 0)`, `device("cuda:0")`. Equal devices are one object."""
 
     __slots__ = ("type", "index")
-    _table: dict[tuple[str, int | None], device] = {}
+    _table: ClassVar[dict[tuple[str, int | None], device]] = {}
 
     type: str
     index: int | None
@@ -119,8 +131,8 @@ def broadcast_shapes(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
             if n != size and n != 1:
                 if size != 1:
                     raise RuntimeError(
-                        f"{op}: shapes {', '.join(str(tuple(s)) for s in shapes)} do not broadcast: The size of tensor a ({size}) must match "
-                        f"the size of tensor b ({n}) at non-singleton dimension {rank - position}"
+                        f"{op}: shapes {', '.join(str(tuple(s)) for s in shapes)} do not broadcast: The size of tensor a ({size}) must "
+                        f"match the size of tensor b ({n}) at non-singleton dimension {rank - position}"
                     )
                 size = n
         out.append(size)
@@ -139,7 +151,8 @@ def result_type(*specs: Spec) -> dtype:
                     d = dtypes.get_default_dtype()
                 group = d if group is None else dtypes.promote_types(group, d)
         if group is not None and (found is None or group.category > found.category):
-            found = group
+            # a float with a complex number becomes the complex dtype of its own precision
+            found = dtypes.complex_of(found) if found is not None and found.is_floating_point else group
     assert found is not None
     return found
 
@@ -160,7 +173,7 @@ def normalize_dims(op: str, dims: int | Sequence[int] | None, ndim: int) -> tupl
     """Sorted dimensions counted from the front; None or an empty sequence means all. Raises RuntimeError on a repeat."""
     if dims is None:
         return tuple(range(ndim))
-    listed = [dims] if not isinstance(dims, list | tuple) else dims
+    listed: Sequence[Any] = [dims] if not isinstance(dims, list | tuple) else dims
     if not listed:
         return tuple(range(ndim))
     out = [normalize_dim(op, d, ndim) for d in listed]

@@ -48,7 +48,15 @@ class Meta:
         found = Meta.table.get(key)
         if found is None:
             m = object.__new__(Meta)
-            m.shape, m.dtype, m.strides, m.requires_grad, m.shared, m.device, m.weak = Size(shape), dtype, strides, requires_grad, shared, device, weak
+            m.shape, m.dtype, m.strides, m.requires_grad, m.shared, m.device, m.weak = (
+                Size(shape),
+                dtype,
+                strides,
+                requires_grad,
+                shared,
+                device,
+                weak,
+            )
             m.spec = Spec(tuple(shape), dtype, device, weak)
             m.numel = m.spec.numel
             dense = contiguous_strides(shape)
@@ -82,8 +90,8 @@ class Storage:
 class Tensor:
     """A multi-dimensional array that records what is done with it. Create one with `torchlet.tensor` and its kin.
 
-    A tensor is either computed (`_np` is its array, a DeviceArray for memory of a GPU) or pending inside a compiled call (`_np` is None; `_run` and `_step`
-    say where). Reading a pending tensor's value runs what is pending.
+    A tensor is either computed (`_np` is its array, a DeviceArray for memory of a GPU) or pending inside a compiled call
+    (`_np` is None; `_run` and `_step` say where). Reading a pending tensor's value runs what is pending.
     """
 
     _np: Array | None = None

@@ -79,7 +79,9 @@ def mlp(seed=0, sizes=(6, 8, 3)):
 
 
 def state(model):
-    return {k: v.clone() for k, v in model.state_dict().items()} | {f"grad.{k}": (None if p.grad is None else p.grad.clone()) for k, p in model.named_parameters()}
+    return {k: v.clone() for k, v in model.state_dict().items()} | {
+        f"grad.{k}": (None if p.grad is None else p.grad.clone()) for k, p in model.named_parameters()
+    }
 
 
 # ------------------------------------------------------------------------------------------------ plain functions
@@ -119,7 +121,16 @@ def global_and_closure_change(compile):
 @program
 def shapes_dtypes_and_strides_change(compile):
     f = compile(lambda x: (x * 2).sum(0))
-    xs = [randn(3, 4), randn(5, 4), randn(4, 3).t(), randn(3, 4).double(), torch.arange(12).view(3, 4), randn(6, 4)[::2], randn(0, 4), randn(3, 4)]
+    xs = [
+        randn(3, 4),
+        randn(5, 4),
+        randn(4, 3).t(),
+        randn(3, 4).double(),
+        torch.arange(12).view(3, 4),
+        randn(6, 4)[::2],
+        randn(0, 4),
+        randn(3, 4),
+    ]
     return [f(x) for x in xs]
 
 
@@ -375,7 +386,14 @@ def generator_recursion_partial_method_static(compile):
     part = compile(functools.partial(lambda a, b: a - b, 3.0))
     out = []
     for i in range(3):
-        out += [t.method(randn(3, seed=i)), called(randn(3, seed=i)), compile(Thing.static)(randn(2)), compile(fib)(4, randn(2, seed=i)), summed(randn(3, 2, seed=i)), part(randn(2))]
+        out += [
+            t.method(randn(3, seed=i)),
+            called(randn(3, seed=i)),
+            compile(Thing.static)(randn(2)),
+            compile(fib)(4, randn(2, seed=i)),
+            summed(randn(3, 2, seed=i)),
+            part(randn(2)),
+        ]
         t.w = randn(3, seed=i + 3)
         Thing.scale += 1
     return out
@@ -741,7 +759,9 @@ def train_adam(compile):
 
 @program
 def train_adamw_clip_and_schedule(compile):
-    return training(compile, lambda p: torch.optim.AdamW(p, lr=0.05), clip=0.5, schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5))[0]
+    return training(
+        compile, lambda p: torch.optim.AdamW(p, lr=0.05), clip=0.5, schedule=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5)
+    )[0]
 
 
 @program

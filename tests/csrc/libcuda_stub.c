@@ -17,13 +17,13 @@ typedef int status;
 typedef unsigned long long ptr;
 enum { BAD = 1, NO_ROOM = 2, NOT_FOUND = 500, HANDLE = 400, NO_DEVICE = 100, BAD_IMAGE = 200 };
 
-#define HEAP (256ul << 20)
+static size_t HEAP = 256ul << 20; /* STUB_HEAP_MB in the environment: another size */
 #define BLOCKS 65536
 static char *heap;
 static struct block { size_t at, size; } blocks[BLOCKS]; /* live, by address */
 static int live;
 static int rights;
-static size_t limit = HEAP;
+static size_t limit;
 
 X int stub_devices = 1, stub_major = 9, stub_minor = 0, stub_version = 13000;
 X long stub_launches, stub_graph_launches, stub_graph_updates, stub_allocations, stub_frees, stub_streams, stub_modules;
@@ -36,8 +36,9 @@ X void stub_limit(size_t bytes) { limit = bytes ? bytes : HEAP; }
 X int stub_live(void) { return live; }
 #define CHECK if (fail_status && !strcmp(failing, __func__) && fail_after-- <= 0) { int s = fail_status; fail_status = 0; return s; }
 
-static void open_heap(void) { if (!rights++) mprotect(heap, HEAP, PROT_READ | PROT_WRITE); }
-static void close_heap(void) { if (!--rights) mprotect(heap, HEAP, PROT_NONE); }
+X int stub_quick; /* no checks, no fills: to measure what callers cost */
+static void open_heap(void) { if (!stub_quick && !rights++) mprotect(heap, HEAP, PROT_READ | PROT_WRITE); }
+static void close_heap(void) { if (!stub_quick && !--rights) mprotect(heap, HEAP, PROT_NONE); }
 static int inside(ptr p, size_t n) { /* within one live block */
     for (int i = 0; i < live; i++) { size_t a = (size_t)heap + blocks[i].at; if (p >= a && p + n <= a + blocks[i].size) return 1; }
     return n == 0;
@@ -47,6 +48,8 @@ X int stub_inside(ptr p, size_t n) { return inside(p, n); }
 
 X status cuInit(unsigned flags) { CHECK
     if (!stub_devices) return NO_DEVICE;
+    if (getenv("STUB_HEAP_MB") && !heap) HEAP = strtoul(getenv("STUB_HEAP_MB"), 0, 10) << 20;
+    if (!limit) limit = HEAP;
     if (!heap) heap = mmap(NULL, HEAP, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return heap == MAP_FAILED ? NO_ROOM : 0;
 }
@@ -89,7 +92,7 @@ X status cuMemAllocAsync(ptr *p, size_t n, void *s) { CHECK
     memmove(blocks + i + 1, blocks + i, (live++ - i) * sizeof *blocks);
     blocks[i].at = at; blocks[i].size = n;
     *p = (ptr)heap + at; stub_allocations++;
-    open_heap(); memset(heap + at, 0xFF, n); close_heap();
+    if (!stub_quick) { open_heap(); memset(heap + at, 0xFF, n); close_heap(); }
     return 0;
 }
 X status cuMemFreeAsync(ptr p, void *s) { CHECK
@@ -103,10 +106,10 @@ X status cuMemPoolGetAttribute(void *p, int a, void *v) { size_t u = 0; for (int
 X status cuMemPoolTrimTo(void *p, size_t n) { return 0; }
 X status cuMemHostAlloc(void **p, size_t n, unsigned f) { CHECK *p = aligned_alloc(64, (n + 63) & ~63ul); return 0; }
 X status cuMemFreeHost(void *p) { free(p); return 0; }
-X status cuMemcpyHtoDAsync_v2(ptr d, const void *s, size_t n, void *t) { CHECK if (!inside(d, n)) return BAD; open_heap(); memcpy((void *)d, s, n); close_heap(); return 0; }
-X status cuMemcpyDtoHAsync_v2(void *d, ptr s, size_t n, void *t) { CHECK if (!inside(s, n)) return BAD; open_heap(); memcpy(d, (void *)s, n); close_heap(); return 0; }
-X status cuMemcpyDtoDAsync_v2(ptr d, ptr s, size_t n, void *t) { CHECK if (!inside(d, n) || !inside(s, n)) return BAD; open_heap(); memmove((void *)d, (void *)s, n); close_heap(); return 0; }
-X status cuMemsetD8Async(ptr d, unsigned char v, size_t n, void *t) { CHECK if (!inside(d, n)) return BAD; open_heap(); memset((void *)d, v, n); close_heap(); return 0; }
+X status cuMemcpyHtoDAsync_v2(ptr d, const void *s, size_t n, void *t) { CHECK if (!inside(d, n)) return BAD; if (stub_quick) return 0; open_heap(); memcpy((void *)d, s, n); close_heap(); return 0; }
+X status cuMemcpyDtoHAsync_v2(void *d, ptr s, size_t n, void *t) { CHECK if (!inside(s, n)) return BAD; if (stub_quick) return 0; open_heap(); memcpy(d, (void *)s, n); close_heap(); return 0; }
+X status cuMemcpyDtoDAsync_v2(ptr d, ptr s, size_t n, void *t) { CHECK if (!inside(d, n) || !inside(s, n)) return BAD; if (stub_quick) return 0; open_heap(); memmove((void *)d, (void *)s, n); close_heap(); return 0; }
+X status cuMemsetD8Async(ptr d, unsigned char v, size_t n, void *t) { CHECK if (!inside(d, n)) return BAD; if (stub_quick) return 0; open_heap(); memset((void *)d, v, n); close_heap(); return 0; }
 
 struct stream { int magic; };
 #define STREAM(s) if (!(s) || ((struct stream *)(s))->magic != 99) { fprintf(stderr, "stub: %s on a stream that is closed\n", __func__); return HANDLE; }
@@ -137,6 +140,7 @@ static status go(struct function *f, const unsigned *grid, const unsigned *block
     if (f->magic != 88) return HANDLE;
     if (shared > 232448 || !grid[0] || !grid[1] || !grid[2] || block[0] * block[1] * block[2] > 1024) return BAD;
     stub_launches++;
+    if (stub_quick) return 0;
     open_heap(); int s = run ? run(f, grid, block, shared, parameters) : 0; close_heap();
     return s;
 }

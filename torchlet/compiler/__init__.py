@@ -5,10 +5,13 @@ PIPELINE lists the stages a segment goes through; README.md beside this file is 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torchlet.compiler.function import (
     CompiledFunction, compile, disable, explain, is_compiling, kernels, mark_dynamic, reset, stats,
 )
 
+F = TypeVar("F")
 PIPELINE = (
     ("capture", "the user's Python runs; operations become steps of a path"),
     ("program", "a path becomes a Graph; what outlives it is an output"),
@@ -24,4 +27,17 @@ PIPELINE = (
     ("execute", "one native call per segment"),
 )
 
-__all__ = ["PIPELINE", "CompiledFunction", "compile", "disable", "explain", "is_compiling", "kernels", "mark_dynamic", "reset", "stats"]
+
+
+def allow_in_graph(fn: F) -> F:
+    """The function itself: everything is recorded by running it."""
+    return fn
+
+
+def is_exporting() -> bool:
+    """False: nothing is exported by running."""
+    return False
+
+
+is_dynamo_compiling = is_compiling
+__all__ = ["PIPELINE", "allow_in_graph", "is_dynamo_compiling", "is_exporting", "CompiledFunction", "compile", "disable", "explain", "is_compiling", "kernels", "mark_dynamic", "reset", "stats"]

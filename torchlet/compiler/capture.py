@@ -26,6 +26,7 @@ from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execut
 from torchlet.compiler.program import Program, run_stepwise
 from torchlet.errors import CompileError
 from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec
+from torchlet.spec import CPU
 from torchlet.tensor import Meta, Storage, Tensor, new
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -431,6 +432,8 @@ class Run:
         Positions that are pending are computed aside where they are cheap (a slice of an argument, `arange`); else the segment ends.
         """
         assert op.check is not None
+        if any(isinstance(x, Tensor) and x._meta.device is not CPU for x in inputs):
+            return  # a look at a device's data would wait for all that was launched
         specs = [x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs]
         if matched is not None and matched.checked is not None:
             for k, seen, version in matched.checked:
@@ -552,7 +555,7 @@ class Run:
             if kind == "op":
                 found.meta = self._infer(op, tuple(inputs), attrs, STATE.grad and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs))
             if parent.edges and not self.cause:
-                self.cause = difference(parent.next, found)
+                self.cause = difference(max(parent.edges.values(), key=lambda s: _likeness(s, found)), found)
             parent.edges[tuple(key)] = found
             self.owner.steps_recorded += 1
         else:
@@ -648,7 +651,7 @@ class Run:
         if end is self.root:
             self.cur = self.root
             if last:
-                self.root = self.cur = self.start
+                self.restart()
             return
         path = end.path
         if path is None:
@@ -656,15 +659,18 @@ class Run:
         if path.is_empty:
             self.cur = end
             if last:
-                self.root = self.cur = self.start
+                self.restart()
             return
         if reason not in path.reasons:
             path.reasons[reason] = user_line()
         path.launches += 1
         path.used = self.calls
+        self.root = end  # nothing is pending any more, whatever happens now
         outer, STATE.run = STATE.run, None  # what a launch sets off (finalizers of dropped tensors) is no part of the path
         slots = path.slots
         try:
+            if len(self.scalars) != path.scalar_count:
+                self._realign(path)
             quiet = path.quiet
             if quiet is None or self.moved or stepwise:
                 if self.owner.fullgraph and not last:
@@ -689,6 +695,18 @@ class Run:
             self._begin(end, last, outer is self)
             for h in slots:
                 h.t = None
+
+    def _realign(self, path: Path) -> None:
+        """An interrupt came between a number and its step. Where the call ends with it, nothing is lost."""
+        if sys.exc_info()[0] is None or len(self.scalars) < path.scalar_count:
+            raise RuntimeError("a compiled call that was interrupted in the middle of an operation cannot go on")
+        del self.scalars[path.scalar_count :]
+
+    def restart(self) -> None:
+        """Stand at the start again, whatever is left of a call that did nothing or ended in the middle of something."""
+        self.root = self.cur = self.start
+        self.scalars, self.nodes, self.replaced = [], None, []
+        self.writes_pending = self.moved = self.constants = False
 
     def _begin(self, end: Step, last: bool, mine: bool) -> None:
         """The segment up to `end` is done; stand at the root of the next."""
@@ -784,7 +802,7 @@ class Run:
         if program is None:
             program = self.owner.compile(path, alive, self)
             if len(path.programs) >= MAX_PROGRAMS:
-                del path.programs[next(iter(path.programs))]
+                self.owner.programs.remove(path.programs.pop(next(iter(path.programs))))
             path.programs[tuple([s.position for s in alive])] = program
             if path.quiet is not None:
                 path.quiet.program = program
@@ -1045,8 +1063,10 @@ _is = operator.is_
 def difference(expected: Step | None, found: Step) -> str:
     """In words: how a step differs from the one that was expected in its place."""
     where = found.source
-    if expected is None or expected.kind == "event":
-        return f"{where}: {_name(found)} where the call went on otherwise" if expected is None else f"{where}: the grad mode"
+    if expected is None:
+        return f"{where}: {_name(found)} where the call went on otherwise"
+    if "event" in (expected.kind, found.kind):
+        return f"{where or expected.source}: {_name(found)} instead of {_name(expected)}"
     if expected.op is not found.op:
         return f"{where}: {_name(found)} instead of {_name(expected)}"
     if expected.attrs != found.attrs:
@@ -1071,7 +1091,14 @@ def difference(expected: Step | None, found: Step) -> str:
     return f"{where}: {_name(found)}"
 
 
+def _likeness(a: Step, b: Step) -> tuple[bool, bool, int]:
+    """How much two steps have in common."""
+    return a.op is b.op, a.attrs == b.attrs, sum(x[1] is y[1] for x, y in zip(a.checks, b.checks, strict=False))
+
+
 def _name(s: Step) -> str:
+    if s.kind == "event":
+        return f"{s.op} {s.attrs[0]}" if s.op != "release" else "a backward pass"
     return f"{s.op.name}{'_' if s.kind == 'inplace' else ''}"
 
 

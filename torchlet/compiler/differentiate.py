@@ -86,12 +86,12 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
         walk_back(seeds, True, False, found, [tensors[n] for n in wrt], b)
         b.source = ""
         grads_out: list[Node | None] = []
-        for i, n in enumerate(wrt):
-            g = found.get(i)
-            if g is None:
+        for i in range(len(wrt)):
+            gradient = found.get(i)
+            if gradient is None:
                 grads_out.append(None)
                 continue
-            node = b.unwrap(g)
+            node = b.unwrap(gradient)
             assert isinstance(node, Node)
             grads_out.append(node if node.kind == "op" else b.node(OPS["clone"], (node,), ()))
     finally:

@@ -24,11 +24,10 @@ __all__ = ["copy", "copy_into", "run_op", "run_update"]
 _OPS: dict[tuple[Any, ...], Any] = {}  # what was compiled; None: the operator runs on the host
 
 
-def run_op(
-    op: Op, arrays: tuple[Any, ...], attrs: tuple[Any, ...], place: Place | None = None
-) -> DeviceArray | np.ndarray[Any, Any]:
-    """The operator's result on the device of its inputs, or at `place` where it needs numbers only. Arrays of no dimension may be the host's, as in PyTorch.
+def run_op(op: Op, arrays: tuple[Any, ...], attrs: tuple[Any, ...], place: Place | None = None) -> Any:
+    """The operator's result on the device of its inputs, or at `place` where it needs numbers only.
 
+    Arrays of no dimension may be the host's, as in PyTorch. The result is a DeviceArray, except where it was moved to the host.
     An operator that has no loops, or whose result's shape depends on data, runs on the host; `HOST_CALLS` counts it.
     Raises RuntimeError for inputs on different devices, and what the operator's spec raises.
     """
@@ -121,7 +120,7 @@ def copy_into(target: DeviceArray, source: Any) -> None:
 def run_update(op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> bool:
     """An update operator over tensors of one device, as one compiled graph. False where that cannot be: run it operator by operator."""
     tensors = [t for group in lists for t in group]
-    arrays = [autograd.force(t) for t in tensors]
+    arrays: list[Any] = [autograd.force(t) for t in tensors]
     places = {storage.device_of(a) for a in arrays}
     if len(places) != 1 or CPU in places or len({a.address for a in arrays}) != len(arrays):
         return False

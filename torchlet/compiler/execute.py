@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def optimize(graph: Graph) -> Graph:
 
 def compile_graph(
     graph: Graph, name: str, device: Place = CPU, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = ()
-) -> Executable | CudaExecutable:
+) -> Executable:
     """The graph as an Executable; its `stages` hold what each pass made.
 
     On a CUDA device the addresses of inputs and outputs are the device's, except those listed in `host_inputs`, `host_outputs`.
@@ -55,7 +55,8 @@ def compile_graph(
     clock.append(time.perf_counter())
     counts = load.COUNTS if device is CPU else launch.COUNTS
     compiled = counts["compiled"]
-    exe = compile_plan(plan) if device is CPU else CudaExecutable(plan, device, host_inputs, host_outputs)
+    # a CudaExecutable has the same face
+    exe = compile_plan(plan) if device is CPU else cast(Executable, CudaExecutable(plan, device, host_inputs, host_outputs))
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
     cached = len(plan.kernels) - (counts["compiled"] - compiled)

@@ -19,10 +19,12 @@ from torchlet.compiler import debug
 from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.interpret import interpret
+from torchlet.compiler.launch import HOST_CALLS
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.pages import places, short
 from torchlet.compiler.program import Program, segment_of
+from torchlet.compiler.replay import Replayer
 from torchlet.op import STATE
 from torchlet.tensor import Tensor, wrap
 
@@ -36,7 +38,7 @@ class CompiledFunction:
     Every call runs the Python of `function`. Calls from several threads each walk a trie of their own.
     """
 
-    def __init__(self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None):
+    def __init__(self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None, replay: bool = False):
         if not callable(function):
             raise TypeError(f"compile: got {type(function).__name__}; expected a function, a method or a module")
         if isinstance(function, types.FunctionType | types.MethodType):
@@ -51,18 +53,27 @@ class CompiledFunction:
         self._uncompiled = "a generator or coroutine function runs uncompiled" if _suspends(function) else ""
         self.changes: list[str] = []  # what was different when a new path was recorded, the last ones
         self.dropped = 0  # paths that were forgotten
+        self.replayer = Replayer(self) if replay else None
         _ALL.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if STATE.run is not None or self._uncompiled:  # inside another compiled call: followed inline
             return self.function(*args, **kwargs)
+        if self.replayer is not None:
+            return self.replayer.call(args, kwargs, self._follow)
+        return self._follow(None, args, kwargs)
+
+    def _follow(self, run: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         idle = self._idle
-        run = idle.pop() if idle else Run(self)
+        if run is None:
+            run = idle.pop() if idle else Run(self)
+        else:
+            idle = []  # the caller's own
         run.arguments = (args, kwargs)
         run.calls += 1
         run.thread = _thread_id()
-        STATE.run = run
         try:
+            STATE.run = run
             if not STATE.grad:
                 run.event("grad", False)
             if dtypes._default is not dtypes.float32:
@@ -71,6 +82,9 @@ class CompiledFunction:
         finally:
             try:
                 run.flush("the call ended", last=True)
+            except BaseException:
+                run.restart()
+                raise
             finally:
                 STATE.run = None
                 run.thread = 0
@@ -116,6 +130,8 @@ class CompiledFunction:
     def reset(self) -> None:
         """Forget every path and program."""
         self._idle.clear()
+        if self.replayer is not None:
+            self.replayer = Replayer(self)
         self.paths.clear()
         self.programs.clear()
         self.changes.clear()
@@ -191,7 +207,7 @@ class _Namer:
 
 def compile(
     f: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, backend: str | None = None, dump: str | None = None,
-    mode: str | None = None, options: Any = None, disable: bool = False,
+    mode: str | None = None, options: Any = None, disable: bool = False, replay: bool = False,
 ) -> Any:
     """Capture what `f` does with tensors, and run it compiled. `f` is a function, a method or a module; also a decorator.
 
@@ -199,29 +215,31 @@ def compile(
     fullgraph  raise CompileError where a call has more than one segment, instead of compiling each
     backend    None or "cpu"
     dump       a folder that receives every stage and every kernel of what this function compiles
+    replay     skip the Python of `f` once three calls did the same: for pure steps only, see compiler/replay.py for what it checks and
+               when it raises CompileError
     mode, options are accepted for PyTorch's sake. `disable=True` returns `f` as it is.
 
     The result gives exactly what `f` gives, prints, side effects and exceptions included.
     """
     if f is None:
-        return functools.partial(compile, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump, mode=mode, options=options, disable=disable)
+        return functools.partial(compile, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump, mode=mode, options=options, disable=disable, replay=replay)
     if disable:
         return f
     if isinstance(f, CompiledFunction):
         return f
     if isinstance(f, staticmethod | classmethod):
-        return type(f)(compile(f.__func__, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump))
+        return type(f)(compile(f.__func__, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump, replay=replay))
     if hasattr(f, "named_parameters") and hasattr(f, "forward") and not isinstance(f, type):
-        return _compile_module(f, dynamic, fullgraph, backend, dump)
-    return CompiledFunction(f, dynamic, fullgraph, backend, dump)
+        return _compile_module(f, dynamic, fullgraph, backend, dump, replay)
+    return CompiledFunction(f, dynamic, fullgraph, backend, dump, replay)
 
 
-def _compile_module(module: Any, dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None) -> Any:
+def _compile_module(module: Any, dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None, replay: bool = False) -> Any:
     """The same module under a subclass whose calls are compiled: it shares every attribute, parameter and hook."""
     cls = type(module)
-    call = CompiledFunction(types.MethodType(cls.__call__, module), dynamic, fullgraph, backend, dump)
+    call = CompiledFunction(types.MethodType(cls.__call__, module), dynamic, fullgraph, backend, dump, replay)
     call.name = cls.__name__
-    compiled_class = type(cls.__name__, (cls,), {"__call__": lambda self, *args, **kwargs: call(*args, **kwargs), "__module__": cls.__module__, "__reduce_ex__": lambda self, protocol: module.__reduce_ex__(protocol)})
+    compiled_class = type(cls.__name__, (cls,), {"__call__": lambda self, *args, **kwargs: call(*args, **kwargs), "__module__": cls.__module__, "__reduce_ex__": lambda self, protocol: (_compile_module, (module, dynamic, fullgraph, backend, dump, replay))})
     twin = object.__new__(compiled_class)
     object.__setattr__(twin, "__dict__", module.__dict__)
     _CALLS[twin] = call
@@ -347,6 +365,10 @@ def describe(f: CompiledFunction) -> Explanation:
     """The text of explain() for what has happened so far."""
     total = sum(len(exe.kernels) for p in f.programs for exe in executables(p))
     lines = [f"{f.name}: {_count(len(f.paths), 'path')}, {_count(f.steps_recorded, 'recorded step')}, {_count(total, 'kernel')}"]
+    if f.replayer is not None:
+        lines.extend(f"  {line}" for line in f.replayer.describe())
+    if f.dropped:
+        lines.append(f"  {_count(f.dropped, 'path')} forgotten, because there were more than {MAX_PATHS}")
     if f._uncompiled:
         lines.append(f"  {f._uncompiled}")
     for i, (path, place) in enumerate(f.paths, 1):
@@ -355,13 +377,24 @@ def describe(f: CompiledFunction) -> Explanation:
             f"path {i}: {_count(len(path.steps), 'step')} to {short(last) or '?'}, ended at {short(place) or '?'}: "
             f"{', '.join(r or 'launched' for r in path.reasons)}; {_count(path.launches, 'launch', 'es')}" + (f", {path.stepwise} of them step by step" if path.stepwise else "")
         )
+        if path.cause:
+            lines.append(f"  recorded because something was different: {short_cause(path.cause)}")
+        lines.extend(f"  ended also at {short(where)}: {why or 'launched'}" for why, where in list(path.reasons.items())[1:])
         lines.extend(f"  not compiled, run step by step: {why}" for why in path.stepwise_because)
         for p in path.programs.values():
             for exe in executables(p):
                 lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}" + (f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""))
                 lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
                 lines.extend(f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48) + f" {short(n.source)}" for n in exe.externs)
+    if HOST_CALLS:
+        lines.append("so far copied to the host and back, because they have no loops: " + ", ".join(f"{k} ({n} times)" for k, n in HOST_CALLS.most_common()))
     return Explanation("\n".join(lines), len(f.paths), total)
+
+
+def short_cause(text: str) -> str:
+    """A difference with its path shortened as other places are."""
+    place, _, rest = text.partition(": ")
+    return f"{short(place)}: {rest}"
 
 
 def _count(n: int, what: str, plural: str = "s") -> str:

@@ -83,7 +83,7 @@ class Graph:
 
 
 class Builder:
-    """Makes nodes, each value once. Also a dispatch target (`with builder:`), so that rules and bodies written in torchlet operations build graph."""
+    """Makes nodes, each value once. Also a dispatch target (`with builder:`): rules and bodies written in torchlet operations build graph."""
 
     writes_pending = False
 
@@ -160,7 +160,9 @@ def build(name: str, like: Graph, make: Callable[[Builder, dict[Node, Node]], It
     for n in like.scalars:
         new_of[n] = b.scalar(n.spec.dtype, n.name)
     outputs = tuple(make(b, new_of))
-    return replace(like, name=name, inputs=tuple(new_of[n] for n in like.inputs), scalars=tuple(new_of[n] for n in like.scalars), outputs=outputs)
+    return replace(
+        like, name=name, inputs=tuple(new_of[n] for n in like.inputs), scalars=tuple(new_of[n] for n in like.scalars), outputs=outputs
+    )
 
 
 def rewrite(graph: Graph, rule: Callable[[Builder, Node, tuple[Node | Number, ...]], Node | Number | None]) -> Graph:
@@ -253,7 +255,9 @@ def to_text(graph: Graph) -> str:
         assert n.op is not None
         parts = [names.of(x) if isinstance(x, Node) else repr(x) for x in n.inputs]
         parts += [f"{k}={_attr(v)}" for k, v in zip(n.op.attrs, n.attrs, strict=False)]
-        lines.append(f"    {names.of(n)} = ops.{n.op.name}({', '.join(parts)})".ljust(72) + f"  # {n.spec}" + (f"  {n.source}" if n.source else ""))
+        lines.append(
+            f"    {names.of(n)} = ops.{n.op.name}({', '.join(parts)})".ljust(72) + f"  # {n.spec}" + (f"  {n.source}" if n.source else "")
+        )
     outs = []
     for o, target in zip(graph.outputs, graph.targets, strict=True):
         outs.append(names.of(o) if target is None else f"{names.of(o)}  # written into {names.of(graph.inputs[target])}")

@@ -10,12 +10,12 @@ from torchlet.runtime.cpu import arena
 
 
 def emit_launch(
-    executable: Executable, inputs: int, pools: list[bool], scalars: list[int], written: list[int], bound: list[tuple[int, bool]], returns: bool,
+    executable: Executable, inputs: int, pools: list[bool], scalars: list[int], written: list[tuple[int, int]], bound: list[tuple[int, bool]], returns: bool,
 ) -> str:
     """The text of `launch(numbers)`.
 
     `inputs`: how many outside tensors (slots i0, i1, …). `pools[k]`: output k has fresh memory (entries n_k, else it is written
-    into an input). `scalars`: which of the call's numbers are used. `written`: inputs that are overwritten. `bound`: (output,
+    into an input). `scalars`: which of the call's numbers are used. `written`: (input, how often it is overwritten). `bound`: (output,
     its backward was used up) of each visible tensor (slots d0, d1, …). `returns`: give back the entries instead of nothing.
     """
     lines = ["def launch(numbers):"]
@@ -34,7 +34,7 @@ def emit_launch(
         lines += ["    if native(argument):", "        fail()"]
     else:
         lines += [f"    run([{', '.join(addresses[:inputs])}], [{', '.join(addresses[inputs:])}], [{', '.join(values)}])"]
-    lines += [f"    i{i}.t._store.version += 1" for i in written]
+    lines += [f"    i{i}.t._store.version += {n}" for i, n in written]
     for j, (k, released) in enumerate(bound):
         lines += [f"    t = d{j}.t", f"    t._np, t._ptr = e{k}", f"    d{j}.t = None"]
         if released:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from torchlet.compiler import offline
 from torchlet.compiler.codegen import triton as codegen
 from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.compiler.graph import Node
+from torchlet.compiler.load import canonical
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot
 from torchlet.config import config
@@ -69,6 +71,12 @@ def _key(kernel: TritonKernel, target: str) -> str:
     return "cubin-" + hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
+@lru_cache(maxsize=4096)
+def _emitted(kernel: Kernel, target: str) -> TritonKernel:
+    """The kernel as source in which every name is a position, so that equal layers of a model share one binary."""
+    return codegen.emit(canonical(kernel), target)
+
+
 def cubin_of(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     """The kernel's binary and what its launch needs, from the disk cache or compiled now. Raises CompileError."""
     key = _key(kernel, target)
@@ -100,15 +108,13 @@ def _compile(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)})
 
 
-def precompile(kernels: Sequence[Kernel], target: str) -> None:
-    """Put the kernels' cubins into the disk cache; Triton works on several at once in threads (ptxas is a process of its own)."""
-    emitted = {_key(k, target): k for k in (codegen.emit(kernel, target) for kernel in kernels)}
-    missing = [k for key, k in emitted.items() if cc.read_entry(key) is None]
-    threads = [threading.Thread(target=cubin_of, args=(k, target)) for k in missing]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+def precompile(kernels: Sequence[TritonKernel], target: str) -> None:
+    """Put the kernels' cubins into the disk cache, several at once: ptxas is a process of its own."""
+    missing = list({key: k for k in kernels if cc.read_entry(key := _key(k, target)) is None}.values())
+    if len(missing) > 1:
+        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8)) as pool:
+            for done in [pool.submit(cubin_of, k, target) for k in missing]:
+                done.exception()  # what fails is raised again, with its name, where the kernel is loaded
 
 
 _FUNCTIONS: dict[tuple[int, str], Function] = {}
@@ -154,8 +160,6 @@ class CudaExecutable:
     extern_text = "is copied to the host and back"
     is_single = False  # `run` does more than one native call
 
-    is_single = False  # its launch is this class's `run`, not one call of the CPU's runtime
-
     def __init__(self, plan: Plan, place: Place, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = ()):
         self.plan, self.place, self.name = plan, place, plan.name
         self.kernels: list[Kernel] = plan.kernels
@@ -165,13 +169,14 @@ class CudaExecutable:
         self.host_inputs, self.host_outputs = tuple(host_inputs), tuple(host_outputs)
         self.calls = 0
         self._lock = threading.Lock()
-        self._emitted = [codegen.emit(k, target_of(self.device)) for k in plan.kernels]
+        self._emitted = [_emitted(k, target_of(self.device)) for k in plan.kernels]
         self._slots = list(dict.fromkeys(slot for s in plan.steps for slot in _slots(s) if slot.kind == "arena"))
         self._variants: dict[frozenset[int], list[_Segment | Extern]] = {}
         self._misaligned: frozenset[int] = frozenset()
         self._last: list[Any] | None = None
         self._staged: dict[tuple[str, int], cuda.Block] = {}
         self._position = self._positions()
+        precompile(self._emitted, target_of(self.device))
         self._parts = self._variant(frozenset())
 
     def _positions(self) -> dict[Slot, int]:
@@ -211,7 +216,7 @@ class CudaExecutable:
                 kernel = replace(kernel, attrs={k: v for k, v in kernel.attrs.items() if k[0] not in loose})
             function = load(kernel, self.device)
             types = [t for t in kernel.signature.values() if t != "constexpr"]
-            launches.append(Launch(function, kernel.grid, types, step.kernel.origin))
+            launches.append(Launch(function, kernel.grid, types, step.kernel.name, step.kernel.origin))
             sources.append(_picker(where))
         flush()
         self._variants[misaligned] = parts
@@ -226,6 +231,7 @@ class CudaExecutable:
         with self._lock:
             device.activate()
             stream = device.stream.cuda_stream
+            host = inputs
             if self.host_inputs or self.host_outputs:
                 inputs, outputs = self._to_device(inputs, outputs, stream)
             base = device.arena(self.plan.arena_bytes) if self.plan.arena_bytes else 0
@@ -233,7 +239,7 @@ class CudaExecutable:
             changed = values != self._last
             if changed:
                 pointers = values[: len(values) - len(scalars)]
-                misaligned = frozenset([i for i, p in enumerate(pointers) if p & 15])
+                misaligned = frozenset([i for i, p in enumerate(pointers) if int(p) & 15])
                 if misaligned != self._misaligned:
                     self._misaligned, self._parts = misaligned, self._variant(misaligned)
                 self._last = values
@@ -245,6 +251,8 @@ class CudaExecutable:
                     self._launch(part, values, changed, stream)
             if self.host_outputs:
                 self._to_host(stream)
+            elif any(cuda.is_pinned(host[j]) for j in self.host_inputs):
+                device.stream.synchronize()  # the caller may write to pinned memory as soon as this returns
 
     def _launch(self, part: _Segment, values: list[Any], changed: bool, stream: int) -> None:
         stale: list[int] = []

@@ -17,7 +17,7 @@ from torchlet.index import Axis
 from torchlet.runtime import cc
 from torchlet.runtime import cpu as runtime
 
-__all__ = ["LoadedKernel", "load"]
+__all__ = ["LoadedKernel", "canonical", "load"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def load(kernels: Sequence[Kernel]) -> list[LoadedKernel]:
 
 @lru_cache(maxsize=4096)
 def _printed(kernel: Kernel) -> str:
-    return codegen.emit(_canonical(kernel))
+    return codegen.emit(canonical(kernel))
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +114,7 @@ def _address(library: ctypes.CDLL, key: str) -> int:
 _PLACEHOLDER = "tl_the_kernel"
 
 
-def _canonical(kernel: Kernel) -> Kernel:
+def canonical(kernel: Kernel) -> Kernel:
     """The kernel with every name replaced by its position, so that equal kernels of different layers are equal texts."""
     buffers = {b.name: f"b{i}" for i, b in enumerate(kernel.buffers)}
     scalars = {a.name: f"s{i}" for i, a in enumerate(kernel.scalars)}

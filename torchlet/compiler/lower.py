@@ -426,12 +426,23 @@ def _member(n: Node, lower: Any, at: Coords, axes: tuple[Axis, ...], emitter: Em
 
 
 def _reduced_coords(n: Node, at: Coords, axes: tuple[Axis, ...]) -> Coords:
-    """Coordinates of the input of a reduction: those of the result with the reduced axes in their places."""
+    """Coordinates of the input of a reduction: those of the result with the reduced axes in their places.
+
+    A reduced dimension has one axis, or, where it was split to run with a view, several digits, the slowest first.
+    """
     dims, keepdim = n.attrs
-    rank = n.args()[0].spec.ndim
+    shape = n.args()[0].spec.shape
     kept = iter([i for d, i in enumerate(at) if not (keepdim and d in dims)])
-    inner = iter(axes)
-    return tuple(of(next(inner)) if d in dims else next(kept) for d in range(rank))
+    inner = iter([a for a in axes if a.extent != 1])
+
+    def digits(extent: int) -> Index:
+        out, count = ix.ZERO, 1
+        while count != extent:
+            axis = next(inner)
+            out, count = out * axis.extent + of(axis), count * axis.extent
+        return out
+
+    return tuple(digits(shape[d]) if d in dims else next(kept) for d in range(len(shape)))
 
 
 def _dot(n: Node, at: Coords, axes: tuple[Axis, ...], emitter: Emitter, names: Names) -> Dot:

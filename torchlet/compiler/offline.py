@@ -134,7 +134,8 @@ def _build(kernel: TritonKernel, target: str) -> Any:
     if found is None:
         # here and nowhere else: a process whose kernels are all in the cache never waits for Triton's import
         triton = importlib.import_module("triton")
-        gpu_target, ast_source = importlib.import_module("triton.backends.compiler").GPUTarget, importlib.import_module("triton.compiler").ASTSource
+        gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget
+        ast_source = importlib.import_module("triton.compiler").ASTSource
         backend, _, arch = target.partition(":")
         gpu = gpu_target(backend, int(arch), 32) if backend == "cuda" else gpu_target(backend, arch, 64)
         # Triton's default for fusion differs between versions

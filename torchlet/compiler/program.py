@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from torchlet.compiler.host import bind_launch, emit_launch
 from torchlet.compiler.partition import partition
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, apply
+from torchlet.runtime.cuda import CudaError
 from torchlet.spec import CPU, device
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
 
@@ -221,6 +223,8 @@ class Program:
             self._prepare(alive)
         except UnsupportedError as error:
             self.stepwise = str(error)
+        except CudaError:  # what the device refuses is no fault of the compiler's
+            raise
         except RecursionError:
             self.stepwise = "its expressions are nested too deeply"
         except Exception as error:  # what runs plainly has to run here: a fault of the compiler costs time, not the result
@@ -251,8 +255,10 @@ class Program:
         self.input_slots = [self.path.slots[i] for i in seg.inputs]
         used_up = set(self.released)
         self.is_plain = not (self.views or on_tape or used_up - {s for _, s in self.direct})
+        count = Counter(w for s in self.path.steps for w in s.writes)
+        written = [(seg.inputs.index(i), count[self.path.slots[i]]) for i in seg.written]
         self.launch_source = emit_launch(
-            self.executable, len(seg.inputs), [p is not None for p in self.pools], seg.scalars, [seg.inputs.index(i) for i in seg.written],
+            self.executable, len(seg.inputs), [p is not None for p in self.pools], seg.scalars, written,
             [(k, s in used_up) for k, s in self.direct] if self.is_plain else [], returns=not self.is_plain,
         )
         names = {f"i{j}": s for j, s in enumerate(self.input_slots)} | {f"d{j}": s for j, (_, s) in enumerate(self.direct)}
@@ -298,6 +304,8 @@ class Program:
 
     def left_no_trace(self, error: Exception) -> bool:
         """True if a run that raised `error` has overwritten nothing."""
+        if isinstance(error, CudaError):  # running it again would not help, and the text names the kernels
+            return False
         if not self.path.written_outside:
             return True
         assert self.executable is not None
@@ -395,13 +403,14 @@ class Backward:
 class SegmentNode(Accumulated):
     """A whole segment on the tape: its gradients are computed by one compiled program."""
 
-    __slots__ = ("half", "kept", "inputs", "scalars", "freed")
+    __slots__ = ("half", "kept", "inputs", "scalars", "freed", "arrays")
 
     def __init__(self, half: Backward, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]):
         super().__init__(tuple(edge_of(inputs[k]) for k in half.wrt), tuple(half.seed_metas))
         self.half, self.scalars, self.freed = half, scalars, False
         self.inputs = [Saved(t) for t in inputs]
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
+        self.arrays = [entries[n][0] for is_input, n in half.kept if not is_input]  # held, so that the pools leave them alone
 
     def _check(self) -> None:
         if self.freed:
@@ -458,7 +467,7 @@ class SegmentNode(Accumulated):
     def release(self) -> None:
         """Let go of what was kept."""
         self.freed = True
-        self.kept, self.inputs = [], []
+        self.kept, self.inputs, self.arrays = [], [], []
 
 
 class _Released(Accumulated):

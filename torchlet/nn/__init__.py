@@ -1,65 +1,63 @@
 """torchlet.nn: modules, parameters and losses, with PyTorch's names."""
 
-from torchlet.nn import functional, init, parameter, utils
-from torchlet.nn.activation import (
-    CELU,
-    ELU,
-    GELU,
-    GLU,
-    SELU,
-    Hardshrink,
-    Hardsigmoid,
-    Hardswish,
-    Hardtanh,
-    LeakyReLU,
-    LogSigmoid,
-    LogSoftmax,
-    Mish,
-    PReLU,
-    ReLU,
-    ReLU6,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softmin,
-    Softplus,
-    Softshrink,
-    Softsign,
-    Tanh,
-    Tanhshrink,
-    Threshold,
+from torchlet.nn import (
+    activation,
+    attention,
+    container,
+    conv,
+    dropout,
+    embedding,
+    functional,
+    init,
+    lazy,
+    linear,
+    loss,
+    modules,
+    normalization,
+    padding,
+    parallel,
+    parameter,
+    pooling,
+    rnn,
+    transformer,
+    utils,
+    vision,
 )
-from torchlet.nn.container import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
-from torchlet.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d
-from torchlet.nn.embedding import Embedding
-from torchlet.nn.linear import Flatten, Identity, Linear, Unflatten
-from torchlet.nn.loss import (
-    BCELoss,
-    BCEWithLogitsLoss,
-    CosineEmbeddingLoss,
-    CrossEntropyLoss,
-    GaussianNLLLoss,
-    HingeEmbeddingLoss,
-    HuberLoss,
-    KLDivLoss,
-    L1Loss,
-    MarginRankingLoss,
-    MSELoss,
-    NLLLoss,
-    PoissonNLLLoss,
-    SmoothL1Loss,
-    TripletMarginLoss,
-)
+from torchlet.nn import embedding as sparse
+from torchlet.nn.activation import *  # noqa: F403
+from torchlet.nn.container import *  # noqa: F403
+from torchlet.nn.conv import *  # noqa: F403
+from torchlet.nn.dropout import *  # noqa: F403
+from torchlet.nn.embedding import *  # noqa: F403
+from torchlet.nn.lazy import *  # noqa: F403
+from torchlet.nn.linear import *  # noqa: F403
+from torchlet.nn.loss import *  # noqa: F403
 from torchlet.nn.module import Module
-from torchlet.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
-from torchlet.nn.parameter import Buffer, Parameter
+from torchlet.nn.normalization import *  # noqa: F403
+from torchlet.nn.padding import *  # noqa: F403
+from torchlet.nn.parallel import DataParallel
+from torchlet.nn.parameter import Buffer, Parameter, UninitializedParameter
+from torchlet.nn.pooling import *  # noqa: F403
+from torchlet.nn.rnn import *  # noqa: F403
+from torchlet.nn.transformer import *  # noqa: F403
+from torchlet.nn.vision import *  # noqa: F403
 
 __all__ = [
-    "functional", "init", "parameter", "utils", "AlphaDropout", "BCELoss", "BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d", "Buffer",
-    "CELU", "CosineEmbeddingLoss", "CrossEntropyLoss", "Dropout", "Dropout1d", "Dropout2d", "ELU", "Embedding", "Flatten", "GELU",
-    "GLU", "GaussianNLLLoss", "GroupNorm", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "HingeEmbeddingLoss", "HuberLoss",
-    "Identity", "KLDivLoss", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "LogSigmoid", "LogSoftmax", "MSELoss", "MarginRankingLoss",
-    "Mish", "Module", "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "ParameterDict", "ParameterList", "PoissonNLLLoss",
-    "RMSNorm", "ReLU", "ReLU6", "SELU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softmin", "Softplus", "Softshrink",
-    "Softsign", "Tanh", "Tanhshrink", "Threshold", "TripletMarginLoss", "Unflatten",
+    "Buffer", "DataParallel", "Module", "Parameter", "UninitializedParameter", "attention", "functional", "init", "modules", "parallel",
+    "parameter",
+    "sparse", "utils",
 ]
+__all__ += activation.__all__
+__all__ += container.__all__
+__all__ += conv.__all__
+__all__ += dropout.__all__
+__all__ += embedding.__all__
+__all__ += lazy.__all__
+__all__ += linear.__all__
+__all__ += loss.__all__
+__all__ += normalization.__all__
+__all__ += padding.__all__
+__all__ += pooling.__all__
+__all__ += rnn.__all__
+__all__ += transformer.__all__
+__all__ += vision.__all__

@@ -86,8 +86,10 @@ class EmbeddingBag(Module):
     weight: Parameter
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
-        mode: str = "mean", sparse: bool = False, _weight: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+        self, num_embeddings: int, embedding_dim: int, max_norm: float | None = None, norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean", sparse: bool = False, _weight: Tensor | None = None, include_last_offset: bool = False,
+        padding_idx: int | None = None,
         device: Any = None, dtype: dtype_type | None = None,
     ) -> None:
         super().__init__()
@@ -120,7 +122,8 @@ class EmbeddingBag(Module):
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Integers (B, n), or (n) with the start of each bag in `offsets` (B), to (B, embedding_dim)."""
         return F.embedding_bag(
-            input, self.weight, offsets, mode=self.mode, per_sample_weights=per_sample_weights, include_last_offset=self.include_last_offset,
+            input, self.weight, offsets, mode=self.mode, per_sample_weights=per_sample_weights,
+            include_last_offset=self.include_last_offset,
             padding_idx=self.padding_idx,
         )
 
@@ -134,6 +137,7 @@ class EmbeddingBag(Module):
         """An EmbeddingBag over the rows of `embeddings` (V, E); frozen unless `freeze=False`."""
         if embeddings.ndim != 2:
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
-        bag = cls(*embeddings.shape, _weight=embeddings, **kwargs)
+        rows, columns = embeddings.shape
+        bag = cls(rows, columns, _weight=embeddings, **kwargs)
         bag.weight.requires_grad_(not freeze)
         return bag

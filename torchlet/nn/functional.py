@@ -13,8 +13,10 @@ from torchlet import dtypes, ops
 from torchlet.autograd import no_grad
 from torchlet.dtypes import dtype
 from torchlet.expr import call
+from torchlet.nn.resample import (
+    upsample,  # noqa: F401,
+)
 from torchlet.op import STATE, apply, pointwise
-from torchlet.nn.resample import affine_grid, channel_shuffle, grid_sample, interpolate, pixel_shuffle, pixel_unshuffle, upsample  # noqa: F401
 from torchlet.ops import attention, composite, convolve, pool
 from torchlet.tensor import Tensor
 
@@ -461,9 +463,11 @@ def embedding_bag(
         raise RuntimeError("embedding_bag: max_norm or scale_grad_by_freq was given; expected neither")
     if per_sample_weights is not None:
         if mode != "sum":
-            raise NotImplementedError(f"embedding_bag: per_sample_weights was not None. per_sample_weights is only supported for mode='sum' (got mode='{mode}')")
+            raise NotImplementedError(f"embedding_bag: per_sample_weights was not None. per_sample_weights is only supported "
+                f"for mode='sum' (got mode='{mode}')")
         if per_sample_weights.shape != input.shape:
-            raise ValueError(f"embedding_bag: If per_sample_weights ({tuple(per_sample_weights.shape)}) is not None, then it must have the same shape as the input ({tuple(input.shape)})")
+            raise ValueError(f"embedding_bag: If per_sample_weights ({tuple(per_sample_weights.shape)}) is not None, then it "
+                f"must have the same shape as the input ({tuple(input.shape)})")
     if input.ndim == 2:
         if offsets is not None:
             raise ValueError("if input is 2D, then offsets has to be None, as input is treated is a mini-batch of fixed length sequences.")
@@ -624,17 +628,23 @@ def _projected(
 
 
 def multi_head_attention_forward(
-    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None, in_proj_bias: Tensor | None,
-    bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float, out_proj_weight: Tensor, out_proj_bias: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float, out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
     training: bool = True, key_padding_mask: Tensor | None = None, need_weights: bool = True, attn_mask: Tensor | None = None,
     use_separate_proj_weight: bool = False, q_proj_weight: Tensor | None = None, k_proj_weight: Tensor | None = None,
     v_proj_weight: Tensor | None = None, static_k: Tensor | None = None, static_v: Tensor | None = None, average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of several heads (Vaswani et al. 2017): (L, N, E), (S, N, E), (S, N, E) give (L, N, E) and, if wanted, the weights (N, L, S)."""
+    """Attention of several heads (Vaswani et al. 2017).
+
+    (L, N, E), (S, N, E), (S, N, E) give (L, N, E) and, if wanted, the weights (N, L, S).
+    """
     batched = query.ndim == 3
     if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
-        raise AssertionError(f"query should be unbatched 2D or batched 3D tensor but received {query.ndim}-D query tensor, with key {key.ndim}-D and value {value.ndim}-D")
+        raise AssertionError(f"query should be unbatched 2D or batched 3D tensor but received {query.ndim}-D query tensor, "
+            f"with key {key.ndim}-D and value {value.ndim}-D")
     if is_causal and attn_mask is None:
         raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
     if not batched:
@@ -658,7 +668,8 @@ def multi_head_attention_forward(
             is_causal = False
     if use_separate_proj_weight:
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-        q, k, v = [linear(x, w, b) for x, w, b in zip((query, key, value), (q_proj_weight, k_proj_weight, v_proj_weight), biases, strict=True)]  # type: ignore[arg-type]
+        own = (q_proj_weight, k_proj_weight, v_proj_weight)
+        q, k, v = [linear(x, w, b) for x, w, b in zip((query, key, value), own, biases, strict=True)]  # type: ignore[arg-type]
     else:
         assert in_proj_weight is not None
         q, k, v = _projected(query, key, value, in_proj_weight, in_proj_bias)
@@ -1053,7 +1064,8 @@ def triplet_margin_loss(
 
 
 def triplet_margin_with_distance_loss(
-    anchor: Tensor, positive: Tensor, negative: Tensor, *, distance_function: Any = None, margin: float = 1.0, swap: bool = False, reduction: str = "mean"
+    anchor: Tensor, positive: Tensor, negative: Tensor, *, distance_function: Any = None, margin: float = 1.0, swap: bool = False,
+    reduction: str = "mean"
 ) -> Tensor:
     """triplet_margin_loss with a distance of one's own (pairwise_distance by default)."""
     distance = pairwise_distance if distance_function is None else distance_function
@@ -1071,7 +1083,8 @@ def soft_margin_loss(
 
 
 def multilabel_soft_margin_loss(
-    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean"
 ) -> Tensor:
     """The mean over classes of the binary cross-entropy of each."""
     loss = -(target * ops.logsigmoid(input) + (1 - target) * ops.logsigmoid(-input))
@@ -1126,7 +1139,8 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def ctc_loss(
-    log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False
+    log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any, blank: int = 0, reduction: str = "mean",
+    zero_infinity: bool = False
 ) -> Tensor:
     """Negative log-likelihood of label sequences summed over all alignments (Graves et al. 2006).
 
@@ -1137,7 +1151,8 @@ def ctc_loss(
     steps, n, _ = x.shape
     sizes = [np.asarray(v.numpy() if isinstance(v, Tensor) else v, np.int64).reshape(-1) for v in (input_lengths, target_lengths)]
     if any(len(s) != n for s in sizes):
-        raise RuntimeError(f"ctc_loss: input_lengths and target_lengths must be of size batch_size ({n}); got {len(sizes[0])} and {len(sizes[1])}")
+        raise RuntimeError(f"ctc_loss: input_lengths and target_lengths must be of size batch_size ({n}); got {len(sizes[0])} "
+            f"and {len(sizes[1])}")
     if sizes[0].max(initial=0) > steps:
         raise RuntimeError(f"ctc_loss: Expected input_lengths to have value at most {steps}, but got value {sizes[0].max()}")
     labels = np.full((n, 2 * int(sizes[1].max(initial=0)) + 1), blank, np.int64)  # blanks between the labels, before and after

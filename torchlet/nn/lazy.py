@@ -13,8 +13,19 @@ from torchlet.nn.parameter import UninitializedParameter
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyConv1d", "LazyConv2d", "LazyConv3d", "LazyConvTranspose1d",
-    "LazyConvTranspose2d", "LazyConvTranspose3d", "LazyInstanceNorm1d", "LazyInstanceNorm2d", "LazyInstanceNorm3d", "LazyLinear",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "LazyLinear",
 ]
 
 
@@ -24,7 +35,7 @@ class _Lazy(Module):
     The Parameter objects stay the same, so an optimizer may be made before.
     """
 
-    cls_to_become: type[Module]
+    cls_to_become: Any
 
     def has_uninitialized_params(self) -> bool:
         """True before the first call."""
@@ -143,6 +154,8 @@ def _lazy(base: type[_Lazy], kind: type[Module]) -> Any:
 
 
 LazyConv1d, LazyConv2d, LazyConv3d = (_lazy(_LazyConv, k) for k in (Conv1d, Conv2d, Conv3d))
-LazyConvTranspose1d, LazyConvTranspose2d, LazyConvTranspose3d = (_lazy(_LazyConv, k) for k in (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d))
+LazyConvTranspose1d, LazyConvTranspose2d, LazyConvTranspose3d = (
+    _lazy(_LazyConv, k) for k in (ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
+)
 LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d = (_lazy(_LazyNorm, k) for k in (BatchNorm1d, BatchNorm2d, BatchNorm3d))
 LazyInstanceNorm1d, LazyInstanceNorm2d, LazyInstanceNorm3d = (_lazy(_LazyNorm, k) for k in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d))

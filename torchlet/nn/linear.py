@@ -57,6 +57,10 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class NonDynamicallyQuantizableLinear(Linear):
+    """Linear under the name that PyTorch gives the output projection of attention."""
+
+
 class Flatten(Module):
     """Joins the dimensions start_dim … end_dim into one."""
 
@@ -100,7 +104,8 @@ class Bilinear(Module):
     bias: Parameter | None
 
     def __init__(
-        self, in1_features: int, in2_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: dtype_type | None = None
+        self, in1_features: int, in2_features: int, out_features: int, bias: bool = True, device: Any = None,
+        dtype: dtype_type | None = None
     ) -> None:
         super().__init__()
         if in1_features <= 0:
@@ -125,7 +130,10 @@ class Bilinear(Module):
 
     def extra_repr(self) -> str:
         """The arguments of construction."""
-        return f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
 
 
 class CosineSimilarity(Module):

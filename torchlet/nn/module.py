@@ -7,13 +7,14 @@ under `@compile` the user's Python runs on every call, and a lookup through `__g
 from __future__ import annotations
 
 import itertools
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from torchlet import dtypes
+from torchlet import dtypes, ops
 from torchlet.autograd import Function, RemovableHandle, is_leaf, no_grad
 from torchlet.dtypes import dtype
 from torchlet.nn.parameter import Buffer, Parameter
@@ -115,6 +116,26 @@ _HOOK_TABLES = (
 )
 
 
+_EVERYWHERE: dict[str, OrderedDict[int, _Hook]] = {}  # hooks of all modules; empty while there are none
+
+
+def _hook_everywhere(kind: str, hook: _Hook) -> RemovableHandle:
+    table = _EVERYWHERE.setdefault(kind, OrderedDict())
+    handle = RemovableHandle(table)
+    table[handle.id] = hook
+    return handle
+
+
+def register_module_forward_pre_hook(hook: Callable[..., Any]) -> RemovableHandle:
+    """Call `hook(module, args)` before the `forward` of every module; a result replaces the arguments."""
+    return _hook_everywhere("pre", _Hook(hook))
+
+
+def register_module_forward_hook(hook: Callable[..., Any], *, with_kwargs: bool = False, always_call: bool = False) -> RemovableHandle:
+    """Call `hook(module, args, output)` after the `forward` of every module; a result replaces the output."""
+    return _hook_everywhere("post", _Hook(hook, with_kwargs, always_call))
+
+
 def typename(x: Any) -> str:
     """The name of a value's type as error messages give it; builtins stay bare."""
     kind = type(x)
@@ -163,7 +184,7 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward` with the hooks around it. Errors from inside say which module they come from."""
         try:
-            if self._hooked:
+            if self._hooked or _EVERYWHERE:
                 return self._call_hooked(args, kwargs)
             return self.forward(*args, **kwargs)
         except (RuntimeError, IndexError) as error:
@@ -174,7 +195,7 @@ class Module:
         pending = {key: hook for key, hook in self._forward_hooks.items() if hook.always_call}
         try:
             result = None
-            for hook in list(self._forward_pre_hooks.values()):
+            for hook in [*_EVERYWHERE.get("pre", {}).values(), *self._forward_pre_hooks.values()]:
                 if hook.with_kwargs:
                     given = hook.function(self, args, kwargs)
                     if given is not None:
@@ -189,7 +210,7 @@ class Module:
             if watch is not None:
                 args = watch.inputs(args)
             result = self.forward(*args, **kwargs)
-            for key, hook in list(self._forward_hooks.items()):
+            for key, hook in [*_EVERYWHERE.get("post", {}).items(), *self._forward_hooks.items()]:
                 pending.pop(key, None)
                 changed = hook.function(self, args, kwargs, result) if hook.with_kwargs else hook.function(self, args, result)
                 if changed is not None:
@@ -222,6 +243,10 @@ class Module:
     def register_full_backward_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
         """Call `hook(module, grad_output)` before the backward pass of the module; a result replaces grad_output."""
         return self._add_hook("_backward_pre_hooks", hook, prepend)
+
+    def register_backward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """register_full_backward_hook under its name of 2017."""
+        return self.register_full_backward_hook(hook)
 
     def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
         """Call `hook(module, grad_input, grad_output)` when the gradients of the inputs are known; a result replaces grad_input."""
@@ -274,6 +299,9 @@ class Module:
             self.register_parameter(name, value)  # type: ignore[arg-type]
         else:
             self.register_buffer(name, value, value.persistent)  # type: ignore[union-attr,arg-type]
+
+    def __getattr__(self, name: str) -> Any:  # what subclasses fall back on by super().__getattr__
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __delattr__(self, name: str) -> None:
         for registry in _REGISTRIES:
@@ -534,6 +562,18 @@ class Module:
         """Move parameters and buffers to a GPU."""
         return self.to(device_type("cuda") if device is None else device_type(device))
 
+    def to_empty(self, *, device: Any = None, recurse: bool = True) -> Self:
+        """Parameters and buffers without values of their own, on a device."""
+        return self._apply(lambda t: ops.empty(tuple(t.shape), dtype=t.dtype, device=device), recurse)
+
+    def share_memory(self) -> Self:
+        """Nothing to do: worker processes get copies."""
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """From now on calls run a compiled `forward`; the arguments are those of `torchlet.compile`."""
+        self.__dict__["forward"] = sys.modules[__name__.partition(".")[0]].compile(self.forward, *args, **kwargs)
+
     # ------------------------------------------------------------------------------------------- state
 
     def get_extra_state(self) -> Any:
@@ -693,6 +733,7 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         mirrored = {name for registry in _REGISTRIES for name in self.__dict__[registry]}
+        mirrored.add("forward")  # a compiled forward belongs to this module
         state = {k: v for k, v in self.__dict__.items() if k not in mirrored}
         for registry in _REGISTRIES:
             state[registry] = dict(state[registry])

@@ -243,7 +243,8 @@ class _InstanceNorm(_BatchNorm):
         batched = input.ndim == self._rank + 2
         if input.shape[-self._rank - 1] != self.num_features:
             if self.affine:
-                raise ValueError(f"expected input's size at dim={1 if batched else 0} to match num_features ({self.num_features}), but got: {input.shape[-self._rank - 1]}.")
+                raise ValueError(f"expected input's size at dim={1 if batched else 0} to match num_features "
+                    f"({self.num_features}), but got: {input.shape[-self._rank - 1]}.")
         x = input if batched else input.unsqueeze(0)
         use_input = self.training or not self.track_running_stats
         out = F.instance_norm(x, self.running_mean, self.running_var, self.weight, self.bias, use_input, self.momentum or 0.0, self.eps)

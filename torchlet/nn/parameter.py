@@ -92,8 +92,10 @@ class UninitializedParameter(Parameter):
     def shape(self) -> Any:
         """Raises RuntimeError: it is not known before the first forward pass."""
         raise RuntimeError(
-            "Can't access the shape of an uninitialized parameter or buffer. This error usually happens in `load_state_dict` when trying to load an "
-            "uninitialized parameter into an initialized one. Call `forward` to initialize the parameters before accessing their attributes."
+            "Can't access the shape of an uninitialized parameter or buffer. This error usually happens in `load_state_dict` "
+            "when trying to load an "
+            "uninitialized parameter into an initialized one. Call `forward` to initialize the parameters before accessing "
+            "their attributes."
         )
 
     def become(self, other: Parameter) -> None:

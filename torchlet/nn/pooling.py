@@ -9,8 +9,22 @@ from torchlet.nn.module import Module
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d",
-    "AvgPool1d", "AvgPool2d", "AvgPool3d", "LPPool1d", "LPPool2d", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "LPPool1d",
+    "LPPool2d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
 ]
 
 
@@ -18,7 +32,13 @@ class _MaxPool(Module):
     return_indices: bool
 
     def __init__(
-        self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, return_indices: bool = False, ceil_mode: bool = False
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
     ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
@@ -30,7 +50,10 @@ class _MaxPool(Module):
 
     def extra_repr(self) -> str:
         """The arguments of construction."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"ceil_mode={self.ceil_mode}"
+        )
 
 
 class MaxPool1d(_MaxPool):
@@ -60,7 +83,9 @@ class MaxPool3d(_MaxPool):
 class AvgPool1d(Module):
     """The mean of every window of (N, C, L)."""
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True) -> None:
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+    ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = (
             tuple(v) if isinstance(v, tuple | list) else (v,) for v in (kernel_size, kernel_size if stride is None else stride, padding)
@@ -79,7 +104,12 @@ class AvgPool1d(Module):
 
 class _AvgPool(Module):
     def __init__(
-        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> None:
         super().__init__()
@@ -213,7 +243,8 @@ class _MaxUnpool(Module):
         super().__init__()
         rank = int(type(self).__name__[-2])
         self.kernel_size, self.stride, self.padding = (
-            tuple(v) if isinstance(v, tuple | list) else (v,) * rank for v in (kernel_size, kernel_size if stride is None else stride, padding)
+            tuple(v) if isinstance(v, tuple | list) else (v,) * rank
+            for v in (kernel_size, kernel_size if stride is None else stride, padding)
         )
 
     def extra_repr(self) -> str:

@@ -22,19 +22,24 @@ def _size(x: Tensor, size: Any, scale_factor: Any, recompute: bool | None) -> tu
     """The size to reach, and the steps in the input that one step in the output makes."""
     rank = x.ndim - 2
     if (size is None) == (scale_factor is None):
-        raise ValueError("only one of size or scale_factor should be defined" if size is not None else "either size or scale_factor should be defined")
+        raise ValueError(
+            "only one of size or scale_factor should be defined" if size is not None else "either size or scale_factor should be defined"
+        )
     if size is not None:
         out = (int(size),) * rank if not isinstance(size, Sequence) else tuple(map(int, size))
         if len(out) != rank:
             raise ValueError(
-                f"Input and output must have the same number of spatial dimensions, but got input with spatial dimensions of {list(x.shape[2:])} and "
-                f"output size of {size}. Please provide input tensor in (N, C, d1, d2, ...,dK) format and output size in (o1, o2, ...,oK) format."
+                f"Input and output must have the same number of spatial dimensions, but got input with spatial dimensions of "
+                f"{list(x.shape[2:])} and "
+                f"output size of {size}. Please provide input tensor in (N, C, d1, d2, ...,dK) format and output size in (o1, "
+                f"o2, ...,oK) format."
             )
         return out, [n / m for n, m in zip(x.shape[2:], out, strict=True)]
     factors = [float(scale_factor)] * rank if not isinstance(scale_factor, Sequence) else [float(f) for f in scale_factor]
     if len(factors) != rank:
         raise ValueError(
-            f"Input and scale_factor must have the same number of spatial dimensions, but got input with spatial dimensions of {list(x.shape[2:])} "
+            f"Input and scale_factor must have the same number of spatial dimensions, but got input with spatial dimensions "
+            f"of {list(x.shape[2:])} "
             f"and scale_factor of shape {scale_factor}."
         )
     out = tuple([math.floor(n * f) for n, f in zip(x.shape[2:], factors, strict=True)])
@@ -92,7 +97,11 @@ def _antialiased(x: Tensor, dim: int, out: int, step: float, align_corners: bool
     i = np.arange(n)
     d = np.abs((i + 0.5 - centre) / wide)
     a = -0.5
-    bell = np.where(d < 1, ((a + 2) * d - (a + 3)) * d * d + 1, np.where(d < 2, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a, 0)) if cubic else np.maximum(1 - d, 0)
+    bell = (
+        np.where(d < 1, ((a + 2) * d - (a + 3)) * d * d + 1, np.where(d < 2, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a, 0))
+        if cubic
+        else np.maximum(1 - d, 0)
+    )
     w = np.where((i >= start) & (i < stop), bell, 0)
     matrix = ops.tensor(w / w.sum(1, keepdims=True), dtype=x.dtype)
     return ops.matmul(x.movedim(dim, -1), matrix.transpose(0, 1)).movedim(-1, dim)
@@ -110,8 +119,13 @@ def _nearest(x: Tensor, dim: int, out: int, step: float, exact: bool) -> Tensor:
 
 
 def interpolate(
-    input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None, antialias: bool = False,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
 ) -> Tensor:
     """(N, C, *n) in another size, given as `size` or as a factor.
 
@@ -157,7 +171,10 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     *lead, c, h, w = input.shape
     r = upscale_factor
     if r <= 0 or c % (r * r):
-        raise RuntimeError(f"pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of upscale_factor, but input.size(-3)={c} is not divisible by {r * r}")
+        raise RuntimeError(
+            f"pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of upscale_factor, but "
+            f"input.size(-3)={c} is not divisible by {r * r}"
+        )
     k = len(lead)
     x = input.reshape(*lead, c // (r * r), r, r, h, w).permute(*range(k), k, k + 3, k + 1, k + 4, k + 2)
     return x.reshape(*lead, c // (r * r), h * r, w * r)
@@ -168,7 +185,10 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
     *lead, c, h, w = input.shape
     r = downscale_factor
     if r <= 0 or h % r or w % r:
-        raise RuntimeError(f"pixel_unshuffle expects height and width to be divisible by downscale_factor, but input sizes {h} and {w} are not divisible by {r}")
+        raise RuntimeError(
+            f"pixel_unshuffle expects height and width to be divisible by downscale_factor, but input sizes {h} and {w} are "
+            f"not divisible by {r}"
+        )
     k = len(lead)
     x = input.reshape(*lead, c, h // r, r, w // r, r).permute(*range(k), k, k + 2, k + 4, k + 1, k + 3)
     return x.reshape(*lead, c * r * r, h // r, w // r)
@@ -189,7 +209,9 @@ def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool | None =
     """The sampling grid (N, H, W, 2) of affine maps theta (N, 2, 3), or (N, D, H, W, 3) of theta (N, 3, 4)."""
     rank = len(size) - 2
     if theta.ndim != 3 or tuple(theta.shape[1:]) != (rank, rank + 1):
-        raise ValueError(f"Expected a batch of {rank}D affine matrices of shape Nx{rank}x{rank + 1} for size {tuple(size)}. Got {tuple(theta.shape)}.")
+        raise ValueError(
+            f"Expected a batch of {rank}D affine matrices of shape Nx{rank}x{rank + 1} for size {tuple(size)}. Got {tuple(theta.shape)}."
+        )
     lines = []
     for n in size[2:]:
         o = ops.arange(n, dtype=theta.dtype, device=theta.device)
@@ -210,17 +232,34 @@ def _reflected(x: Tensor, low: float, high: float) -> Tensor:
     return ops.where(ops.remainder(ops.floor(x / span), 2.0) == 0, extra + low, span - extra + low)
 
 
-def grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None) -> Tensor:
+def grid_sample(
+    input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None
+) -> Tensor:
     """The input (N, C, *n) at the positions of `grid` (N, *out, rank), whose last dimension is (x, y[, z]) from -1 to 1."""
     rank = input.ndim - 2
     if mode not in ("bilinear", "nearest", "bicubic"):
         raise ValueError(f"nn.functional.grid_sample(): expected mode to be 'bilinear', 'nearest' or 'bicubic', but got: '{mode}'")
     if padding_mode not in ("zeros", "border", "reflection"):
-        raise ValueError(f"nn.functional.grid_sample(): expected padding_mode to be 'zeros', 'border', or 'reflection', but got: '{padding_mode}'")
-    if rank not in (2, 3) or grid.ndim != input.ndim or grid.shape[-1] != rank or grid.shape[0] != input.shape[0] or (mode == "bicubic" and rank != 2):
-        raise RuntimeError(f"grid_sample: got input {list(input.shape)} and grid {list(grid.shape)} for mode '{mode}'; expected (N, C, H, W) with (N, h, w, 2) or (N, C, D, H, W) with (N, d, h, w, 3)")
+        raise ValueError(
+            f"nn.functional.grid_sample(): expected padding_mode to be 'zeros', 'border', or 'reflection', but got: '{padding_mode}'"
+        )
+    if (
+        rank not in (2, 3)
+        or grid.ndim != input.ndim
+        or grid.shape[-1] != rank
+        or grid.shape[0] != input.shape[0]
+        or (mode == "bicubic" and rank != 2)
+    ):
+        raise RuntimeError(
+            f"grid_sample: got input {list(input.shape)} and grid {list(grid.shape)} for mode '{mode}'; expected (N, C, H, W) "
+            f"with (N, h, w, 2) or (N, C, D, H, W) with (N, d, h, w, 3)"
+        )
     if align_corners is None:
-        warnings.warn("Default grid_sample and affine_grid behavior has changed to align_corners=False since 1.3.0. Please specify align_corners=True if the old behavior is desired.", stacklevel=2)
+        warnings.warn(
+            "Default grid_sample and affine_grid behavior has changed to align_corners=False since 1.3.0. "
+            "Please specify align_corners=True if the old behavior is desired.",
+            stacklevel=2,
+        )
     sizes, at = tuple(input.shape[2:]), []
     for d, n in enumerate(sizes):
         g = grid.select(-1, rank - 1 - d)

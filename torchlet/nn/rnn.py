@@ -23,16 +23,28 @@ class RNNBase(Module):
     """Layers of a recurrent network over (T, N, input_size), or (N, T, input_size) with `batch_first`, in one or both directions."""
 
     def __init__(
-        self, mode: str, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, device: Any = None, dtype: dtype_type | None = None,
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: dtype_type | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(dropout, int | float) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError("dropout should be a number in range [0, 1] representing the probability of an element being zeroed")
         if dropout > 0 and num_layers == 1:
             warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater than 1, but got "
-                f"dropout={dropout} and num_layers={num_layers}", stacklevel=3,
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers "
+                "greater than 1, but got "
+                f"dropout={dropout} and num_layers={num_layers}",
+                stacklevel=3,
             )
         if not isinstance(hidden_size, int):
             raise TypeError(f"hidden_size should be of type int, got: {type(hidden_size).__name__}")
@@ -91,7 +103,11 @@ class RNNBase(Module):
         for k, s in enumerate(states):
             expected = (layers, batch, self.hidden_size if k or not self.proj_size else self.proj_size)
             if tuple(s.shape) != expected:
-                raise RuntimeError(f"Expected hidden[{k}] size {expected}, got {list(s.shape)}" if len(states) > 1 else f"Expected hidden size {expected}, got {list(s.shape)}")
+                raise RuntimeError(
+                    f"Expected hidden[{k}] size {expected}, got {list(s.shape)}"
+                    if len(states) > 1
+                    else f"Expected hidden size {expected}, got {list(s.shape)}"
+                )
 
     def _run(self, input: Any, states: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
         """The output and the final states of an input in any of its forms."""
@@ -136,8 +152,11 @@ class RNNBase(Module):
             return x.squeeze(1), tuple([s.squeeze(1) for s in last])
         return x.transpose(0, 1) if self.batch_first else x, last
 
-    def _direction(self, x: Tensor, layer: int, suffix: str, first: tuple[Tensor, ...], lengths: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _direction(
+        self, x: Tensor, layer: int, suffix: str, first: tuple[Tensor, ...], lengths: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One layer in one direction: its outputs (T, N, out) and final states."""
+
         def get(name: str) -> Tensor:
             return getattr(self, f"{name}_l{layer}{suffix}")  # type: ignore[no-any-return]
 
@@ -173,7 +192,14 @@ class RNNBase(Module):
     def extra_repr(self) -> str:
         """The arguments of construction."""
         text = f"{self.input_size}, {self.hidden_size}"
-        for name, usual in (("proj_size", 0), ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0), ("bidirectional", False)):
+        for name, usual in (
+            ("proj_size", 0),
+            ("num_layers", 1),
+            ("bias", True),
+            ("batch_first", False),
+            ("dropout", 0),
+            ("bidirectional", False),
+        ):
             value = getattr(self, name)
             text += f", {name}={value}" if value != usual else ""
         return text
@@ -182,7 +208,16 @@ class RNNBase(Module):
 class RNN(RNNBase):
     """h = tanh(x W_ihᵀ + b_ih + h W_hhᵀ + b_hh), or ReLU (Elman 1990)."""
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.__dict__["nonlinearity"] = nonlinearity
@@ -224,7 +259,9 @@ class LSTM(RNNBase):
 class RNNCellBase(Module):
     """One step of a recurrent network: (N, input_size) or (input_size)."""
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool, num_chunks: int, device: Any = None, dtype: dtype_type | None = None) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool, num_chunks: int, device: Any = None, dtype: dtype_type | None = None
+    ) -> None:
         super().__init__()
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -260,7 +297,15 @@ class RNNCellBase(Module):
 class RNNCell(RNNCellBase):
     """h' = tanh(x W_ihᵀ + b_ih + h W_hhᵀ + b_hh), or ReLU."""
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", device: Any = None, dtype: dtype_type | None = None) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: dtype_type | None = None,
+    ) -> None:
         super().__init__(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 

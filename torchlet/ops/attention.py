@@ -15,10 +15,11 @@ from torchlet.ops.contract import matmul_
 from torchlet.ops.create import arange_, default_generator
 from torchlet.ops.place import make
 from torchlet.ops.pointwise import where
+from torchlet.ops.public import Draws
 from torchlet.ops.reduce import amax_, sum_
 from torchlet.ops.view import expand, reshape, transpose, unsqueeze
-from torchlet.ops.public import Draws
-from torchlet.spec import Spec, broadcast_shapes, device as Device
+from torchlet.spec import Spec, broadcast_shapes
+from torchlet.spec import device as Device
 from torchlet.tensor import Tensor
 
 _rng = Draws(13)
@@ -54,7 +55,17 @@ def _weights(query: Tensor, key: Tensor, mask: Sequence[Tensor], is_causal: bool
 
 
 def sdpa_body(
-    query: Tensor, key: Tensor, value: Tensor, p: Any, seed: Any, offset: Any, *mask: Tensor, is_causal: bool, scale: float, enable_gqa: bool, drops: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    p: Any,
+    seed: Any,
+    offset: Any,
+    *mask: Tensor,
+    is_causal: bool,
+    scale: float,
+    enable_gqa: bool,
+    drops: bool,
 ) -> Tensor:
     """What the operator `sdpa` means, in other operators."""
     if enable_gqa:
@@ -85,10 +96,12 @@ def _sdpa_np(query: Any, key: Any, value: Any, p: float, seed: int, offset: int,
 
 
 def _sdpa_spec(query: Spec, key: Spec, value: Spec, p: Any, seed: Any, offset: Any, *rest: Any) -> Spec:
-    *mask, is_causal, scale, enable_gqa, drops = rest
+    *mask, _, _, enable_gqa, _ = rest
     shapes = f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
     if len({x.dtype for x in (query, key, value)}) > 1:
-        raise RuntimeError(f"scaled_dot_product_attention: Expected query, key, and value to have the same dtype, but got {query.dtype.name}, {key.dtype.name} and {value.dtype.name}")
+        raise RuntimeError(
+            f"scaled_dot_product_attention: Expected query, key, and value to have the same dtype, but got {query.dtype.name}, {key.dtype.name} and {value.dtype.name}"
+        )
     if min(x.ndim for x in (query, key, value)) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         raise RuntimeError(f"scaled_dot_product_attention: expected (…, L, E), (…, S, E) and (…, S, Ev); got {shapes}")
     leads = [x.shape[:-3] if enable_gqa else x.shape[:-2] for x in (query, key, value)]
@@ -96,7 +109,9 @@ def _sdpa_spec(query: Spec, key: Spec, value: Spec, p: Any, seed: Any, offset: A
     if enable_gqa:
         heads = query.shape[-3]
         if any(heads % x.shape[-3] for x in (key, value)):
-            raise RuntimeError(f"scaled_dot_product_attention: Number of heads in key and value must divide the number of heads in query; got {shapes}")
+            raise RuntimeError(
+                f"scaled_dot_product_attention: Number of heads in key and value must divide the number of heads in query; got {shapes}"
+            )
         lead = (*lead, heads)
     if mask:
         lead = broadcast_shapes("scaled_dot_product_attention", (*lead, query.shape[-2], key.shape[-2]), mask[0].shape)[:-2]
@@ -104,8 +119,18 @@ def _sdpa_spec(query: Spec, key: Spec, value: Spec, p: Any, seed: Any, offset: A
 
 
 def _grads(
-    g: Tensor, query: Tensor, key: Tensor, value: Tensor, p: Any, seed: Any, offset: Any, mask: Sequence[Tensor], is_causal: bool, scale: float,
-    enable_gqa: bool, drops: bool,
+    g: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    p: Any,
+    seed: Any,
+    offset: Any,
+    mask: Sequence[Tensor],
+    is_causal: bool,
+    scale: float,
+    enable_gqa: bool,
+    drops: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the scores, and of query, key and value; what is not used is not computed where it is compiled."""
     k, v = (_repeated(key, query.shape[-3]), _repeated(value, query.shape[-3])) if enable_gqa else (key, value)
@@ -117,21 +142,73 @@ def _grads(
     return ds, apply(matmul_, (ds, k)) * scale, transpose(ds, -2, -1), transpose(dropped, -2, -1)
 
 
-def _query_grad(g: Any, query: Any, key: Any, value: Any, p: Any, seed: Any, offset: Any, mask: Any, is_causal: Any, scale: Any, enable_gqa: Any, drops: Any) -> Tensor:
+def _query_grad(
+    g: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    p: Any,
+    seed: Any,
+    offset: Any,
+    mask: Any,
+    is_causal: Any,
+    scale: Any,
+    enable_gqa: Any,
+    drops: Any,
+) -> Tensor:
     return _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[1]
 
 
-def _key_grad(g: Any, query: Any, key: Any, value: Any, p: Any, seed: Any, offset: Any, mask: Any, is_causal: Any, scale: Any, enable_gqa: Any, drops: Any) -> Tensor:
+def _key_grad(
+    g: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    p: Any,
+    seed: Any,
+    offset: Any,
+    mask: Any,
+    is_causal: Any,
+    scale: Any,
+    enable_gqa: Any,
+    drops: Any,
+) -> Tensor:
     turned = _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[2]
     return _fewer(apply(matmul_, (turned, query)) * scale, key, enable_gqa)
 
 
-def _value_grad(g: Any, query: Any, key: Any, value: Any, p: Any, seed: Any, offset: Any, mask: Any, is_causal: Any, scale: Any, enable_gqa: Any, drops: Any) -> Tensor:
+def _value_grad(
+    g: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    p: Any,
+    seed: Any,
+    offset: Any,
+    mask: Any,
+    is_causal: Any,
+    scale: Any,
+    enable_gqa: Any,
+    drops: Any,
+) -> Tensor:
     turned = _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[3]
     return _fewer(apply(matmul_, (turned, g)), value, enable_gqa)
 
 
-def _mask_grad(g: Any, query: Any, key: Any, value: Any, p: Any, seed: Any, offset: Any, mask: Any, is_causal: Any, scale: Any, enable_gqa: Any, drops: Any) -> list[Tensor]:
+def _mask_grad(
+    g: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    p: Any,
+    seed: Any,
+    offset: Any,
+    mask: Any,
+    is_causal: Any,
+    scale: Any,
+    enable_gqa: Any,
+    drops: Any,
+) -> list[Tensor]:
     return [_grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[0]]
 
 
@@ -151,21 +228,36 @@ def _samples() -> list[Any]:
     allowed = _rng.random((4, 6)) > 0.4
     allowed[1] = False
     return [
-        ((q, k, v, 0.0, 0, 0), (False, 0.5, False, False)), ((q, k, v, 0.0, 0, 0), (True, 0.5, False, False)), ((q, k, v, 0.0, 0, 0, n(1, 4, 6)), (False, 0.4, False, False)),
-        ((q, k, v, 0.0, 0, 0, allowed), (False, 0.4, False, False)), ((n(1, 4, 3, 5), n(1, 2, 3, 5), n(1, 2, 3, 5), 0.3, 7, 0), (True, 0.4, True, True)),
+        ((q, k, v, 0.0, 0, 0), (False, 0.5, False, False)),
+        ((q, k, v, 0.0, 0, 0), (True, 0.5, False, False)),
+        ((q, k, v, 0.0, 0, 0, n(1, 4, 6)), (False, 0.4, False, False)),
+        ((q, k, v, 0.0, 0, 0, allowed), (False, 0.4, False, False)),
+        ((n(1, 4, 3, 5), n(1, 2, 3, 5), n(1, 2, 3, 5), 0.3, 7, 0), (True, 0.4, True, True)),
     ]
 
 
 sdpa_ = define(
-    "sdpa", ("query", "key", "value", "p", "seed", "offset", "*mask"), _sdpa_np, _sdpa_spec, Composite(sdpa_body), ("is_causal", "scale", "enable_gqa", "drops"),
-    {"query": _query_grad, "key": _key_grad, "value": _value_grad, "mask": _mask_grad}, _samples,
+    "sdpa",
+    ("query", "key", "value", "p", "seed", "offset", "*mask"),
+    _sdpa_np,
+    _sdpa_spec,
+    Composite(sdpa_body),
+    ("is_causal", "scale", "enable_gqa", "drops"),
+    {"query": _query_grad, "key": _key_grad, "value": _value_grad, "mask": _mask_grad},
+    _samples,
     doc="softmax(query @ keyᵀ * scale + mask) @ value; with `drops`, the weights are dropped with probability p.",
 )
 
 
 def scaled_dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """softmax(query @ keyᵀ * scale + mask) @ value: (…, H, L, E), (…, H, S, E), (…, H, S, Ev) give (…, H, L, Ev).
 

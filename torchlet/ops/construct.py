@@ -213,6 +213,9 @@ class UntypedStorage(TypedStorage):
     """The bytes below a tensor."""
 
 
+storage.TypedStorage, storage.UntypedStorage = TypedStorage, UntypedStorage  # type: ignore[attr-defined]  # where PyTorch has them
+
+
 def _dense_only(name: str) -> Callable[[Tensor], Any]:
     def f(self: Tensor, *_: Any, **__: Any) -> Any:
         raise RuntimeError(f"{name} expected sparse tensor layout but got Strided; sparse tensors are not there\nhelp: a dense tensor's nonzero() and masks do the same")

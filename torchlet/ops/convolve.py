@@ -54,7 +54,12 @@ def _windows_index(out: tuple[Index, ...], in_shape: Sizes, kernel: Sizes, strid
 
 
 windows_ = define(
-    "windows", ("x",), _windows_np, _windows_spec, View(_windows_index), ("kernel", "stride", "dilation"),
+    "windows",
+    ("x",),
+    _windows_np,
+    _windows_spec,
+    View(_windows_index),
+    ("kernel", "stride", "dilation"),
     {"x": lambda g, x_spec, stride, dilation: apply(overlap_add_, (g,), (x_spec.shape[2:], stride, dilation))},
     lambda: [((_rng.standard_normal((2, 3, *s)),), a) for s, a in (((7,), ((3,), (2,), (1,))), ((6, 7), ((2, 3), (1, 2), (2, 1))))],
     doc="(N, C, *size) -> (N, C, *counts, *kernel): every window of the spatial dimensions, as a view.",
@@ -90,9 +95,16 @@ def _overlaps_np(x: Any, size: Sizes, stride: Sizes, dilation: Sizes) -> Any:
 
 
 overlaps_ = define(
-    "overlaps", ("x",), _overlaps_np, lambda x, size, stride, dilation: Spec((*x.shape[:2], *size, *x.shape[2 + len(size) :]), x.dtype, x.device),
-    Select(_overlaps_lower), ("size", "stride", "dilation"),
-    samples=lambda: [((_rng.standard_normal((1, 2, 3, 3)),), ((7,), (2,), (1,))), ((_rng.standard_normal((1, 2, 2, 2, 3, 2)),), ((6, 4), (2, 1), (1, 2)))],
+    "overlaps",
+    ("x",),
+    _overlaps_np,
+    lambda x, size, stride, dilation: Spec((*x.shape[:2], *size, *x.shape[2 + len(size) :]), x.dtype, x.device),
+    Select(_overlaps_lower),
+    ("size", "stride", "dilation"),
+    samples=lambda: [
+        ((_rng.standard_normal((1, 2, 3, 3)),), ((7,), (2,), (1,))),
+        ((_rng.standard_normal((1, 2, 2, 2, 3, 2)),), ((6, 4), (2, 1), (1, 2))),
+    ],
     doc="(N, C, *counts, *kernel) -> (N, C, *size, *kernel): each element of each window at the position it covers, 0 where none does.",
 )
 
@@ -112,9 +124,17 @@ def _overlap_add_body(x: Tensor, size: Sizes, stride: Sizes, dilation: Sizes) ->
 
 
 overlap_add_ = define(
-    "overlap_add", ("x",), _overlap_add_np, lambda x, size, stride, dilation: Spec((*x.shape[:2], *size), x.dtype, x.device), Composite(_overlap_add_body),
-    ("size", "stride", "dilation"), {"x": lambda g, x_spec, size, stride, dilation: apply(windows_, (g,), (x_spec.shape[2 + len(size) :], stride, dilation))},
-    lambda: [((_rng.standard_normal((1, 2, 3, 3)),), ((7,), (2,), (1,))), ((_rng.standard_normal((1, 2, 2, 2, 3, 2)),), ((6, 4), (2, 1), (1, 2)))],
+    "overlap_add",
+    ("x",),
+    _overlap_add_np,
+    lambda x, size, stride, dilation: Spec((*x.shape[:2], *size), x.dtype, x.device),
+    Composite(_overlap_add_body),
+    ("size", "stride", "dilation"),
+    {"x": lambda g, x_spec, size, stride, dilation: apply(windows_, (g,), (x_spec.shape[2 + len(size) :], stride, dilation))},
+    lambda: [
+        ((_rng.standard_normal((1, 2, 3, 3)),), ((7,), (2,), (1,))),
+        ((_rng.standard_normal((1, 2, 2, 2, 3, 2)),), ((6, 4), (2, 1), (1, 2))),
+    ],
     doc="(N, C, *counts, *kernel) -> (N, C, *size): windows added where they lie, the transpose of `windows`.",
 )
 
@@ -237,9 +257,13 @@ def _check(x: Any, weight: Any) -> None:
 def _checked(name: str, x: Spec, weight: Spec, bias: Sequence[Spec], channels: int) -> None:
     for word, other in (("weight", weight), *[("bias", b) for b in bias]):
         if other.dtype is not x.dtype:
-            raise RuntimeError(f"{name}: Input type ({x.dtype.name}) and {word} type ({other.dtype.name}) should be the same\nhelp: convert one with .to()")
+            raise RuntimeError(
+                f"{name}: Input type ({x.dtype.name}) and {word} type ({other.dtype.name}) should be the same\nhelp: convert one with .to()"
+            )
     if bias and bias[0].shape != (channels,):
-        raise RuntimeError(f"{name}: Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias[0].shape)} instead")
+        raise RuntimeError(
+            f"{name}: Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias[0].shape)} instead"
+        )
 
 
 def _conv_spec(x: Spec, weight: Spec, *rest: Any) -> Spec:
@@ -251,14 +275,16 @@ def _conv_spec(x: Spec, weight: Spec, *rest: Any) -> Spec:
             f"channels, but got {x.shape[1]} channels instead"
         )
     if weight.shape[0] % groups:
-        raise RuntimeError(f"{name}: Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of size {list(weight.shape)} instead")
+        raise RuntimeError(
+            f"{name}: Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of size {list(weight.shape)} instead"
+        )
     _checked(name, x, weight, bias, weight.shape[0])
     sizes = tuple(n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True))
     return Spec((x.shape[0], weight.shape[0], *window_counts(name, sizes, weight.shape[2:], stride, dilation)), x.dtype, x.device)
 
 
 def _transpose_spec(x: Spec, weight: Spec, *rest: Any) -> Spec:
-    *bias, size, stride, pads, dilation, groups = rest
+    *bias, size, _, _, _, groups = rest
     name = f"conv_transpose{x.ndim - 2}d"
     if weight.shape[0] != x.shape[1] or weight.shape[0] % groups:
         raise RuntimeError(
@@ -304,7 +330,9 @@ def _turned(weight: Tensor, groups: int) -> Tensor:
     return reshape(w, (groups * o, i // groups, *kernel))
 
 
-def _transpose_body(x: Tensor, weight: Tensor, *bias: Tensor, size: Sizes, stride: Sizes, pads: Pads, dilation: Sizes, groups: int) -> Tensor:
+def _transpose_body(
+    x: Tensor, weight: Tensor, *bias: Tensor, size: Sizes, stride: Sizes, pads: Pads, dilation: Sizes, groups: int
+) -> Tensor:
     kernel = tuple(weight.shape[2:])
     spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if set(stride) == {1}:  # a convolution with the kernel back to front
@@ -349,59 +377,97 @@ def _exact(pads: Pads, size: Sizes, counts: Sizes, kernel: Sizes, stride: Sizes,
 
 
 def _conv_samples(bias: bool = True) -> Callable[[], list[Any]]:
-    cases = [((2, 3, 7), (4, 3, 3), ((2,), ((1, 1),), (1,), 1)), ((2, 4, 5, 6), (6, 2, 3, 2), ((1, 2), ((1, 1), (0, 1)), (2, 1), 2)),
-             ((1, 3, 5, 5), (3, 1, 3, 3), ((1, 1), ((1, 1), (1, 1)), (1, 1), 3)), ((1, 2, 3, 4, 4), (3, 2, 2, 2, 3), ((1, 2, 1), ((0, 0), (1, 1), (1, 1)), (1, 1, 1), 1))]
-    return lambda: [((_rng.standard_normal(x), _rng.standard_normal(w), *([_rng.standard_normal(w[0])] if bias else [])), a) for x, w, a in cases]
+    cases = [
+        ((2, 3, 7), (4, 3, 3), ((2,), ((1, 1),), (1,), 1)),
+        ((2, 4, 5, 6), (6, 2, 3, 2), ((1, 2), ((1, 1), (0, 1)), (2, 1), 2)),
+        ((1, 3, 5, 5), (3, 1, 3, 3), ((1, 1), ((1, 1), (1, 1)), (1, 1), 3)),
+        ((1, 2, 3, 4, 4), (3, 2, 2, 2, 3), ((1, 2, 1), ((0, 0), (1, 1), (1, 1)), (1, 1, 1), 1)),
+    ]
+    return lambda: [
+        ((_rng.standard_normal(x), _rng.standard_normal(w), *([_rng.standard_normal(w[0])] if bias else [])), a) for x, w, a in cases
+    ]
 
 
 convolution_ = define(
-    "convolution", ("x", "weight", "*bias"), _conv_np, _conv_spec, Composite(_conv_body), _ATTRS,
+    "convolution",
+    ("x", "weight", "*bias"),
+    _conv_np,
+    _conv_spec,
+    Composite(_conv_body),
+    _ATTRS,
     {
         "x": lambda g, weight, x_spec, stride, pads, dilation, groups: apply(
             convolution_transpose_, (g, weight), (x_spec.shape[2:], stride, pads, dilation, groups)
         ),
-        "weight": lambda g, x, weight_spec, stride, pads, dilation, groups: apply(convolution_weight_, (x, g), (weight_spec.shape[2:], stride, pads, dilation, groups)),
+        "weight": lambda g, x, weight_spec, stride, pads, dilation, groups: apply(
+            convolution_weight_, (x, g), (weight_spec.shape[2:], stride, pads, dilation, groups)
+        ),
         "bias": _bias_grad,
     },
-    _conv_samples(), doc="Cross-correlation of (N, C, *size) with (O, C/groups, *kernel), plus a bias for each output channel.",
+    _conv_samples(),
+    doc="Cross-correlation of (N, C, *size) with (O, C/groups, *kernel), plus a bias for each output channel.",
 )
 
 
 def _transpose_samples() -> list[Any]:
-    cases = [((2, 3, 4), (3, 2, 3), ((9,), (2,), ((0, 0),), (1,), 1)), ((2, 4, 3, 3), (4, 2, 3, 2), ((4, 5), (2, 2), ((1, 2), (0, 1)), (1, 1), 2)),
-             ((1, 2, 4, 4), (2, 3, 3, 3), ((4, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 1))]
+    cases = [
+        ((2, 3, 4), (3, 2, 3), ((9,), (2,), ((0, 0),), (1,), 1)),
+        ((2, 4, 3, 3), (4, 2, 3, 2), ((4, 5), (2, 2), ((1, 2), (0, 1)), (1, 1), 2)),
+        ((1, 2, 4, 4), (2, 3, 3, 3), ((4, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)),
+    ]
     return [((_rng.standard_normal(x), _rng.standard_normal(w)), a) for x, w, a in cases]
 
 
 convolution_transpose_ = define(
-    "convolution_transpose", ("x", "weight", "*bias"), _transpose_np, _transpose_spec, Composite(_transpose_body), ("size", *_ATTRS),
+    "convolution_transpose",
+    ("x", "weight", "*bias"),
+    _transpose_np,
+    _transpose_spec,
+    Composite(_transpose_body),
+    ("size", *_ATTRS),
     {
         "x": lambda g, weight, x_spec, stride, pads, dilation, groups: apply(
-            convolution_, (g, weight), (stride, _exact(pads, tuple(g.shape[2:]), x_spec.shape[2:], tuple(weight.shape[2:]), stride, dilation), dilation, groups)
+            convolution_,
+            (g, weight),
+            (stride, _exact(pads, tuple(g.shape[2:]), x_spec.shape[2:], tuple(weight.shape[2:]), stride, dilation), dilation, groups),
         ),
-        "weight": lambda g, x, weight_spec, stride, pads, dilation, groups: apply(convolution_weight_, (g, x), (weight_spec.shape[2:], stride, pads, dilation, groups)),
+        "weight": lambda g, x, weight_spec, stride, pads, dilation, groups: apply(
+            convolution_weight_, (g, x), (weight_spec.shape[2:], stride, pads, dilation, groups)
+        ),
         "bias": _bias_grad,
     },
-    _transpose_samples, doc="The gradient of `convolution` with respect to its input: (N, Cin, *counts) with (Cin, Cout/groups, *kernel) -> (N, Cout, *size).",
+    _transpose_samples,
+    doc="The gradient of `convolution` with respect to its input: (N, Cin, *counts) with (Cin, Cout/groups, *kernel) -> (N, Cout, *size).",
 )
 
 
 def _weight_samples() -> list[Any]:
-    cases = [((2, 3, 7), (2, 4, 4), ((3,), (2,), ((1, 1),), (1,), 1)), ((2, 4, 5, 6), (2, 6, 3, 3), ((3, 2), (1, 2), ((1, 1), (0, 1)), (2, 1), 2))]
+    cases = [
+        ((2, 3, 7), (2, 4, 4), ((3,), (2,), ((1, 1),), (1,), 1)),
+        ((2, 4, 5, 6), (2, 6, 3, 3), ((3, 2), (1, 2), ((1, 1), (0, 1)), (2, 1), 2)),
+    ]
     return [((_rng.standard_normal(x), _rng.standard_normal(g)), a) for x, g, a in cases]
 
 
 convolution_weight_ = define(
-    "convolution_weight", ("x", "grad"), _weight_np,
+    "convolution_weight",
+    ("x", "grad"),
+    _weight_np,
     lambda x, grad, kernel, stride, pads, dilation, groups: Spec((grad.shape[1], x.shape[1] // groups, *kernel), x.dtype, x.device),
-    Composite(_weight_body), ("kernel", *_ATTRS),
+    Composite(_weight_body),
+    ("kernel", *_ATTRS),
     {
-        "x": lambda g, grad, x_spec, stride, pads, dilation, groups: apply(convolution_transpose_, (grad, g), (x_spec.shape[2:], stride, pads, dilation, groups)),
+        "x": lambda g, grad, x_spec, stride, pads, dilation, groups: apply(
+            convolution_transpose_, (grad, g), (x_spec.shape[2:], stride, pads, dilation, groups)
+        ),
         "grad": lambda g, x, grad_spec, kernel, stride, pads, dilation, groups: apply(
-            convolution_, (x, g), (stride, _exact(pads, tuple(x.shape[2:]), grad_spec.shape[2:], kernel, stride, dilation), dilation, groups)
+            convolution_,
+            (x, g),
+            (stride, _exact(pads, tuple(x.shape[2:]), grad_spec.shape[2:], kernel, stride, dilation), dilation, groups),
         ),
     },
-    _weight_samples, doc="The gradient of `convolution` with respect to its weight, from the input and the gradient of the output.",
+    _weight_samples,
+    doc="The gradient of `convolution` with respect to its weight, from the input and the gradient of the output.",
 )
 
 # ------------------------------------------------------------------------------------------------ public functions
@@ -415,23 +481,31 @@ def sizes_of(name: str, value: Any, rank: int, what: str) -> Sizes:
     if len(out) == 1:
         return out * rank
     if len(out) != rank:
-        raise RuntimeError(f"{name}: expected {what} to be a single integer value or a list of {rank} values to match the convolution dimensions, but got {what}={list(out)}")
+        raise RuntimeError(
+            f"{name}: expected {what} to be a single integer value or a list of {rank} values to match the convolution dimensions, but got {what}={list(out)}"
+        )
     return out
 
 
 def _batched(name: str, x: Tensor, rank: int) -> tuple[Tensor, bool]:
     if x.ndim not in (rank + 1, rank + 2):
-        raise RuntimeError(f"{name}: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {name}, but got input of size: {list(x.shape)}")
+        raise RuntimeError(
+            f"{name}: Expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {name}, but got input of size: {list(x.shape)}"
+        )
     return (x, True) if x.ndim == rank + 2 else (unsqueeze(x, 0), False)
 
 
-def _convolved(name: str, rank: int, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+def _convolved(
+    name: str, rank: int, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
     x, batched = _batched(name, x, rank)
     if weight.ndim != rank + 2:
         raise RuntimeError(f"{name}: expected a {rank + 2}-dimensional weight, but got weight of size {list(weight.shape)}")
     stride, dilation = sizes_of(name, stride, rank, "stride"), sizes_of(name, dilation, rank, "dilation")
     if min(stride) < 1 or min(dilation) < 1 or groups < 1:
-        raise RuntimeError(f"{name}: non-positive stride, dilation or groups is not supported; got stride={stride}, dilation={dilation}, groups={groups}")
+        raise RuntimeError(
+            f"{name}: non-positive stride, dilation or groups is not supported; got stride={stride}, dilation={dilation}, groups={groups}"
+        )
     pads: Pads
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
@@ -449,35 +523,54 @@ def _convolved(name: str, rank: int, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 @public(method=False)
-def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
+def conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
     """(N, C, L) with (O, C/groups, k) -> (N, O, L'). `padding` is a number, or "same" or "valid"."""
     return _convolved("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
 @public(method=False)
-def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
     """(N, C, H, W) with (O, C/groups, kh, kw) -> (N, O, H', W'). `padding` is a number or two, or "same" or "valid"."""
     return _convolved("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 @public(method=False)
-def conv3d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
+def conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
     """(N, C, D, H, W) with (O, C/groups, kd, kh, kw) -> (N, O, D', H', W')."""
     return _convolved("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
 def _transposed(
-    name: str, rank: int, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+    name: str,
+    rank: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
 ) -> Tensor:
     x, batched = _batched(name, x, rank)
     stride, dilation = sizes_of(name, stride, rank, "stride"), sizes_of(name, dilation, rank, "dilation")
     amounts, extra = sizes_of(name, padding, rank, "padding"), sizes_of(name, output_padding, rank, "output_padding")
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
-        raise RuntimeError(f"{name}: output padding must be smaller than either stride or dilation, but got output_padding: {extra} stride: {stride} dilation: {dilation}")
-    size = tuple([
-        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for n, s, p, d, k, e in zip(x.shape[2:], stride, amounts, dilation, weight.shape[2:], extra, strict=True)
-    ])
+        raise RuntimeError(
+            f"{name}: output padding must be smaller than either stride or dilation, but got output_padding: {extra} stride: {stride} dilation: {dilation}"
+        )
+    size = tuple(
+        [
+            (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+            for n, s, p, d, k, e in zip(x.shape[2:], stride, amounts, dilation, weight.shape[2:], extra, strict=True)
+        ]
+    )
     if min(size) < 1:
         raise RuntimeError(f"{name}: the output would have the spatial size {list(size)}; expected at least 1")
     pads = tuple([(p, p) for p in amounts])
@@ -487,7 +580,14 @@ def _transposed(
 
 @public(method=False)
 def conv_transpose1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
 ) -> Tensor:
     """(N, C, L) with (C, O/groups, k) -> (N, O, (L - 1) * stride - 2 * padding + dilation * (k - 1) + output_padding + 1)."""
     return _transposed("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -495,7 +595,14 @@ def conv_transpose1d(
 
 @public(method=False)
 def conv_transpose2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
 ) -> Tensor:
     """As conv_transpose1d over two dimensions."""
     return _transposed("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -503,7 +610,14 @@ def conv_transpose2d(
 
 @public(method=False)
 def conv_transpose3d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
 ) -> Tensor:
     """As conv_transpose1d over three dimensions."""
     return _transposed("conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -337,7 +337,11 @@ def fill_diagonal_(self: Tensor, fill_value: float, wrap: bool = False) -> Tenso
 
 
 def _copying(name: str) -> None:
-    FUNCTIONS[name + "_copy"] = lambda *args, **kwargs: METHODS[name](*args, **kwargs).clone()
+    def f(*args: Any, **kwargs: Any) -> Tensor:
+        return METHODS[name](*args, **kwargs).clone()  # type: ignore[no-any-return]
+
+    f.__name__, f.__qualname__, f.__doc__ = name + "_copy", name + "_copy", f"A copy of what `{name}` shows."
+    FUNCTIONS[name + "_copy"] = f
 
 
 for _name in ("expand", "permute", "transpose", "squeeze", "unsqueeze", "select", "narrow", "view", "diagonal", "t", "alias", "detach"):

@@ -279,7 +279,10 @@ def qr(A: Tensor, mode: str = "reduced") -> QR:
     return QR(FUNCTIONS["empty"](0, dtype=A.dtype) if mode == "r" else q, _mt(r))
 
 
-FUNCTIONS["qr"] = METHODS["qr"] = lambda input, some=True: qr(input, "reduced" if some else "complete")
+@public("qr")
+def old_qr(input: Tensor, some: bool = True) -> QR:
+    """`linalg.qr` under its old name."""
+    return qr(input, "reduced" if some else "complete")  # type: ignore[no-any-return]
 
 
 def _eigh_np(x: Any, lower: bool) -> Any:
@@ -412,7 +415,10 @@ def svd(A: Tensor, full_matrices: bool = True, *, driver: str | None = None) -> 
     return SVD(u, s, _mt(v))
 
 
-FUNCTIONS["svd"] = METHODS["svd"] = lambda input, some=True, compute_uv=True: LegacySVD(*_thin(input))
+@public("svd")
+def old_svd(input: Tensor, some: bool = True, compute_uv: bool = True) -> LegacySVD:
+    """(U, S, V) with U diag(S) Vᵀ = input, thin."""
+    return LegacySVD(*_thin(input))
 
 
 @linear_algebra()

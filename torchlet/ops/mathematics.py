@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,7 @@ unary("isneginf", np.isneginf, lambda x: call("isinf", x) & (x < 0) if x.dtype.i
 unary("isposinf", np.isposinf, lambda x: call("isinf", x) & (x > 0) if x.dtype.is_floating_point else const(False, dtypes.bool_), result="bool")
 copysign_ = pointwise(
     "copysign", ("a", "b"), np.copysign, result="float", extern=True, samples=draw((3, 4), (4,), low=0.5),
-    vjp={"a": lambda g, a, b: where(a.eq(0), 0.0, g * a.sign() * where(signbit(b), -1.0, 1.0))},
+    vjp={"a": lambda g, a, b: where(a.eq(0), 0.0, g * a.sign() * where(signbit(b), -1.0, 1.0)), "b": lambda g: g * 0.0},
 )
 heaviside_ = pointwise(
     "heaviside", ("a", "b"), np.heaviside, lambda a, b: select(a.eq(0), b, select(a > 0, const(1, a.dtype), const(0, a.dtype))), samples=draw((3, 4), (4,))
@@ -174,7 +175,14 @@ METHODS["logit_"] = lambda self, eps=None: self.copy_(logit(self, eps))
 # ------------------------------------------------------------------------------------------------ the error function's family
 
 _TWO_OVER_SQRT_PI = 2 / math.sqrt(math.pi)
-_NORMAL = statistics.NormalDist()
+
+
+@functools.cache
+def _normal() -> Any:
+    """The standard normal; the module is loaded on first use, it is slow to import."""
+    return importlib.import_module("statistics").NormalDist()
+
+
 unary_public(
     pointwise("erfc", ("x",), _each(lambda x: math.erfc(x)), result="float", vjp={"x": lambda g, x: -g * _TWO_OVER_SQRT_PI * (-(x * x)).exp()}, samples=draw((3, 4)), extern=True)
 )
@@ -183,12 +191,12 @@ unary_public(
 def _erfinv(y: float) -> float:
     if abs(y) >= 1:
         return math.copysign(math.inf, y) if abs(y) == 1 else math.nan
-    x = _NORMAL.inv_cdf((y + 1) / 2) * SQRT_HALF
+    x = _normal().inv_cdf((y + 1) / 2) * SQRT_HALF
     return x - (math.erf(x) - y) / (_TWO_OVER_SQRT_PI * math.exp(-x * x))  # a Newton step: near 0 the first value is only absolutely exact
 
 
 def _ndtri(p: float) -> float:
-    return _NORMAL.inv_cdf(p) if 0 < p < 1 else -math.inf if p == 0 else math.inf if p == 1 else math.nan
+    return _normal().inv_cdf(p) if 0 < p < 1 else -math.inf if p == 0 else math.inf if p == 1 else math.nan
 
 
 extern("erfinv", _each(_erfinv), lambda g, out: g * (0.5 * math.sqrt(math.pi)) * (out * out).exp(), low=-0.9, high=0.9)
@@ -343,7 +351,7 @@ def _entr(x: Expr) -> Expr:
 
 
 entr_ = pointwise(
-    "entr", ("x",), lambda x: np.where(x > 0, -x * np.log(np.where(x > 0, x, 1)), np.where(x == 0, 0, -np.inf)), _entr, result="float",
+    "entr", ("x",), lambda x: np.where(x > 0, -x * np.log(np.where(x > 0, x, 1)), np.where(x == 0, 0, -np.inf).astype(x.dtype)), _entr, result="float",
     vjp={"x": lambda g, x: g * (-x.log() - 1)}, samples=draw((3, 4), low=0.2),
 )
 SPECIAL["entr"] = lambda input: apply(entr_, (input,))

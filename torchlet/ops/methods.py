@@ -83,7 +83,7 @@ def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, require
         if array is source or np.may_share_memory(array, source)
         else np.ascontiguousarray(array).reshape(array.shape)
     )
-    return finish(t, device, requires_grad)
+    return finish(t, STATE.default_device if device is None else device, requires_grad)
 
 
 @public(method=False)
@@ -332,6 +332,13 @@ def is_nonzero(input: Tensor) -> bool:
     return _bool(input)
 
 
+def _version(self: Tensor) -> int:
+    run = STATE.run
+    if run is not None and (run.writes_pending or self._np is None):
+        force(self)
+    return self._store.version
+
+
 _TYPE_NAMES: dict[DType, str] = {
     dtypes.float32: "Float", dtypes.float64: "Double", dtypes.float16: "Half", dtypes.bfloat16: "BFloat16", dtypes.int8: "Char",
     dtypes.uint8: "Byte", dtypes.int16: "Short", dtypes.int32: "Int", dtypes.int64: "Long", dtypes.bool_: "Bool", dtypes.complex64: "ComplexFloat",
@@ -346,7 +353,7 @@ METHODS |= {
     "is_cuda": property(lambda self: self._meta.device is not CPU, doc="True on a CUDA device."),
     "itemsize": property(lambda self: self._meta.dtype.itemsize, doc="Bytes of one element."),
     "nbytes": property(lambda self: self._meta.numel * self._meta.dtype.itemsize, doc="Bytes of all elements."),
-    "_version": property(lambda self: self._store.version, doc="How often the memory was overwritten."),
+    "_version": property(_version, doc="How often the memory was overwritten."),
     "is_pinned": lambda self: self._meta.device is CPU and storage.is_pinned(force(self)),
     "is_same_size": lambda self, other: self.shape == other.shape,
     "is_set_to": lambda self, tensor: (
@@ -726,10 +733,21 @@ def can_cast(from_: DType, to: DType) -> bool:
     return from_.category <= to.category
 
 
+def set_default_dtype(d: DType) -> None:
+    """Make `d` the dtype of new floating-point tensors. Raises TypeError if it is not a floating-point dtype."""
+    run = STATE.run
+    if run is None:
+        dtypes.set_default_dtype(d)
+    else:  # the operations before and after it belong to different paths
+        run.flush("set_default_dtype")
+        dtypes.set_default_dtype(d)
+        run.event("default dtype", d)
+
+
 FUNCTIONS |= {
     "promote_types": dtypes.promote_types,
     "get_default_dtype": dtypes.get_default_dtype,
-    "set_default_dtype": dtypes.set_default_dtype,
+    "set_default_dtype": set_default_dtype,
     "set_printoptions": printing.set_printoptions,
 }
 

@@ -25,8 +25,8 @@ def place_of(where: Any) -> Device:
 
 
 def make(op: Op, numbers: tuple[Any, ...], attrs: tuple[Any, ...], where: Any) -> Tensor:
-    """An operator that needs numbers only (full, arange, random), its result made on the device where it is wanted (None: the CPU)."""
-    place = CPU if where is None else place_of(where)
+    """An operator that needs numbers only (full, arange, random), its result made on the device where it is wanted (None: the default device)."""
+    place = (STATE.default_device or CPU) if where is None else place_of(where)
     if place is CPU:
         return apply(op, numbers, attrs)
     if STATE.run is None:

@@ -87,9 +87,18 @@ remainder_ = binary(
 fmod_ = binary("fmod", np.fmod, (lambda g: g, lambda g, a, b: -g * trunc(a / b)), low=0.5)
 maximum_ = binary("maximum", np.maximum, (lambda g, a, b: g * _share(a, b, ge), lambda g, a, b: g * _share(b, a, ge)))
 minimum_ = binary("minimum", np.minimum, (lambda g, a, b: g * _share(a, b, le), lambda g, a, b: g * _share(b, a, le)))
+
+
+def _exponent_grad(g: Any, a: Any, b: Any, out: Any) -> Any:
+    """g out log(a); at a = 0 the power is flat for positive exponents."""
+    if not isinstance(a, Tensor):
+        return g * out * (math.log(a) if a > 0 else math.nan if a < 0 else 0.0)
+    return where(b > 0, where(a.eq(0), 0.0, g * out * log(where(a.eq(0), 1.0, a))), g * out * log(a))
+
+
 pow_ = binary(
     "pow", np.power,
-    (lambda g, a, b: g * b * apply(pow_, (a, b - 1)), lambda g, a, b, out: where(b > 0, where(a.eq(0), 0.0, g * out * log(where(a.eq(0), 1.0, a))), g * out * log(a))),
+    (lambda g, a, b: g * b * apply(pow_, (a, b - 1)), _exponent_grad),
     low=0.5, check=Check(_whole, lambda values, attrs: None if isinstance(values[1], Spec) else _not_negative(values[1])),
 )
 atan2_ = binary("atan2", np.arctan2, (lambda g, a, b: g * b / (a * a + b * b), lambda g, a, b: -g * a / (a * a + b * b)), result="float", low=0.5)
@@ -282,7 +291,13 @@ METHODS["__neg__"] = neg
 METHODS["__pos__"] = lambda self: self
 abs_ = unary("abs", np.abs, grad=lambda g, x: g * sign(x), result="same", names=("abs", "absolute"))
 METHODS["__abs__"] = METHODS["abs"]
-unary("sign", np.sign, grad=lambda g: g * 0.0, result="same", names=("sign", "sgn"))
+
+def _sign_np(x: Any) -> Any:
+    """np.sign with PyTorch's answer for NaN, which is 0."""
+    return np.where(np.isnan(x), x.dtype.type(0), np.sign(x)) if x.dtype.kind == "f" else np.sign(x)
+
+
+unary("sign", _sign_np, grad=lambda g: g * 0.0, result="same", names=("sign", "sgn"))
 sign: Callable[[Tensor], Tensor] = METHODS["sign"]
 square_ = unary("square", lambda x: np.multiply(x, x), lambda x: x * x, lambda g, x: g * (2 * x), result="same")
 unary("exp", np.exp, grad=lambda g, out: g * conjugate(out))

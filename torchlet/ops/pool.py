@@ -124,28 +124,57 @@ def _spread_samples() -> list[Any]:
 
 
 max_pool_ = define(
-    "max_pool", ("x",), _max_np, _pool_spec("max_pool"), Composite(_max_body), _ATTRS,
+    "max_pool",
+    ("x",),
+    _max_np,
+    _pool_spec("max_pool"),
+    Composite(_max_body),
+    _ATTRS,
     {
         "x": lambda g, x, x_spec, kernel, stride, pads, dilation: apply(
-            max_pool_spread_, (g, apply(max_pool_argmax_, (x,), (kernel, stride, pads, dilation))), (x_spec.shape[2:], kernel, stride, pads, dilation)
+            max_pool_spread_,
+            (g, apply(max_pool_argmax_, (x,), (kernel, stride, pads, dilation))),
+            (x_spec.shape[2:], kernel, stride, pads, dilation),
         )
     },
-    _max_samples, doc="The largest element of each window; its gradient goes to the first of equals.",
+    _max_samples,
+    doc="The largest element of each window; its gradient goes to the first of equals.",
 )
 max_pool_argmax_ = define(
-    "max_pool_argmax", ("x",), _argmax_np, lambda x, *a: Spec(_pool_spec("max_pool")(x, *a).shape, dtypes.int64, x.device), Composite(_argmax_body), _ATTRS,
-    samples=_max_samples, doc="The number of the largest element in its window, in row-major order.",
+    "max_pool_argmax",
+    ("x",),
+    _argmax_np,
+    lambda x, *a: Spec(_pool_spec("max_pool")(x, *a).shape, dtypes.int64, x.device),
+    Composite(_argmax_body),
+    _ATTRS,
+    samples=_max_samples,
+    doc="The number of the largest element in its window, in row-major order.",
 )
 max_pool_spread_ = define(
-    "max_pool_spread", ("g_out", "at"), _spread_np, lambda g_out, at, size, *_: Spec((*g_out.shape[:2], *size), g_out.dtype, g_out.device), Composite(_spread_body),
-    ("size", *_ATTRS), {"g_out": lambda g, at, kernel, stride, pads, dilation: apply(max_pool_pick_, (g, at), (kernel, stride, pads, dilation))},
-    _spread_samples, doc="Values (N, C, *counts) put where element `at` of each window lies: the gradient of max_pool.",
+    "max_pool_spread",
+    ("g_out", "at"),
+    _spread_np,
+    lambda g_out, at, size, *_: Spec((*g_out.shape[:2], *size), g_out.dtype, g_out.device),
+    Composite(_spread_body),
+    ("size", *_ATTRS),
+    {"g_out": lambda g, at, kernel, stride, pads, dilation: apply(max_pool_pick_, (g, at), (kernel, stride, pads, dilation))},
+    _spread_samples,
+    doc="Values (N, C, *counts) put where element `at` of each window lies: the gradient of max_pool.",
 )
 max_pool_pick_ = define(
-    "max_pool_pick", ("x", "at"), lambda x, at, kernel, stride, pads, dilation: _pick_np(x, at, kernel, stride, pads, dilation),
-    lambda x, at, *_: Spec(at.shape, x.dtype, x.device), Composite(_pick), _ATTRS,
-    {"x": lambda g, at, x_spec, kernel, stride, pads, dilation: apply(max_pool_spread_, (g, at), (x_spec.shape[2:], kernel, stride, pads, dilation))},
-    _at_samples, doc="Element `at` of each window: the transpose of max_pool_spread.",
+    "max_pool_pick",
+    ("x", "at"),
+    lambda x, at, kernel, stride, pads, dilation: _pick_np(x, at, kernel, stride, pads, dilation),
+    lambda x, at, *_: Spec(at.shape, x.dtype, x.device),
+    Composite(_pick),
+    _ATTRS,
+    {
+        "x": lambda g, at, x_spec, kernel, stride, pads, dilation: apply(
+            max_pool_spread_, (g, at), (x_spec.shape[2:], kernel, stride, pads, dilation)
+        )
+    },
+    _at_samples,
+    doc="Element `at` of each window: the transpose of max_pool_spread.",
 )
 
 
@@ -182,8 +211,17 @@ def _sum_grad(g: Tensor, x_spec: Spec, kernel: Sizes, stride: Sizes, pads: Pads)
 
 
 sum_pool_ = define(
-    "sum_pool", ("x",), _sum_np, _pool_spec("avg_pool"), Composite(_sum_body), ("kernel", "stride", "pads"), {"x": _sum_grad},
-    lambda: [((_rng.standard_normal(s),), a) for s, a in (((2, 2, 7), ((3,), (2,), ((1, 1),))), ((1, 2, 6, 5), ((2, 3), (2, 1), ((0, 0), (1, 0)))))],
+    "sum_pool",
+    ("x",),
+    _sum_np,
+    _pool_spec("avg_pool"),
+    Composite(_sum_body),
+    ("kernel", "stride", "pads"),
+    {"x": _sum_grad},
+    lambda: [
+        ((_rng.standard_normal(s),), a)
+        for s, a in (((2, 2, 7), ((3,), (2,), ((1, 1),))), ((1, 2, 6, 5), ((2, 3), (2, 1), ((0, 0), (1, 0)))))
+    ],
     doc="The sum of each window of the input with zeros around it.",
 )
 
@@ -263,7 +301,13 @@ def _back_spec(x: Spec, size: Sizes) -> Spec:
 
 
 adaptive_windows_ = define(
-    "adaptive_windows", ("x",), _adaptive_np, _adaptive_spec, Select(_adaptive_lower), ("size", "value"), {"x": _adaptive_grad},
+    "adaptive_windows",
+    ("x",),
+    _adaptive_np,
+    _adaptive_spec,
+    Select(_adaptive_lower),
+    ("size", "value"),
+    {"x": _adaptive_grad},
     lambda: [((_rng.standard_normal(s),), (a, 0.0)) for s, a in (((2, 2, 7), (3,)), ((1, 2, 5, 3), (3, 4)))],
     doc="(N, C, *n) -> (N, C, *size, *longest): windows that cover the input evenly, filled up with `value`.",
 )
@@ -301,15 +345,30 @@ def _gather_np(x: Any, counts: Sizes) -> Any:
 
 
 adaptive_back_ = define(
-    "adaptive_back", ("x",), _adaptive_back_np, _back_spec, Select(_adaptive_back_lower), ("size",), {"x": _adaptive_back_grad},
+    "adaptive_back",
+    ("x",),
+    _adaptive_back_np,
+    _back_spec,
+    Select(_adaptive_back_lower),
+    ("size",),
+    {"x": _adaptive_back_grad},
     lambda: [((_adaptive_np(_rng.standard_normal(s), a, 0.0),), (s[2:],)) for s, a in (((2, 2, 7), (3,)), ((1, 2, 5, 3), (3, 4)))],
     doc="The windows of `adaptive_windows` back at the positions they cover, one after the other in the last dimensions.",
 )
 adaptive_gather_ = define(
-    "adaptive_gather", ("x",), _gather_np,
-    lambda x, counts: Spec((*x.shape[:2], *counts, *[_adaptive_longest(n, m) for n, m in zip(x.shape[2:], counts, strict=False)]), x.dtype, x.device),
-    Select(_gather_lower), ("counts",), {"x": lambda g, x_spec, counts: apply(adaptive_back_, (g,), (x_spec.shape[2 : 2 + len(counts)],))},
-    lambda: [((_adaptive_back_np(_adaptive_np(_rng.standard_normal(s), a, 0.0), s[2:]),), (a,)) for s, a in (((2, 2, 7), (3,)), ((1, 2, 5, 3), (3, 4)))],
+    "adaptive_gather",
+    ("x",),
+    _gather_np,
+    lambda x, counts: Spec(
+        (*x.shape[:2], *counts, *[_adaptive_longest(n, m) for n, m in zip(x.shape[2:], counts, strict=False)]), x.dtype, x.device
+    ),
+    Select(_gather_lower),
+    ("counts",),
+    {"x": lambda g, x_spec, counts: apply(adaptive_back_, (g,), (x_spec.shape[2 : 2 + len(counts)],))},
+    lambda: [
+        ((_adaptive_back_np(_adaptive_np(_rng.standard_normal(s), a, 0.0), s[2:]),), (a,))
+        for s, a in (((2, 2, 7), (3,)), ((1, 2, 5, 3), (3, 4)))
+    ],
     doc="The transpose of `adaptive_back`.",
 )
 
@@ -329,14 +388,18 @@ def _geometry(name: str, sizes: Sizes, kernel: Sizes, stride: Sizes, padding: Si
         if s < 1 or k < 1 or d < 1:
             raise RuntimeError(f"{name}: kernel size, stride and dilation should be greater than zero; got {k}, {s} and {d}")
         if not 0 <= p <= ((k - 1) * d + 1) // 2:
-            raise RuntimeError(f"{name}: pad should be at most half of effective kernel size, but got pad={p}, kernel_size={k} and dilation={d}")
+            raise RuntimeError(
+                f"{name}: pad should be at most half of effective kernel size, but got pad={p}, kernel_size={k} and dilation={d}"
+            )
         span = d * (k - 1) + 1
         room = n + 2 * p - span
         count = (-(-room // s) if ceil_mode else room // s) + 1
         if ceil_mode and (count - 1) * s >= n + p:
             count -= 1  # the last window has to start inside the input or its padding before
         if count < 1:
-            raise RuntimeError(f"{name}: Given input size per channel: {list(sizes)}. Calculated output size: {count}. Output size is too small")
+            raise RuntimeError(
+                f"{name}: Given input size per channel: {list(sizes)}. Calculated output size: {count}. Output size is too small"
+            )
         pads.append((p, max((count - 1) * s + span - n - p, p) if ceil_mode else p))
     return tuple(pads)
 
@@ -367,7 +430,13 @@ def _max_pooled(
 
 @public(method=False)
 def max_pool1d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Any:
     """The largest element of every window of (N, C, L); with `return_indices` also where each was."""
     return _max_pooled("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
@@ -375,7 +444,13 @@ def max_pool1d(
 
 @public(method=False)
 def max_pool2d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Any:
     """The largest element of every window of (N, C, H, W); with `return_indices` also where each was in its plane."""
     return _max_pooled("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
@@ -383,7 +458,13 @@ def max_pool2d(
 
 @public(method=False)
 def max_pool3d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Any:
     """The largest element of every window of (N, C, D, H, W)."""
     return _max_pooled("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
@@ -397,7 +478,15 @@ def _covered(n: int, k: int, s: int, pads: tuple[int, int], count: int, whole: b
 
 
 def _averaged(
-    name: str, rank: int, x: Tensor, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, divisor_override: int | None
+    name: str,
+    rank: int,
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
 ) -> Tensor:
     x, batched = _batched(name, x, rank)
     kernel = sizes_of(name, kernel_size, rank, "kernel_size")
@@ -420,13 +509,20 @@ def _averaged(
 
 
 @public(method=False)
-def avg_pool1d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True) -> Tensor:
+def avg_pool1d(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+) -> Tensor:
     """The mean of every window of (N, C, L)."""
     return _averaged("avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
 def avg_pool2d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
     """The mean of every window of (N, C, H, W)."""
@@ -434,7 +530,12 @@ def avg_pool2d(
 
 
 def avg_pool3d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
     """The mean of every window of (N, C, D, H, W)."""

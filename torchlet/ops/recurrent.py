@@ -121,7 +121,9 @@ def _spec(gates: Spec, w_hh: Spec, b_hh: Spec, initial: Spec, *rest: Any) -> Spe
     count, states = MODES[mode]
     h = w_hh.shape[1]
     if gates.shape[2] != count * h or initial.shape != (gates.shape[1], states * h):
-        raise RuntimeError(f"recurrent: gates of shape {gates.shape}, weight {w_hh.shape} and initial state {initial.shape} do not fit {mode}")
+        raise RuntimeError(
+            f"recurrent: gates of shape {gates.shape}, weight {w_hh.shape} and initial state {initial.shape} do not fit {mode}"
+        )
     return Spec((*gates.shape[:2], states * h), gates.dtype, gates.device)
 
 
@@ -131,7 +133,12 @@ def _grad_spec(grad: Spec, gates: Spec, w_hh: Spec, b_hh: Spec, initial: Spec, s
 
 
 recurrent_grad_ = define(
-    "recurrent_grad", ("grad", "gates", "w_hh", "b_hh", "initial", "states", "*lengths"), _backward, _grad_spec, None, ("mode", "reverse"),
+    "recurrent_grad",
+    ("grad", "gates", "w_hh", "b_hh", "initial", "states", "*lengths"),
+    _backward,
+    _grad_spec,
+    None,
+    ("mode", "reverse"),
     doc="The gradients of `recurrent`: (T + 1, N, …) with the gates' in the first T rows and the initial state's in the last.",
 )
 
@@ -142,7 +149,10 @@ def _grads(g: Tensor, gates: Any, w_hh: Any, b_hh: Any, initial: Any, out: Any, 
         return apply(recurrent_grad_, (g, gates, w_hh, b_hh, initial, out, *(lengths or ())), (mode, reverse))
     memo = g.__dict__.get("_recurrent")
     if memo is None or memo[0] is not out:
-        memo = g.__dict__["_recurrent"] = (out, apply(recurrent_grad_, (g, gates, w_hh, b_hh, initial, out, *(lengths or ())), (mode, reverse)))
+        memo = g.__dict__["_recurrent"] = (
+            out,
+            apply(recurrent_grad_, (g, gates, w_hh, b_hh, initial, out, *(lengths or ())), (mode, reverse)),
+        )
     return memo[1]
 
 
@@ -181,7 +191,13 @@ def _initial_grad(g: Any, gates: Any, w_hh: Any, b_hh: Any, initial: Any, out: A
 
 _RULES: dict[str, Callable[..., Any]] = {"gates": _gate_grads, "w_hh": _weight_grad, "b_hh": _bias_grad, "initial": _initial_grad}
 recurrent_ = define(
-    "recurrent", ("gates", "w_hh", "b_hh", "initial", "*lengths"), _forward, _spec, None, ("mode", "reverse"), _RULES,
+    "recurrent",
+    ("gates", "w_hh", "b_hh", "initial", "*lengths"),
+    _forward,
+    _spec,
+    None,
+    ("mode", "reverse"),
+    _RULES,
     doc="The states (T, N, hidden; for LSTM hidden then cell) of a recurrent layer from what its inputs contribute to the gates (T, N, gates). "
     "Past its length a sample keeps its state.",
 )

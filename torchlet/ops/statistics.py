@@ -395,10 +395,10 @@ def _shares(g: Tensor, x: Tensor, index: Tensor, src: Tensor, out: Tensor, dim: 
     elif reduce == "prod":
         gx, gs = g * out / x * kept if include_self else g * kept, gather(g * out, dim, index) / source
     else:  # equal extremes share
-        mine = cast(x.eq(out), x.dtype) * kept
+        mine = cast(x.eq(out), x.dtype)  # counted also where the input takes no part, as PyTorch does
         theirs = cast(source.eq(gather(out, dim, index)), x.dtype)
         g = g / (mine + apply(scatter_sum_, (theirs, index), (tuple(x.shape), dim)))
-        gx, gs = g * mine, gather(g, dim, index) * theirs
+        gx, gs = g * mine * kept, gather(g, dim, index) * theirs
     if gs.shape != src.shape:
         grown = FUNCTIONS["zeros"](tuple(src.shape), dtype=src.dtype)
         gs = grown.index_put(tuple(slice(n) for n in index.shape), gs)

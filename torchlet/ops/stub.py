@@ -101,6 +101,8 @@ def _parameters(f: Callable[..., Any], inside: bool) -> str:
 
 
 def _function(name: str, f: Callable[..., Any], indent: str = "") -> str:
+    if isinstance(f, type) or not callable(f):
+        return f"{indent}{name}: Any\n"
     returns = _spelled(inspect.signature(f).return_annotation, bool(indent))
     return f"{indent}def {name}({_parameters(f, bool(indent))}) -> {returns}: ...\n"
 
@@ -116,6 +118,12 @@ def _method(name: str, value: Any) -> str:
         "T": "Tensor",
         "mT": "Tensor",
         "H": "Tensor",
+        "mH": "Tensor",
+        "real": "Tensor",
+        "imag": "Tensor",
+        "is_cpu": "_bool",
+        "is_sparse": "_bool",
+        "is_quantized": "_bool",
         "is_leaf": "_bool",
         "is_cuda": "_bool",
         "retains_grad": "_bool",

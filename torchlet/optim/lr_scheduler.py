@@ -133,6 +133,9 @@ class LRScheduler:
         self.__dict__.update(state_dict)
 
 
+_LRScheduler = LRScheduler  # its name before 2022
+
+
 class _Functions(LRScheduler):
     """Schedules made of a user's functions, of which only the state of callable objects is saved."""
 

@@ -10,12 +10,12 @@ import copy
 import itertools
 import operator
 import warnings
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torchlet import dtypes, ops
-from torchlet.autograd import enable_grad, is_leaf, no_grad
+from torchlet.autograd import RemovableHandle, enable_grad, is_leaf, no_grad
 from torchlet.tensor import Tensor
 
 __all__ = ["Optimizer", "required"]
@@ -27,6 +27,8 @@ class Optimizer:
     """Base class: `params` is an iterable of tensors, of (name, tensor) pairs, or of dicts with a "params" entry and options."""
 
     _opt_called = False  # schedulers warn when they are stepped first
+    _numbers: tuple[str, ...] = ("step",)  # state that is a plain number here and a float32 tensor in `state_dict`
+    _hooks: dict[str, OrderedDict[int, Callable[..., Any]]] | None = None
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -106,8 +108,68 @@ class Optimizer:
                     with no_grad():
                         (grad.detach_() if not is_leaf(grad) else grad.requires_grad_(False)).zero_()
 
+    # ------------------------------------------------------------------------------------------- hooks
+
+    def _add_hook(self, kind: str, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        if self._hooks is None:
+            self._hooks = {}
+        table = self._hooks.setdefault(kind, OrderedDict())
+        handle = RemovableHandle(table)
+        table[handle.id] = hook
+        if prepend:
+            table.move_to_end(handle.id, last=False)
+        return handle
+
+    def _run_hooks(self, kind: str, *args: Any) -> list[Any]:
+        return [] if self._hooks is None else [hook(self, *args) for hook in list(self._hooks.get(kind, {}).values())]
+
+    def _step_hook(self, kind: str, hook: Callable[..., Any]) -> RemovableHandle:
+        if "step" not in self.__dict__:  # without a hook, step is the plain method
+            plain = type(self).step
+
+            def step(*args: Any, **kwargs: Any) -> Any:
+                for hook in list((self._hooks or {}).get("step_pre", {}).values()):
+                    changed = hook(self, args, kwargs)
+                    if changed is not None:
+                        if not (isinstance(changed, tuple) and len(changed) == 2):
+                            raise RuntimeError(f"{hook} must return None or a tuple of (new_args, new_kwargs), but got {changed}.")
+                        args, kwargs = changed
+                out = plain(self, *args, **kwargs)
+                self._run_hooks("step_post", args, kwargs)
+                return out
+
+            self.__dict__["step"] = step
+        return self._add_hook(kind, hook)
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call `hook(optimizer, args, kwargs)` before `step`; a result replaces the arguments."""
+        return self._step_hook("step_pre", hook)
+
+    def register_step_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call `hook(optimizer, args, kwargs)` after `step`."""
+        return self._step_hook("step_post", hook)
+
+    def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer)` before `state_dict`."""
+        return self._add_hook("state_dict_pre", hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer, state_dict)` after `state_dict`; a result replaces it."""
+        return self._add_hook("state_dict_post", hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer, state_dict)` before loading; a result replaces the state dict."""
+        return self._add_hook("load_pre", hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        """Call `hook(optimizer)` after loading."""
+        return self._add_hook("load_post", hook, prepend)
+
+    # ------------------------------------------------------------------------------------------- state
+
     def state_dict(self) -> dict[str, Any]:
         """State and options with parameters as numbers: {"state": {0: {…}}, "param_groups": [{…, "params": [0]}]}."""
+        self._run_hooks("state_dict_pre")
         numbers: dict[int, int] = {}
         groups = []
         for group in self.param_groups:
@@ -116,18 +178,26 @@ class Optimizer:
             groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": [numbers[id(p)] for p in group["params"]]})
         state = {
             numbers[id(key)] if isinstance(key, Tensor) else key: {
-                k: ops.tensor(float(v), dtype=dtypes.float32) if k == "step" and not isinstance(v, Tensor) else v for k, v in value.items()
+                k: ops.tensor(float(v), dtype=dtypes.float32) if k in self._numbers and not isinstance(v, Tensor) else v
+                for k, v in value.items()
             }
             if isinstance(value, dict) else value
             for key, value in self.state.items()
         }
-        return {"state": state, "param_groups": groups}
+        out = {"state": state, "param_groups": groups}
+        for hook in list((self._hooks or {}).get("state_dict_post", {}).values()):
+            changed = hook(self, out)
+            out = out if changed is None else changed
+        return out
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; tensors are copied in the dtype and on the device of their parameter.
 
         Raises ValueError, with nothing changed, when the groups do not fit.
         """
+        for hook in list((self._hooks or {}).get("load_pre", {}).values()):
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         saved = [copy.deepcopy({k: v for k, v in g.items()}) for g in state_dict["param_groups"]]
         groups = self.param_groups
         if len(groups) != len(saved):
@@ -135,17 +205,21 @@ class Optimizer:
         if any(len(g["params"]) != len(s["params"]) for g, s in zip(groups, saved, strict=True)):
             raise ValueError("loaded state dict contains a parameter group that doesn't match the size of optimizer's group")
         parameter = dict(
-            zip(itertools.chain.from_iterable(s["params"] for s in saved), itertools.chain.from_iterable(g["params"] for g in groups), strict=True)
+            zip(
+                itertools.chain.from_iterable(s["params"] for s in saved), itertools.chain.from_iterable(g["params"] for g in groups),
+                strict=True,
+            )
         )
         state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
         for key, value in state_dict["state"].items():
             p = parameter.get(key)
-            state[key if p is None else p] = copy.deepcopy(value) if p is None else _fit(p, value, "")
+            state[key if p is None else p] = copy.deepcopy(value) if p is None else _fit(p, value, "", self._numbers)
         for group, new in zip(groups, saved, strict=True):
             new["params"] = group["params"]
             if "param_names" in group:
                 new.setdefault("param_names", group["param_names"])
         self.__setstate__({"state": state, "param_groups": saved})
+        self._run_hooks("load_post")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
@@ -164,17 +238,17 @@ class Optimizer:
         return f"{type(self).__name__} (\n" + "\n\n".join(groups) + "\n)"
 
 
-def _fit(p: Tensor, value: Any, key: str) -> Any:
+def _fit(p: Tensor, value: Any, key: str, numbers: tuple[str, ...]) -> Any:
     """A copy of saved state for parameter `p`."""
-    if key == "step":
+    if key in numbers:
         return value.item() if isinstance(value, Tensor) else value
     if isinstance(value, Tensor):
         kind = p.dtype if p.dtype.is_floating_point and value.dtype.is_floating_point else value.dtype
         return value.detach().clone().to(device=p.device, dtype=kind)
     if isinstance(value, dict):
-        return {k: _fit(p, v, k) for k, v in value.items()}
+        return {k: _fit(p, v, k, numbers) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_fit(p, v, "") for v in value)
+        return type(value)(_fit(p, v, "", numbers) for v in value)
     return value
 
 

@@ -1,14 +1,14 @@
-"""Home of PyTorch's name `torchlet.utils.data`, loaded on first use because worker processes need multiprocessing."""
+"""Home of PyTorch's names `torchlet.utils.data` and its neighbours, loaded on first use: worker processes need multiprocessing."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-__all__ = ["data"]
+__all__ = ["checkpoint", "data", "tensorboard"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "data":
-        return importlib.import_module("torchlet.utils.data")
+    if name in ("_pytree", "checkpoint", "data", "dlpack", "tensorboard"):
+        return importlib.import_module(f"torchlet.utils.{name}")
     raise AttributeError(f"module 'torchlet.utils' has no attribute '{name}'")

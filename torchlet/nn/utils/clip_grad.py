@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 
 from torchlet import ops
@@ -10,7 +11,7 @@ from torchlet.autograd import no_grad
 from torchlet.op import apply_update, update
 from torchlet.tensor import Tensor
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
+__all__ = ["clip_grad_norm", "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 
 _scale = update(
     "scale_grads", lists=("grads", "factor"), scalars=(), writes=("grads",),
@@ -81,3 +82,13 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     grads = _grads(parameters)
     if grads:
         apply_update(_limit, (grads,), (float(clip_value),))
+
+
+def clip_grad_norm(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False,
+    foreach: bool | None = None
+) -> Tensor:
+    """clip_grad_norm_ under its name of 2017."""
+    warnings.warn("`torch.nn.utils.clip_grad_norm` is now deprecated in favor of "
+        "`torch.nn.utils.clip_grad_norm_`.", FutureWarning, stacklevel=2)
+    return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)

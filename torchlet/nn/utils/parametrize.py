@@ -14,7 +14,12 @@ from torchlet.nn.parameter import Parameter
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "ParametrizationList", "cached", "is_parametrized", "register_parametrization", "remove_parametrizations", "transfer_parametrizations_and_params",
+    "ParametrizationList",
+    "cached",
+    "is_parametrized",
+    "register_parametrization",
+    "remove_parametrizations",
+    "transfer_parametrizations_and_params",
     "type_before_parametrizations",
 ]
 
@@ -52,19 +57,25 @@ class ParametrizationList(ModuleList):
         self.ntensors = 1 if self.is_tensor else len(new)
         if self.is_tensor:
             if not unsafe and new.dtype is not original.dtype:
-                raise ValueError(f"When `right_inverse` outputs one tensor, it may not change the dtype. original.dtype: {original.dtype}, new.dtype: {new.dtype}")
+                raise ValueError(
+                    f"When `right_inverse` outputs one tensor, it may not change the dtype. original.dtype: {original.dtype}, "
+                    f"new.dtype: {new.dtype}"
+                )
             self._hold("original", original, new)
         else:
             for i, part in enumerate(new):
                 if not isinstance(part, Tensor):
-                    raise ValueError(f"right_inverse must return a Tensor or a Sequence of tensors; got element {i} of type {type(part).__name__}")
+                    raise ValueError(
+                        f"right_inverse must return a Tensor or a Sequence of tensors; got element {i} of type {type(part).__name__}"
+                    )
                 self._hold(f"original{i}", original, part)
         if not unsafe:
             made = self()
             if not isinstance(made, Tensor) or made.dtype is not original.dtype or made.shape != original.shape:
                 raise ValueError(
                     f"A parametrization may not change the dtype or the shape of the tensor, unless the `unsafe` flag is enabled. "
-                    f"Original: {original.dtype} {tuple(original.shape)}, parametrized: {getattr(made, 'dtype', None)} {tuple(getattr(made, 'shape', ()))}"
+                    f"Original: {original.dtype} {tuple(original.shape)}, parametrized: {getattr(made, 'dtype', None)} "
+                    f"{tuple(getattr(made, 'shape', ()))}"
                 )
 
     def _hold(self, name: str, original: Tensor, value: Tensor) -> None:
@@ -124,7 +135,9 @@ def _own_class(module: Module) -> None:
     def refused(self: Module, protocol: Any) -> Any:
         raise RuntimeError("Serialization of parametrized modules is only supported through state_dict().")
 
-    module.__class__ = type(f"Parametrized{base.__name__}", (base,), {"__deepcopy__": deepcopied, "__reduce_ex__": refused, "__module__": base.__module__})
+    module.__class__ = type(
+        f"Parametrized{base.__name__}", (base,), {"__deepcopy__": deepcopied, "__reduce_ex__": refused, "__module__": base.__module__}
+    )
 
 
 def register_parametrization(module: Module, tensor_name: str, parametrization: Module, *, unsafe: bool = False) -> Module:
@@ -136,7 +149,10 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
             value = getattr(module, tensor_name)
             made = parametrization(value)
             if not isinstance(made, Tensor) or made.dtype is not value.dtype or made.shape != value.shape:
-                raise ValueError("Registering a parametrization may not change the dtype or the shape of the tensor, unless the `unsafe` flag is enabled.")
+                raise ValueError(
+                    "Registering a parametrization may not change the dtype or the shape of the tensor, unless the `unsafe` "
+                    "flag is enabled."
+                )
         group.append(parametrization)
         return module
     if tensor_name not in module._parameters and tensor_name not in module._buffers:
@@ -165,7 +181,9 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
     group = module.parametrizations[tensor_name]
     if not leave_parametrized and not group.is_tensor:
-        raise ValueError("Cannot leave unparametrized (`leave_parametrized=False`) a tensor that is parametrized in terms of a sequence of tensors.")
+        raise ValueError(
+            "Cannot leave unparametrized (`leave_parametrized=False`) a tensor that is parametrized in terms of a sequence of tensors."
+        )
     original = group.original if group.is_tensor else group.original0
     if leave_parametrized:
         with no_grad():

@@ -32,7 +32,7 @@ class _WeightNorm:
 
 def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Module:
     """Train the norm `name_g` and the direction `name_v` of a weight apart (Salimans & Kingma 2016)."""
-    for key, hook in module._forward_pre_hooks.items():
+    for hook in module._forward_pre_hooks.values():
         if isinstance(hook.function, _WeightNorm) and hook.function.name == name:
             raise RuntimeError(f"Cannot register two weight_norm hooks on the same parameter {name}")
     rule = _WeightNorm(name, -1 if dim is None else dim)

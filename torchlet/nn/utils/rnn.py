@@ -10,7 +10,16 @@ import numpy as np
 from torchlet import dtypes, ops
 from torchlet.tensor import Tensor
 
-__all__ = ["PackedSequence", "invert_permutation", "pack_padded_sequence", "pack_sequence", "pad_packed_sequence", "pad_sequence", "unpad_sequence", "unpack_sequence"]
+__all__ = [
+    "PackedSequence",
+    "invert_permutation",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "pad_sequence",
+    "unpad_sequence",
+    "unpack_sequence",
+]
 
 
 class _Packed(NamedTuple):
@@ -116,14 +125,17 @@ def pack_padded_sequence(input: Tensor, lengths: Any, batch_first: bool = False,
     return PackedSequence(x.reshape(-1, *x.shape[2:]).index_select(0, ops.tensor(_places(counts))), ops.tensor(sizes), order)
 
 
-def pad_packed_sequence(sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None) -> tuple[Tensor, Tensor]:
+def pad_packed_sequence(
+    sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(T, N, *), or (N, T, *) with `batch_first`, and the lengths (N)."""
     x, lengths = pad_packed(sequence)
     steps = x.shape[0]
     if total_length is not None:
         if total_length < steps:
             raise ValueError(
-                f"Expected total_length to be at least the length of the longest sequence in input, but got total_length={total_length} and max sequence length being {steps}"
+                f"Expected total_length to be at least the length of the longest sequence in input, but got "
+                f"total_length={total_length} and max sequence length being {steps}"
             )
         x = ops.pad(x, (0, 0) * (x.ndim - 1) + (0, total_length - steps))
     if padding_value != 0.0:
@@ -134,7 +146,9 @@ def pad_packed_sequence(sequence: PackedSequence, batch_first: bool = False, pad
     return (x.transpose(0, 1) if batch_first else x), lengths
 
 
-def pad_sequence(sequences: Tensor | Iterable[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right") -> Tensor:
+def pad_sequence(
+    sequences: Tensor | Iterable[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
+) -> Tensor:
     """Tensors (L_i, *) as one: (T, N, *), or (N, T, *) with `batch_first`."""
     listed = list(sequences)
     if not listed:

@@ -143,16 +143,15 @@ class Device:
                 return
             self.allocated -= block.nbytes
         self.activate()
-        others = [s for s in (*self.streams, self.default) if s is not block.stream and s.handle]
-        if block.stream.handle is None:  # its stream is closed: what is left of it is ordered by waiting
-            call("cuCtxSynchronize")
-        for s in others:  # only who made further streams pays for this
-            s.record_for(block.stream if block.stream.handle else self.default)
-        load().cuMemFreeAsync(block.address, (block.stream if block.stream.handle else self.default).handle)
+        stream = block.stream if block.stream.handle else self.default  # a stream was emptied before it was closed
+        for s in (*self.streams, self.default) if self.streams else ():  # only who made further streams pays for this
+            if s is not stream and s.handle:
+                s.record_for(stream)
+        load().cuMemFreeAsync(block.address, stream.handle)
 
     def arena(self, nbytes: int) -> int:
         """The address of at least `nbytes` of scratch memory of the current stream; its contents last until the next launch."""
-        key = self.stream.handle
+        key = self.stream.cuda_stream
         found = self.arenas.get(key)
         if found is None or found.nbytes < nbytes:
             if found is not None:
@@ -260,7 +259,7 @@ def _size(n: int) -> str:
 
 def _user_line() -> str:
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<launch>")):  # the latter is generated
         frame = frame.f_back
     return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -332,6 +331,10 @@ class Stream:
             del arena
             handle, self.handle = self.handle, None
             call("cuStreamDestroy_v2", handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) is not None and not _exiting and not self.device.closed:
+            load().cuStreamDestroy_v2(self.handle)
 
     def __repr__(self) -> str:
         return f"<torchlet.cuda.Stream device=cuda:{self.device.index} cuda_stream={self.handle and hex(self.handle)}>"
@@ -442,12 +445,13 @@ _pinned: dict[int, int] = {}  # first address -> behind the last
 def pinned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> HostArray:
     """Host memory that the device copies from and to directly, as an array."""
     device().activate()
-    nbytes = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
+    count = int(np.prod(shape, dtype=np.int64))
+    nbytes = max(count * dtype.itemsize, 1)
     start = out(C.c_void_p, "cuMemHostAlloc", nbytes, 1)  # for every context
     memory = (C.c_char * nbytes).from_address(start)
     _pinned[start] = start + nbytes
     weakref.finalize(memory, _unpin, start).atexit = False
-    return np.frombuffer(memory, dtype, nbytes // dtype.itemsize)[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+    return np.frombuffer(memoryview(memory).cast("B"), dtype, count).reshape(shape) if count else np.empty(shape, dtype)
 
 
 def _unpin(start: int) -> None:
@@ -458,8 +462,8 @@ def _unpin(start: int) -> None:
 
 
 def is_pinned(array: Any) -> bool:
-    """True for arrays within pinned memory."""
+    """True for arrays within pinned memory, and for addresses there."""
     if not _pinned or isinstance(array, DeviceArray):
         return False
-    at = array.__array_interface__["data"][0]
+    at = array if isinstance(array, int) else array.__array_interface__["data"][0]
     return any(start <= at < end for start, end in list(_pinned.items()))

@@ -73,9 +73,9 @@ class Launch:
     `types` are Triton's names of the arguments that are no constexprs ("*fp32", "i64", …); two pointers to scratch memory follow.
     """
 
-    def __init__(self, function: Function, grid: Sequence[int], types: Sequence[str], lines: Sequence[str] = ()):
+    def __init__(self, function: Function, grid: Sequence[int], types: Sequence[str], name: str = "", lines: Sequence[str] = ()):
         info = function.info
-        self.function, self.name, self.lines = function, info.name, tuple(lines)
+        self.function, self.name, self.lines = function, name or info.name, tuple(lines)
         # native alignment is what a C caller's arguments have, and what the kernel expects
         codes = ["Q" if t[0] == "*" else _FORMAT[t] for t in types] + ["Q", "Q"]
         packed = struct.Struct("@" + "".join(codes))
@@ -89,7 +89,7 @@ class Launch:
         self._scratch: Block | None = None
         if info.global_scratch_size:
             programs = self.grid[0] * self.grid[1] * self.grid[2]
-            self._scratch = function.device.allocate(programs * info.global_scratch_size, f"scratch memory of kernel {info.name}")
+            self._scratch = function.device.allocate(programs * info.global_scratch_size, f"scratch memory of kernel {self.name}")
         self._tail = (self._scratch.address if self._scratch else 0, 0)
         attributes: list[tuple[int, tuple[int, ...]]] = []
         if info.launch_pdl:

@@ -1,0 +1,611 @@
+"""Proves and measures torchlet on a CUDA device: correctness of the op table, tables and steps beside torch, host cost.
+
+    benchmarks/gpu_check.sh                      # all sections, results to benchmarks/results/
+    benchmarks/gpu_check.sh --dry --out /tmp/x   # the same code on the stand-in device of the tests
+
+Each section runs in processes of its own with a time limit: one that fails or hangs loses its own rows only. Contenders of a
+row are timed in turn, the order reversed every round; a number is the median over rounds of the mean of a batch of calls that
+ends with a synchronisation. What torchlet computes compiled is compared with what it computes eagerly before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SECTIONS = {"correct": 110, "tables": 130, "steps": 190, "host": 35}  # name -> the most seconds it may take
+DTYPES = ("float32", "bfloat16")
+TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2}  # of the largest magnitude of the result in float64
+
+
+class Report:
+    """Rows as JSON lines, written as they come, so that a crash keeps those before it."""
+
+    def __init__(self, path: str):
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by the process's end
+
+    def __call__(self, **row: Any) -> None:
+        print(json.dumps(row), file=self.file)
+
+
+@contextlib.contextmanager
+def device(dry: bool) -> Iterator[Any]:
+    """Where `cuda` is: the machine's device, or the stand-in."""
+    if dry:
+        sys.path.insert(0, str(HERE.parent / "tests"))
+        with importlib.import_module("standin").stand_in():
+            yield
+    else:
+        yield
+
+
+def peers(dry: bool) -> Any:
+    """torch, if it is here and sees the device; else None."""
+    if dry or importlib.util.find_spec("torch") is None:
+        return None
+    torch = importlib.import_module("torch")
+    return torch if torch.cuda.is_available() else None
+
+
+# ------------------------------------------------------------------------------------------------ (a) correctness
+
+
+def correct(report: Report, dry: bool, shard: str, deadline: float) -> None:
+    """Every operator of the table that has samples, on the device, against its NumPy code in float64."""
+    import numpy as np
+
+    import torchlet
+    from torchlet.compiler import launch
+    from torchlet.op import OPS, apply
+    from torchlet.ops.place import make
+    from torchlet.tensor import Tensor, wrap
+
+    first, step = map(int, shard.split("/"))
+    for op in [o for o in OPS.values() if o.samples is not None and not o.writes][first::step]:
+        for number, (inputs, attrs) in enumerate(op.samples()):
+            exact = [a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in inputs]
+            with np.errstate(all="ignore"):
+                try:
+                    reference = np.asarray(op.eager(*exact, *attrs))
+                except Exception as error:
+                    report(section="correct", op=op.name, sample=number, status="no reference", why=str(error)[:200])
+                    continue
+            floats = any(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in inputs)
+            for name in DTYPES if floats else ("float32",):
+                if time.time() > deadline:
+                    report(section="correct", op=op.name, sample=number, status="no time")
+                    return
+                row: dict[str, Any] = dict(section="correct", op=op.name, sample=number, dtype=name)
+                d = getattr(torchlet, name)
+                try:
+                    here = [(wrap(a).to(d) if a.dtype.kind == "f" else wrap(a.copy())) if isinstance(a, np.ndarray) else a for a in inputs]
+                    there = [t.cuda() if isinstance(t, Tensor) else t for t in here]
+                    before = launch.HOST_CALLS[op.name]
+                    is_made = not any(isinstance(t, Tensor) for t in there)
+                    got = (make(op, tuple(there), attrs, "cuda") if is_made else apply(op, tuple(there), attrs)).cpu().double().numpy()
+                    if name != "float32" and floats:  # what the 16-bit inputs stand for, computed exactly
+                        rounded = [
+                            t.double().numpy() if isinstance(t, Tensor) and t.is_floating_point() else a for t, a in zip(here, exact)
+                        ]
+                        with np.errstate(all="ignore"):
+                            wanted = np.asarray(op.eager(*rounded, *attrs)).astype(np.float64)
+                    else:
+                        wanted = reference.astype(np.float64)
+                    finite = wanted[np.isfinite(wanted)]
+                    scale = max(float(np.abs(finite).max()) if finite.size else 0.0, 1e-3)
+                    same = wanted.shape == got.shape and np.allclose(got, wanted, TOLERANCE[name], TOLERANCE[name] * scale, equal_nan=True)
+                    with np.errstate(all="ignore"):
+                        error = float(np.nanmax(np.abs(got - wanted), initial=0.0)) / scale if wanted.shape == got.shape else float("nan")
+                    status = "ok" if same else "wrong"
+                    report(**row, status=status, error=error, host=launch.HOST_CALLS[op.name] > before)
+                except Exception as error:
+                    report(**row, status="failed", why=f"{type(error).__name__}: {error}"[:400])
+                    if "cannot use the device any more" in str(error).replace("\n", " "):
+                        return
+
+
+# ------------------------------------------------------------------------------------------------ rows: (T = torch or torchlet) -> a call
+
+
+def clone(T: Any, size: Callable[..., Any]) -> Any:
+    x = T.randn(size(1 << 28), device="cuda")
+    return lambda: x.clone(), dict(bytes=2 * x.numel() * 4)
+
+
+def chain(T: Any, size: Callable[..., Any]) -> Any:
+    x = T.randn(size(1 << 26), device="cuda")
+    return lambda: T.tanh(1.5 * x + 0.5) * T.sigmoid(x) + x, dict(bytes=2 * x.numel() * 4)
+
+
+def column_sum(T: Any, size: Callable[..., Any]) -> Any:
+    x = T.randn(size(32768), size(2048), device="cuda")
+    return lambda: x.sum(0), dict(bytes=x.numel() * 4)
+
+
+def _softmax(dtype: str) -> Any:
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        x = T.randn(size(16384), size(4096), device="cuda").to(getattr(T, dtype))
+        return lambda: T.softmax(x, -1), dict(bytes=2 * x.numel() * x.element_size())
+
+    return build
+
+
+def layer_norm(T: Any, size: Callable[..., Any]) -> Any:
+    rows, n = size(16384), size(4096)
+    x, w, b = T.randn(rows, n, device="cuda"), T.ones(n, device="cuda"), T.zeros(n, device="cuda")
+    return lambda: T.nn.functional.layer_norm(x, (n,), w, b), dict(bytes=2 * x.numel() * 4)
+
+
+def layer_norm_backward(T: Any, size: Callable[..., Any]) -> Any:
+    rows, n = size(16384), size(4096)
+    x = T.randn(rows, n, device="cuda").requires_grad_()
+    w, b = T.ones(n, device="cuda").requires_grad_(), T.zeros(n, device="cuda").requires_grad_()
+    g = T.randn(rows, n, device="cuda")
+
+    def run() -> Any:
+        return T.autograd.grad(T.nn.functional.layer_norm(x, (n,), w, b), (x, w, b), g)
+
+    return run, dict(bytes=5 * x.numel() * 4)  # x twice, g, the output, the gradient
+
+
+def cross_entropy(T: Any, size: Callable[..., Any]) -> Any:
+    rows, n = size(8192), size(50304)
+    x = T.randn(rows, n, device="cuda").requires_grad_()
+    y = T.randint(0, n, (rows,), device="cuda")
+
+    def run() -> Any:
+        loss = T.nn.functional.cross_entropy(x, y)
+        return (loss, *T.autograd.grad(loss, (x,)))
+
+    return run, dict(bytes=2 * x.numel() * 4)
+
+
+def _matmul(m: int, n: int, k: int, dtype: str) -> Any:
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        a, b = (T.randn(size(r), size(c), device="cuda").to(getattr(T, dtype)) for r, c in ((m, k), (k, n)))
+        return lambda: a @ b, dict(flops=2 * size(m) * size(n) * size(k))
+
+    return build
+
+
+def attention(T: Any, size: Callable[..., Any]) -> Any:
+    b, h, s, d = size(8), 12, size(1024), 64
+    q, k, v = (T.randn(b, h, s, d, device="cuda").to(T.bfloat16) for _ in range(3))
+    return lambda: T.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), dict(flops=2 * b * h * s * s * d)
+
+
+def adamw(T: Any, size: Callable[..., Any]) -> Any:
+    parameters = [T.nn.Parameter(T.randn(size(2048), size(2048), device="cuda")) for _ in range(24)]
+    for p in parameters:
+        p.grad = T.randn(*p.shape, device="cuda")
+    options = {} if T.__name__ == "torchlet" else {"fused": True}
+    optimizer = T.optim.AdamW(parameters, lr=1e-4, **options)
+
+    def run() -> Any:
+        optimizer.step()
+        return parameters[0]
+
+    return run, dict(bytes=7 * sum(p.numel() for p in parameters) * 4)
+
+
+def _training(make: Callable[[Any, Callable[..., Any]], Any]) -> Any:
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        T.manual_seed(0)
+        model, loss_of = make(T, size)
+        model = model.to("cuda")
+        optimizer = T.optim.AdamW(model.parameters(), lr=1e-3)
+
+        def step() -> Any:
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step, {}
+
+    return build
+
+
+def _mlp(T: Any, size: Callable[..., Any]) -> Any:
+    nn = T.nn
+    x, y = T.randn(64, 784, device="cuda"), T.randint(0, 10, (64,), device="cuda")
+    model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+    return model, lambda m: nn.functional.cross_entropy(m(x), y)
+
+
+def _gpt(T: Any, size: Callable[..., Any]) -> Any:
+    nn, F = T.nn, T.nn.functional
+    batch, length, width, heads, layers, words = size(8), size(512), size(384), 6, 4, size(8192)
+    width = -(-width // heads) * heads
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Any) -> Any:
+            q, k, v = self.qkv(self.n1(x)).view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(a.transpose(1, 2).reshape(batch, length, width))
+            return x + self.down(F.gelu(self.up(self.n2(x))))
+
+    class GPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(words, width), nn.Embedding(length, width)
+            self.blocks = nn.ModuleList([Block() for _ in range(layers)])
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
+
+        def forward(self, i: Any) -> Any:
+            x = self.words(i) + self.places(T.arange(length, device=i.device))
+            for block in self.blocks:
+                x = block(x)
+            return self.head(self.norm(x))
+
+    ids = T.randint(0, words, (batch, length + 1), device="cuda")
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous().view(-1)
+    return GPT(), lambda m: F.cross_entropy(m(inputs).view(batch * length, words), targets)
+
+
+TABLES = {
+    "copy 1 GiB fp32": clone, "softmax 16384x4096 fp32": _softmax("float32"), "softmax 16384x4096 bf16": _softmax("bfloat16"),
+    "layer norm 16384x4096": layer_norm, "layer norm fwd+bwd 16384x4096": layer_norm_backward, "tanh chain 64 Mi": chain,
+    "column sum 32768x2048": column_sum, "cross entropy fwd+bwd 8192x50304": cross_entropy, "AdamW 100 Mi": adamw,
+    "matmul 4096 bf16": _matmul(4096, 4096, 4096, "bfloat16"), "matmul 8192x3072x768 bf16": _matmul(8192, 3072, 768, "bfloat16"),
+    "matmul 2048 fp32": _matmul(2048, 2048, 2048, "float32"), "attention d=64 causal 8x12x1024": attention,
+}  # fmt: skip
+STEPS = {"MLP step 784-256-128-10, batch 64": _training(_mlp), "GPT step 4 layers, 384 wide, 8x512, fp32": _training(_gpt)}
+
+
+# ------------------------------------------------------------------------------------------------ (b) timing
+
+
+Contender = tuple[str, Callable[[], Any]]  # its name, and what makes its call
+
+
+def contenders(build: Any, torchlet: Any, torch: Any, size: Callable[..., Any], modes: list[str]) -> Iterator[Contender]:
+    """Who takes part in a row."""
+    yield "torchlet", lambda: torchlet.compile(build(torchlet, size)[0])
+    yield "torchlet eager", lambda: build(torchlet, size)[0]
+    if torch is not None:
+        yield "torch eager", lambda: build(torch, size)[0]
+        for mode in modes:
+            yield f"torch.compile {mode}", lambda mode=mode: torch.compile(build(torch, size)[0], mode=mode)
+
+
+def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Report, dry: bool, deadline: float) -> None:
+    """Every row: build, compare, time in turn."""
+    import torchlet
+
+    torch = peers(dry)
+    if torch is not None:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    size = (lambda n: max(2, min(n, 16))) if dry else (lambda n: n)
+    for name, build in rows.items():
+        if time.time() > deadline - 5:
+            report(section=section, row=name, status="no time")
+            continue
+        torchlet.manual_seed(0)
+        sums: dict[str, float] = {}
+        try:
+            facts = build(torchlet, size)[1]
+        except Exception as error:
+            report(section=section, row=name, contender="torchlet", status="failed", why=f"{type(error).__name__}: {error}"[:600])
+            continue
+        calls: dict[str, Callable[[], Any]] = {}
+        for who, make in contenders(build, torchlet, torch, size, modes):
+            if time.time() > deadline - 10 and calls:
+                report(section=section, row=name, contender=who, status="no time")
+                continue
+            try:
+                start = time.perf_counter()
+                torchlet.manual_seed(0)
+                call = make()
+                result = call()
+                synchronize(torchlet, torch)
+                first = time.perf_counter() - start
+                if who.startswith("torchlet"):
+                    sums[who] = checksum(result)
+                for _ in range(4):
+                    call()
+                synchronize(torchlet, torch)
+                calls[who] = call
+                report(section=section, row=name, contender=who, first_s=first)
+            except Exception as error:
+                report(section=section, row=name, contender=who, status="failed", why=f"{type(error).__name__}: {error}"[:600])
+        if len(sums) == 2 and not abs(sums["torchlet"] - sums["torchlet eager"]) <= 1e-2 * (abs(sums["torchlet eager"]) + 1e-3):
+            report(section=section, row=name, contender="torchlet", status="wrong", why=f"compiled and eager differ: {sums}")
+        times: dict[str, list[float]] = {who: [] for who in calls}
+        until = min(deadline, time.time() + (0.2 if dry else 6.0))
+        rounds = 0
+        while calls and rounds < 40 and (rounds < 3 or time.time() < until):
+            for who in list(calls)[:: -1 if rounds % 2 else 1]:
+                try:
+                    times[who].append(batch(calls[who], lambda: synchronize(torchlet, torch)))
+                except Exception as error:
+                    report(section=section, row=name, contender=who, status="failed", why=f"{type(error).__name__}: {error}"[:600])
+                    del calls[who]
+            rounds += 1
+        for who, found in times.items():
+            if found:
+                low, median, high = quartiles(found)
+                ms = dict(ms=median * 1e3, low=low * 1e3, high=high * 1e3, n=len(found))
+                report(section=section, row=name, contender=who, status="ok", **ms, **facts)
+        del calls
+        torchlet.compiler.reset()
+        torchlet.cuda.empty_cache()
+        if torch is not None:
+            torch._dynamo.reset()
+            torch.cuda.empty_cache()
+
+
+def checksum(result: Any) -> float:
+    """The mean magnitude of a result, or of the first of several."""
+    first = result[0] if isinstance(result, tuple | list) else result
+    return float(first.detach().float().abs().mean())
+
+
+def synchronize(torchlet: Any, torch: Any) -> None:
+    """Wait for the device: both libraries work in the same context."""
+    torchlet.cuda.synchronize()
+    if torch is not None:
+        torch.cuda.synchronize()
+
+
+def batch(call: Callable[[], Any], wait: Callable[[], None], least: float = 5e-3) -> float:
+    """Seconds of one call: the mean of as many as fill some milliseconds."""
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    count = max(1, min(400, int(least / (time.perf_counter() - start))))
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    wait()
+    return (time.perf_counter() - start) / count
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The quarter, the half and three quarters of the values."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def tables(report: Report, dry: bool, shard: str, deadline: float) -> None:
+    """Single operations."""
+    timed_rows("tables", TABLES, ["default"], report, dry, deadline)
+
+
+def steps(report: Report, dry: bool, shard: str, deadline: float) -> None:
+    """Whole training steps."""
+    timed_rows("steps", STEPS, ["default", "reduce-overhead"], report, dry, deadline)
+
+
+# ------------------------------------------------------------------------------------------------ (c) host cost
+
+
+def host(report: Report, dry: bool, shard: str, deadline: float) -> None:
+    """Microseconds until a call returns, the device far from busy: 50 calls, then a synchronisation that is not counted."""
+    import torchlet
+    from torchlet.compiler import launch
+
+    torch = peers(dry)
+
+    def pointwise(T: Any, size: Callable[..., Any]) -> Any:
+        x = T.randn(1024, device="cuda")
+        return lambda: x * 2 + 1, {}
+
+    for name, build in {"x * 2 + 1, 1024 elements": pointwise, **{k: STEPS[k] for k in list(STEPS)[:1]}}.items():
+        for who, make in contenders(build, torchlet, torch, lambda n: n, ["default"]):
+            if time.time() > deadline - 5:
+                report(section="host", row=name, contender=who, status="no time")
+                continue
+            try:
+                call, found = make(), []
+                for _ in range(5):
+                    call()
+                before = dict(launch.COUNTS)
+                for _ in range(3 if dry else 40):
+                    synchronize(torchlet, torch)
+                    start = time.perf_counter()
+                    for _ in range(5 if dry else 50):
+                        call()
+                    found.append((time.perf_counter() - start) / (5 if dry else 50))
+                counts = {k: launch.COUNTS[k] - before[k] for k in before} if who.startswith("torchlet") else {}
+                us = dict(us=statistics.median(found) * 1e6, least_us=min(found) * 1e6)
+                report(section="host", row=name, contender=who, status="ok", **us, counts=counts)
+            except Exception as error:
+                report(section="host", row=name, contender=who, status="failed", why=f"{type(error).__name__}: {error}"[:600])
+
+
+# ------------------------------------------------------------------------------------------------ all of it
+
+
+def machine(dry: bool) -> dict[str, Any]:
+    """What ran where."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torchlet
+
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    found: dict[str, Any] = dict(date=now, python=platform.python_version(), dry=dry, cores=os.cpu_count())
+    for package in ("numpy", "triton", "torch", "jax"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    with device(dry):
+        try:
+            p = torchlet.cuda.get_device_properties()
+            found |= dict(gpu=p.name, capability=f"{p.major}.{p.minor}", memory=p.total_memory, processors=p.multi_processor_count)
+            from torchlet.runtime.cuda import driver
+
+            found["driver_cuda"] = driver.driver_version()
+        except RuntimeError as error:
+            found["gpu"] = None
+            found["why"] = str(error)
+    return found
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start the sections one after the other, the shards of the first together; then write what they found."""
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = out / f".gpu_check_{os.getpid()}.jsonl"
+    lines.write_text("")
+    start = time.time()
+    end = start + arguments.minutes * 60 - 15
+    facts = machine(arguments.dry)
+    problems: list[str] = []
+    if facts["gpu"] is None:
+        problems.append(facts["why"])
+    else:
+        for section in [s for s in SECTIONS if s in arguments.sections.split(",")]:
+            budget = min(SECTIONS[section], end - time.time())
+            if budget < 10:
+                problems.append(f"{section}: no time was left")
+                continue
+            shards = (2 if arguments.dry else max(2, min(12, (os.cpu_count() or 4) - 2))) if section == "correct" else 1
+            begun = time.time()
+            processes = [
+                subprocess.Popen(
+                    [
+                        sys.executable, __file__, "--worker", section, "--lines", str(lines), "--shard", f"{i}/{shards}", "--deadline",
+                        str(begun + budget - 5), *(["--dry"] if arguments.dry else []),
+                    ],
+                    stderr=subprocess.PIPE, text=True,
+                )
+                for i in range(shards)
+            ]  # fmt: skip
+            for i, process in enumerate(processes):
+                try:
+                    _, err = process.communicate(timeout=max(1.0, begun + budget + 10 - time.time()))
+                    if process.returncode:
+                        problems.append(f"{section} {i}/{shards}: ended with {process.returncode}: {err[-600:]}")
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    problems.append(f"{section} {i}/{shards}: stopped after {budget:.0f} s")
+                    process.communicate()
+            print(f"{section}: {time.time() - begun:.0f} s", flush=True)
+    rows = [json.loads(line) for line in lines.read_text().splitlines() if line.startswith("{")]
+    lines.unlink()
+    result = {"machine": facts, "problems": problems, "seconds": round(time.time() - start, 1), "rows": rows}
+    stem = f"gpu_{facts['date'][:10]}_{(facts['gpu'] or 'none').lower().replace(' ', '-')}{'_dry' if arguments.dry else ''}"
+    (out / f"{stem}.json").write_text(json.dumps(result, indent=1))
+    text = markdown(result)
+    (out / f"{stem}.md").write_text(text)
+    print(text)
+    bad = [r for r in rows if r.get("status") in ("wrong", "failed")]
+    return 1 if problems or bad else 0
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables that people read."""
+    m, rows = result["machine"], result["rows"]
+    about = ", ".join(
+        f"{k} {m[k]}" for k in ("gpu", "capability", "driver_cuda", "python", "numpy", "triton", "torch", "commit") if m.get(k)
+    )
+    text = [
+        f"# GPU check, {m['date']}",
+        "",
+        about + f"; {result['seconds']} s" + ("; **dry run on the stand-in: times mean nothing**" if m["dry"] else ""),
+        "",
+    ]
+    text += [f"- problem: {p}" for p in result["problems"]] + ([""] if result["problems"] else [])
+    checks = [r for r in rows if r["section"] == "correct"]
+    if checks:
+        by = {s: [r for r in checks if r["status"] == s] for s in ("ok", "wrong", "failed", "no time", "no reference")}
+        on_host = sorted({r["op"] for r in by["ok"] if r.get("host")})
+        text += ["## Correctness of the op table against float64", "", ", ".join(f"{len(v)} {k}" for k, v in by.items()), ""]
+        text += [
+            f"- {r['status']}: {r['op']} sample {r['sample']} {r['dtype']}: {r.get('why', r.get('error'))}".replace("\n", " ")
+            for r in by["wrong"] + by["failed"]
+        ]
+        text += [f"- ran on the host ({len(on_host)}): {', '.join(on_host)}", ""]
+    for section, unit in (("tables", "ms"), ("steps", "ms"), ("host", "us")):
+        found = [r for r in rows if r["section"] == section]
+        names = list(dict.fromkeys(r["contender"] for r in found if "contender" in r))
+        if not names:
+            continue
+        best_copy = max(
+            (r["bytes"] / r["ms"] / 1e6 for r in found if r.get("row", "").startswith("copy") and r.get("status") == "ok"), default=0.0
+        )
+        text += [
+            f"## {section} ({unit}, median)",
+            "",
+            "| row | " + " | ".join(names) + " | torchlet reaches |",
+            "|---" * (len(names) + 2) + "|",
+        ]
+        for row in dict.fromkeys(r["row"] for r in found):
+            ok = {r["contender"]: r for r in found if r["row"] == row and r.get("status") == "ok"}
+            why = {r["contender"]: r["status"] for r in found if r["row"] == row and r.get("status") not in (None, "ok")}
+            reached, mine = "", ok.get("torchlet")
+            if mine and mine.get("bytes"):
+                rate = mine["bytes"] / mine["ms"] / 1e6
+                reached = f"{rate:.0f} GB/s" + (f", {rate / best_copy:.0%} of the copy" if best_copy else "")
+            elif mine and mine.get("flops"):
+                reached = f"{mine['flops'] / mine['ms'] / 1e9:.1f} TFLOP/s"
+            text.append(f"| {row} | " + " | ".join(f"{ok[n][unit]:.4g}" if n in ok else why.get(n, "") for n in names) + f" | {reached} |")
+        text += [
+            "",
+            *[
+                f"- {r['row']}, {r.get('contender')}: {r['why']}".replace("\n", " ")
+                for r in found
+                if r.get("status") in ("failed", "wrong")
+            ],
+            "",
+        ]
+    return "\n".join(text) + "\n"
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=str(HERE / "results"))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--sections", default=",".join(SECTIONS))
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--lines", help=argparse.SUPPRESS)
+    parser.add_argument("--shard", default="0/1", help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker is None:
+        return run(arguments)
+    try:
+        with device(arguments.dry):
+            report = Report(arguments.lines)
+            {"correct": correct, "tables": tables, "steps": steps, "host": host}[arguments.worker](
+                report, arguments.dry, arguments.shard, arguments.deadline
+            )
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Random stateful programs, run plainly and compiled over several calls: what is in memory afterwards is the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import catch, plain, randn, same
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import torchlet as torch
+
+NAMES = "abcd"
+UNARY = {
+    "neg": lambda x: -x, "tanh": torch.tanh, "relu": torch.relu, "sin": torch.sin, "scale": lambda x: x * 0.5 + 1, "clone": lambda x: x.clone(),
+    "detach": lambda x: x.detach(), "sum": lambda x: x.sum(-1, keepdim=True).expand(2, 3), "softmax": lambda x: x.softmax(-1), "flip": lambda x: x.flip(0),
+    "contiguous": lambda x: x.t().t(), "view": lambda x: x.view(3, 2).view(2, 3) if x.is_contiguous() else x, "data": lambda x: x.data,
+}
+BINARY = {"add": lambda a, b: a + b, "mul": lambda a, b: a * b, "sub": lambda a, b: a - b, "max": torch.maximum, "matmul": lambda a, b: a @ b.t() @ b}
+NUMBER = {"mul": lambda x, k: x * k, "add": lambda x, k: x + k, "rsub": lambda x, k: k - x, "clamp": lambda x, k: x.clamp(max=k)}
+
+
+def inplace(x: Any, y: Any, how: str) -> None:
+    """Overwrite x or a part of it."""
+    if how == "add_":
+        x.add_(y)
+    elif how == "mul_":
+        x.mul_(y.tanh())
+    elif how == "row":
+        x[0] = y[1]
+    elif how == "column":
+        x[:, 1].copy_(y[:, 0])
+    elif how == "shift":
+        x[:, 1:] = x[:, :-1] * 0.5
+    elif how == "mask":
+        x[y > 0] = 0.25
+    else:
+        x.view(-1)[2:4] += 1.0
+
+
+name = st.sampled_from(NAMES)
+number = st.sampled_from([0.0, 1.0, 0.5, -2.0, 2, True])
+statement = st.one_of(
+    st.tuples(st.just("unary"), name, st.sampled_from(sorted(UNARY)), name),
+    st.tuples(st.just("binary"), name, st.sampled_from(sorted(BINARY)), name, name),
+    st.tuples(st.just("number"), name, st.sampled_from(sorted(NUMBER)), name, st.one_of(number, st.just("k"))),
+    st.tuples(st.just("inplace"), name, st.sampled_from(["add_", "mul_", "row", "column", "shift", "mask", "view"]), name, st.booleans()),
+    st.tuples(st.just("alias"), name, name),
+    st.tuples(st.just("slice"), name, name),
+    st.tuples(st.just("branch"), name, name, name),
+    st.tuples(st.just("item"), name),
+    st.tuples(st.just("keep"), name),
+    st.tuples(st.just("recall"), name),
+    st.tuples(st.just("backward"), name, st.booleans(), st.sampled_from(["", "w", "v", "wv"])),
+    st.tuples(st.just("train"), name, st.sampled_from("wv")),
+    st.tuples(st.just("update"), st.sampled_from([0.1, 0.5])),
+    st.tuples(st.just("zero"), st.booleans()),
+    st.tuples(st.just("fresh"), name),
+    st.tuples(st.just("weight"), name, st.sampled_from("wv")),
+    st.tuples(st.just("raise"), st.booleans()),
+    st.tuples(st.just("gather"), name, name, st.sampled_from([(0, 1), (1, 1), (0, 2), (-1, 0)])),
+    st.tuples(st.just("random"), name),
+    st.tuples(st.just("numpy"), name),
+    st.tuples(st.just("tag"), name),
+)
+change = st.one_of(
+    st.tuples(st.just("k"), number), st.tuples(st.just("tensor"), name, st.integers(0, 5)), st.tuples(st.just("flag"), st.sampled_from("wv")),
+    st.tuples(st.just("grad"), st.booleans()), st.tuples(st.just("share"), name, name), st.tuples(st.just("none")), st.tuples(st.just("drop"), st.integers(0, 9)),
+    st.tuples(st.just("swap")), st.tuples(st.just("shape"), name),
+)
+program = st.lists(st.tuples(st.booleans(), statement), min_size=3, max_size=14)
+
+
+class World:
+    """The state that a program works on."""
+
+    def __init__(self) -> None:
+        self.t = {n: randn(2, 3, seed=i) for i, n in enumerate(NAMES)}
+        self.w = {"w": randn(2, 3, seed=8, grad=True), "v": randn(2, 3, seed=9, grad=True)}
+        self.kept: list[Any] = []
+        self.values: list[Any] = []
+        self.k: Any = 0.5
+        self.dropped = -1
+
+    def execute(self, what: tuple[Any, ...], t: dict[str, Any]) -> None:
+        """One statement on the locals `t` of a call."""
+        kind, *args = what
+        if kind == "unary":
+            t[args[0]] = UNARY[args[1]](t[args[2]])
+        elif kind == "binary":
+            t[args[0]] = BINARY[args[1]](t[args[2]], t[args[3]])
+        elif kind == "number":
+            t[args[0]] = NUMBER[args[1]](t[args[2]], self.k if args[3] == "k" else args[3])
+        elif kind == "inplace":
+            target, source = t[args[0]], t[args[2]]
+            if args[3]:
+                with torch.no_grad():
+                    inplace(target, source, args[1])
+            else:
+                inplace(target, source, args[1])
+        elif kind == "alias":
+            t[args[0]] = t[args[1]]
+        elif kind == "slice":
+            x = t[args[1]]
+            t[args[0]] = torch.cat([x[:1], x[1:] * 2])
+        elif kind == "branch":
+            t[args[0]] = t[args[1]] if t[args[2]].sum() > 0 else t[args[1]] + 1
+        elif kind == "item":
+            self.values.append(t[args[0]].mean().item())
+        elif kind == "keep":
+            self.kept.append(t[args[0]])
+        elif kind == "recall":
+            if self.kept:
+                t[args[0]] = self.kept[-1]
+        elif kind == "backward":
+            y = t[args[0]]
+            for w in args[2]:
+                y = (y * self.w[w]).tanh()
+            y.pow(2).mean().backward(retain_graph=args[1])
+        elif kind == "train":
+            p = self.w[args[1]]
+            p.grad = None
+            (t[args[0]].detach() * p).sin().sum().backward()
+            with torch.no_grad():
+                p.sub_(p.grad, alpha=0.1)
+        elif kind == "update":
+            with torch.no_grad():
+                for p in self.w.values():
+                    if p.grad is not None:
+                        p -= args[0] * p.grad
+        elif kind == "zero":
+            for p in self.w.values():
+                if args[0]:
+                    p.grad = None
+                elif p.grad is not None:
+                    p.grad.zero_()
+        elif kind == "fresh":
+            t[args[0]] = torch.full((2, 3), 0.5)
+        elif kind == "weight":
+            t[args[0]] = t[args[0]] * self.w[args[1]]
+        elif kind == "raise":
+            if args[0] and len(self.values) % 3 == 1:
+                raise KeyError("stop")
+            self.values.append(1)
+        elif kind == "gather":
+            t[args[0]] = t[args[1]][torch.tensor(args[2])] + 0
+        elif kind == "random":
+            t[args[0]] = t[args[0]] + torch.rand(2, 3)
+        elif kind == "numpy":
+            self.values.append(float(t[args[0]].detach().numpy().sum()))
+        elif kind == "tag":
+            self.values.append(hasattr(t[args[0]], "tag"))
+            t[args[0]].tag = 1
+
+    def change(self, what: tuple[Any, ...]) -> None:
+        """What happens between two calls."""
+        kind, *args = what
+        if kind == "k":
+            self.k = args[0]
+        elif kind == "tensor":
+            self.t[args[0]] = randn(2, 3, seed=20 + args[1])
+        elif kind == "flag":
+            p = self.w[args[0]]
+            p.requires_grad_(not p.requires_grad)
+        elif kind == "share":
+            self.t[args[0]] = self.t[args[1]].view(2, 3) if self.t[args[1]].is_contiguous() else self.t[args[1]]
+        elif kind == "drop":
+            self.dropped = args[0]
+        elif kind == "swap":
+            self.w["w"], self.w["v"] = self.w["v"], self.w["w"]
+        elif kind == "shape":
+            self.t[args[0]] = randn(3, 2, seed=3).t()
+
+
+def run(compile: Any, statements: list[tuple[bool, Any]], changes: list[Any]) -> Any:
+    """The program over several calls; everything that can be seen after each."""
+    torch.manual_seed(0)
+    world = World()
+
+    def call() -> Any:
+        t = dict(world.t)
+        for i, (writes_back, what) in enumerate(statements):
+            if i != world.dropped:
+                world.execute(what, t)
+                if writes_back:
+                    world.t.update({n: x for n, x in t.items() if not x.requires_grad})
+        return t
+
+    f = compile(call)
+    out = []
+    for what in [("none",), ("none",), *changes]:
+        if what[0] != "grad":
+            world.change(what)
+        if what[0] == "grad" and what[1]:
+            with torch.no_grad():
+                result = catch(f)
+        else:
+            result = catch(f)
+        error = result[0] if isinstance(result, list) else ""
+        seen = None if error else {n: plain(x) for n, x in result.items()}
+        out.append([error, seen, plain(world.t), plain(world.w), plain([p.grad for p in world.w.values()]), plain(world.kept), plain(world.values)])
+        world.kept = world.kept[-2:]
+    return out
+
+
+def check(statements: list[tuple[bool, Any]], changes: list[Any]) -> None:
+    with np.errstate(all="ignore"):
+        expected = run(lambda f: f, statements, changes)
+        if any(not np.isfinite(a).all() or np.abs(a).max(initial=0) > 1e3 for a in arrays(expected)):
+            return  # where numbers explode, rounding decides
+        same(expected, run(torch.compile, statements, changes))
+
+
+def arrays(x: Any) -> list[Any]:
+    """Every float array in an observation."""
+    if isinstance(x, np.ndarray):
+        return [x] if x.dtype.kind == "f" else []
+    return [a for y in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()) for a in arrays(y)]
+
+
+_quiet = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+
+
+@settings(max_examples=40, **_quiet)
+@given(program, st.lists(change, min_size=1, max_size=4))
+def test_random_program_does_what_plain_python_does(statements, changes):
+    check(statements, changes)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **(_quiet | {"derandomize": False}))
+@given(program, st.lists(change, min_size=1, max_size=4))
+def test_many_random_programs_do_what_plain_python_does(statements, changes):
+    check(statements, changes)

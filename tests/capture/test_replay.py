@@ -1,0 +1,205 @@
+"""compile(f, replay=True): Python is skipped once calls have proven alike, and a difference is never kept quiet."""
+
+from __future__ import annotations
+
+import pytest
+from harness import mlp, plain, randn, same, state
+
+import torchlet as torch
+import torchlet.nn as nn
+import torchlet.nn.functional as F
+from torchlet.compiler.function import compiled_function
+from torchlet.errors import CompileError
+
+
+def signature(f):
+    """What is known of the only kind of call."""
+    (known,) = compiled_function(f).replayer.table.values()
+    return known
+
+
+def test_replayed_calls_give_what_plain_calls_give():
+    def f(x, k):
+        return {"y": (x * k + 1).tanh(), "n": 3, "pair": (x, [x.sum()])}
+
+    g = torch.compile(f, replay=True)
+    for i in range(20):
+        same(plain(f(randn(3, seed=i), 0.1 * i)), plain(g(randn(3, seed=i), 0.1 * i)))
+    assert signature(g).replayed == 20 - 3 - 3  # the first three, and calls 4, 8 and 16
+
+
+def test_python_does_not_run_in_replayed_calls():
+    ran = []
+
+    @torch.compile(replay=True)
+    def f(x):
+        ran.append(1)
+        return x * 2
+
+    for _ in range(16):
+        f(randn(3))
+    assert len(ran) == 3 + 3
+
+
+def train(compile, make, steps=20, scheduler=None):
+    model = mlp()
+    opt = make(model.parameters())
+
+    def step(x, y):
+        opt.zero_grad()
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        opt.step()
+        return loss
+
+    f = compile(step)
+    out = [[f(randn(5, 6, seed=i), randn(5, 3, seed=i + 50)).item(), state(model)] for i in range(steps)]
+    return plain(out), f
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_training_step_is_replayed(momentum):
+    expected, _ = train(lambda f: f, lambda p: torch.optim.SGD(p, lr=0.1, momentum=momentum))
+    found, f = train(lambda f: torch.compile(f, replay=True), lambda p: torch.optim.SGD(p, lr=0.1, momentum=momentum))
+    same(expected, found)
+    assert signature(f).replayed > 10
+
+
+def test_a_step_whose_own_numbers_change_is_followed_and_explained():
+    expected, _ = train(lambda f: f, lambda p: torch.optim.Adam(p, lr=0.05))
+    found, f = train(lambda f: torch.compile(f, replay=True), lambda p: torch.optim.Adam(p, lr=0.05))
+    same(expected, found)
+    assert signature(f).replayed == 0
+    assert "adam: the number" in str(torch.explain(f)(randn(5, 6), randn(5, 3)))
+
+
+def test_a_changed_python_number_raises_in_the_next_followed_call():
+    box = [2.0]
+
+    @torch.compile(replay=True)
+    def f(x):
+        return x * box[0]
+
+    for _ in range(6):
+        f(randn(3))
+    box[0] = 3.0
+    with pytest.raises(CompileError, match=r"test_replay\.py:\d+: mul: the number 2\.0 → 3\.0"):
+        for _ in range(4):
+            f(randn(3))
+    same(plain(randn(3) * 3.0), plain(f(randn(3))))  # afterwards it is followed again
+
+
+def test_a_changed_branch_raises_and_names_the_first_step_that_differs():
+    mode = ["a"]
+
+    @torch.compile(replay=True)
+    def f(x):
+        y = x * 2
+        return y.sin() if mode[0] == "a" else y.cos()
+
+    for _ in range(5):
+        f(randn(3))
+    mode[0] = "b"
+    with pytest.raises(CompileError, match="cos instead of sin"):
+        for _ in range(4):
+            f(randn(3))
+
+
+def test_numbers_that_decide_are_facts_not_data():
+    @torch.compile(replay=True)
+    def f(x, n):
+        for _ in range(n):
+            x = x * 2
+        return x
+
+    for n in (2, 2, 2, 2, 2, 3, 2, 4, 3):
+        same(plain(randn(3) * 2**n), plain(f(randn(3), n)))
+
+
+def test_branches_on_the_value_of_an_argument_are_never_replayed():
+    @torch.compile(replay=True)
+    def f(x, flag):
+        return x * 2 if flag.item() > 0 else x - 1
+
+    for i in range(12):
+        flag = torch.tensor(1.0 if i < 9 else -1.0)
+        same(plain(randn(3) * 2 if i < 9 else randn(3) - 1), plain(f(randn(3), flag)))
+    assert "a value was read" in signature(f).reason
+
+
+def test_results_kept_elsewhere_are_never_replayed():
+    kept = []
+
+    @torch.compile(replay=True)
+    def f(x):
+        kept.append(x * 3)
+        return x * 2
+
+    for i in range(8):
+        f(randn(3, seed=i))
+    same(plain([randn(3, seed=i) * 3 for i in range(8)]), plain(kept))
+    assert "kept elsewhere" in signature(f).reason
+
+
+def test_random_numbers_are_never_replayed():
+    f = torch.compile(lambda x: F.dropout(x, 0.5), replay=True)
+    torch.manual_seed(1)
+    found = [f(torch.ones(8)) for _ in range(8)]
+    torch.manual_seed(1)
+    same(plain([F.dropout(torch.ones(8), 0.5) for _ in range(8)]), plain(found))
+
+
+def test_gradients_that_accumulate_follow_the_caller():
+    w = randn(3, grad=True)
+    v = randn(3, grad=True)
+
+    def loss(w, x):
+        (w * x).sin().sum().backward()
+
+    f = torch.compile(lambda x: loss(w, x), replay=True)
+    for i in range(24):
+        if i % 6 == 5:
+            w.grad = v.grad = None
+        if i == 14:
+            w.grad, v.grad = torch.ones(3), torch.ones(3)
+        f(randn(3, seed=i))
+        loss(v, randn(3, seed=i))
+        same(plain(v.grad), plain(w.grad))
+
+
+def test_argument_changes_that_matter_are_followed():
+    def f(x, y):
+        return x * 2 + y
+
+    g = torch.compile(f, replay=True)
+    x = randn(4, 4)
+    cases = [(x, x), (x, x.t()), (x, randn(4, 4)), (x.double(), x), (x[0], x), (randn(4, 4, grad=True), x)]
+    for _ in range(6):
+        for a, b in cases:
+            same(plain(f(a, b)), plain(g(a, b)))
+
+
+def test_a_written_argument_that_shares_memory_with_another_is_followed():
+    def f(a, b):
+        a.add_(1)
+        return a + b
+
+    g = torch.compile(f, replay=True)
+    for shared in (False, False, False, False, False, True, False, True):
+        x, y = randn(8), randn(8)
+        expected = f(y[:4], y[2:6] if shared else y[4:].clone())
+        same(plain(expected), plain(g(x[:4], x[2:6] if shared else x[4:].clone())))
+        same(plain(y), plain(x))
+
+
+def test_forward_with_a_backward_pass_outside_is_replayed():
+    model = nn.Linear(3, 2)
+    f = torch.compile(lambda x: model(x).tanh().sum(), replay=True)
+    for i in range(12):
+        model.zero_grad()
+        f(randn(3, seed=i)).backward()
+        found = state(model)
+        model.zero_grad()
+        model(randn(3, seed=i)).tanh().sum().backward()
+        same(plain(state(model)), plain(found))
+    assert signature(f).replayed > 5

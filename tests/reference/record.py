@@ -1,0 +1,56 @@
+"""Records what PyTorch 2.13 gives for the cases beside it: `python tests/reference/record.py` writes values.npz. Tests do not need torch."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from cases import CASES
+
+
+def flat(value: Any) -> list[Any]:
+    """The leaves of a nest of lists and tuples."""
+    return [leaf for v in value for leaf in flat(v)] if isinstance(value, list | tuple) else [value]
+
+
+def evaluate(m: Any, function: Any, arrays: Any) -> list[np.ndarray]:
+    """The case's results as arrays, then the gradients of its float64 inputs (empty where there is none)."""
+    inputs = [m.tensor(a) for a in arrays]
+    wanted = [t.requires_grad_() for t in inputs if t.dtype is m.float64]
+    leaves = flat(function(m, *inputs))
+    out = []
+    for v in leaves:
+        if hasattr(v, "detach"):
+            out.append(np.array(v.detach().float().numpy() if v.dtype in (m.bfloat16, m.float16) else v.detach().numpy()))
+        else:
+            out.append(np.array(v))
+    loss = [(v * v).sum() for v in leaves if hasattr(v, "detach") and v.requires_grad and v.dtype is m.float64]
+    if loss:
+        sum(loss).backward()
+    return out + [np.array(t.grad.numpy(force=True)) if t.grad is not None else np.zeros(0) for t in wanted]
+
+
+def main() -> None:
+    """Write the values of all cases."""
+    import torch
+
+    values = {}
+    names = set()
+    for name, function, arrays in CASES:
+        assert name not in names, name
+        names.add(name)
+        try:
+            results = evaluate(torch, function, arrays)
+        except RuntimeError as error:
+            raise RuntimeError(f"{name}: {error}") from error
+        for k, v in enumerate(results):
+            values[f"{name}|{k}"] = v
+    np.savez_compressed(HERE / "values.npz", **values)
+    print(f"{len(CASES)} cases, {len(values)} values, {(HERE / 'values.npz').stat().st_size} bytes, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

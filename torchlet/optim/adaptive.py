@@ -1,0 +1,727 @@
+"""Optimizers that scale each element by its own history: RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, Rprop, ASGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torchlet import ops
+from torchlet.op import Op, apply_update, update
+from torchlet.optim.optimizer import Optimizer, number, with_grads
+
+__all__ = ["ASGD", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
+
+Tensors = list[Any]
+State = dict[str, Any]
+
+
+def _decayed(params: Tensors, grads: Tensors, decay: Any, kind: str, maximize: bool) -> tuple[Tensors, Tensors]:
+    """Parameters and gradients with weight decay in one of them."""
+    if maximize:
+        grads = [-g for g in grads]
+    if kind == "gradient":
+        grads = [g + p * decay for p, g in zip(params, grads, strict=True)]
+    elif kind == "decoupled":
+        params = [p * decay for p in params]
+    return params, grads
+
+
+class _Adaptive(Optimizer):
+    """One update operator for all parameters that have made the same number of steps."""
+
+    def _check(self, lr: Any, weight_decay: float, eps: float = 0.0) -> None:
+        if not number(lr) >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not eps >= 0.0:
+            raise ValueError(f"Invalid epsilon value: {eps}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+
+    def _fresh(self, p: Any, group: State) -> State:
+        """The state of a parameter before its first step."""
+        raise NotImplementedError
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        """Update parameters that have all made `step - 1` steps."""
+        raise NotImplementedError
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        loss = self._begin(closure)
+        for group in self.param_groups:
+            params, grads = with_grads(group["params"])
+            if not params:
+                continue
+            states = [self.state[p] for p in params]
+            for p, s in zip(params, states, strict=True):
+                if not s:
+                    s.update(self._fresh(p, group))
+            steps = [s["step"] for s in states]
+            for step in sorted(set(steps)):
+                chosen = [i for i, n in enumerate(steps) if n == step] if steps.count(step) != len(steps) else range(len(steps))
+                ours = [states[i] for i in chosen]
+                self._advance(group, [params[i] for i in chosen], [grads[i] for i in chosen], ours, step + 1)
+                for s in ours:
+                    s["step"] = step + 1
+        return loss
+
+
+def _lists(params: Tensors, grads: Tensors, states: list[State], *names: str) -> list[Tensors]:
+    return [params, grads, *([s[name] for s in states] for name in names)]
+
+
+def _decay_of(group: State) -> tuple[str, float]:
+    """How weight decay is applied, and its factor."""
+    if group["weight_decay"] == 0:
+        return "none", 0.0
+    if group.get("decoupled_weight_decay"):
+        return "decoupled", 1 - number(group["lr"]) * group["weight_decay"]
+    return "gradient", group["weight_decay"]
+
+
+# ------------------------------------------------------------------------------------------------ RMSprop
+
+
+def _rmsprop(params: Tensors, grads: Tensors, squares: Tensors, *rest: Any) -> tuple[Tensors, ...]:
+    *extra, lr, alpha, alpha_rest, eps, momentum, decay, kind, maximize, centered, heavy = rest
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    squares = [s * alpha + g * g * alpha_rest for s, g in zip(squares, grads, strict=True)]
+    averages = extra.pop(0) if centered else []
+    if centered:
+        averages = [a + (g - a) * alpha_rest for a, g in zip(averages, grads, strict=True)]
+        roots = [(s - a * a).sqrt() + eps for s, a in zip(squares, averages, strict=True)]
+    else:
+        roots = [s.sqrt() + eps for s in squares]
+    steps = [g / r for g, r in zip(grads, roots, strict=True)]
+    out = [squares, *([averages] if centered else [])]
+    if heavy:
+        steps = [b * momentum + s for b, s in zip(extra[0], steps, strict=True)]
+        out.append(steps)
+    return [p - s * lr for p, s in zip(params, steps, strict=True)], *out
+
+
+_RMS_SCALARS = ("lr", "alpha", "alpha_rest", "eps", "momentum", "decay")
+_RMSPROP: dict[tuple[bool, bool], Op] = {}
+for _centered in (False, True):
+    for _heavy in (False, True):
+        _states = ("squares", *(["averages"] if _centered else []), *(["buffers"] if _heavy else []))
+        _RMSPROP[_centered, _heavy] = update(
+            "rmsprop" + ("_centered" if _centered else "") + ("_momentum" if _heavy else ""),
+            ("params", "grads", *_states),
+            _RMS_SCALARS,
+            ("params", *_states),
+            _rmsprop,
+            ("decay_kind", "maximize", "centered", "heavy"),
+            "One step of RMSprop.",
+        )
+
+
+class RMSprop(_Adaptive):
+    """Gradients divided by the root of a running average of their squares (Hinton 2012)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._check(lr, weight_decay, eps)
+        if not momentum >= 0.0:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+        if not alpha >= 0.0:
+            raise ValueError(f"Invalid alpha value: {alpha}")
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                momentum=momentum,
+                alpha=alpha,
+                eps=eps,
+                centered=centered,
+                weight_decay=weight_decay,
+                capturable=capturable,
+                foreach=foreach,
+                maximize=maximize,
+                differentiable=differentiable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        state: State = {"step": 0.0, "square_avg": ops.zeros_like(p)}
+        if group["momentum"] > 0:
+            state["momentum_buffer"] = ops.zeros_like(p)
+        if group["centered"]:
+            state["grad_avg"] = ops.zeros_like(p)
+        return state
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        centered, heavy = bool(group["centered"]), group["momentum"] > 0
+        names = ["square_avg", *(["grad_avg"] if centered else []), *(["momentum_buffer"] if heavy else [])]
+        kind, decay = _decay_of(group)
+        scalars = (number(group["lr"]), group["alpha"], 1 - group["alpha"], group["eps"], group["momentum"], decay)
+        apply_update(
+            _RMSPROP[centered, heavy], _lists(params, grads, states, *names), scalars, (kind, bool(group["maximize"]), centered, heavy)
+        )
+
+
+# ------------------------------------------------------------------------------------------------ Adagrad
+
+
+def _adagrad(
+    params: Tensors, grads: Tensors, sums: Tensors, rate: Any, eps: Any, decay: Any, kind: str, maximize: bool
+) -> tuple[Tensors, ...]:
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    sums = [s + g * g for s, g in zip(sums, grads, strict=True)]
+    return [p - g / (s.sqrt() + eps) * rate for p, g, s in zip(params, grads, sums, strict=True)], sums
+
+
+adagrad = update(
+    "adagrad",
+    ("params", "grads", "sums"),
+    ("rate", "eps", "decay"),
+    ("params", "sums"),
+    _adagrad,
+    ("decay_kind", "maximize"),
+    "One step of Adagrad.",
+)
+
+
+class Adagrad(_Adaptive):
+    """Gradients divided by the root of the sum of their squares (Duchi et al. 2011)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self._check(lr, weight_decay, eps)
+        if not lr_decay >= 0.0:
+            raise ValueError(f"Invalid lr_decay value: {lr_decay}")
+        if not initial_accumulator_value >= 0.0:
+            raise ValueError(f"Invalid initial_accumulator_value value: {initial_accumulator_value}")
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                lr_decay=lr_decay,
+                eps=eps,
+                weight_decay=weight_decay,
+                initial_accumulator_value=initial_accumulator_value,
+                foreach=foreach,
+                maximize=maximize,
+                differentiable=differentiable,
+                fused=fused,
+            ),
+        )
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].update(self._fresh(p, group))
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "sum": ops.full_like(p.detach(), group["initial_accumulator_value"])}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        kind, decay = _decay_of(group)
+        rate = number(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
+        apply_update(adagrad, _lists(params, grads, states, "sum"), (rate, group["eps"], decay), (kind, bool(group["maximize"])))
+
+    def share_memory(self) -> None:
+        """Nothing to do: processes share by files."""
+
+
+# ------------------------------------------------------------------------------------------------ Adadelta
+
+
+def _adadelta(
+    params: Tensors,
+    grads: Tensors,
+    squares: Tensors,
+    moves: Tensors,
+    lr: Any,
+    rho: Any,
+    rho_rest: Any,
+    eps: Any,
+    decay: Any,
+    kind: str,
+    maximize: bool,
+) -> tuple[Tensors, ...]:
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    squares = [s * rho + g * g * rho_rest for s, g in zip(squares, grads, strict=True)]
+    steps = [(m + eps).sqrt() / (s + eps).sqrt() * g for m, s, g in zip(moves, squares, grads, strict=True)]
+    moves = [m * rho + d * d * rho_rest for m, d in zip(moves, steps, strict=True)]
+    return [p - d * lr for p, d in zip(params, steps, strict=True)], squares, moves
+
+
+adadelta = update(
+    "adadelta",
+    ("params", "grads", "squares", "moves"),
+    ("lr", "rho", "rho_rest", "eps", "decay"),
+    ("params", "squares", "moves"),
+    _adadelta,
+    ("decay_kind", "maximize"),
+    "One step of Adadelta.",
+)
+
+
+class Adadelta(_Adaptive):
+    """Steps in the units of the parameters, from running averages of squared gradients and squared steps (Zeiler 2012)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._check(lr, weight_decay, eps)
+        if not 0.0 <= rho <= 1.0:
+            raise ValueError(f"Invalid rho value: {rho}")
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                rho=rho,
+                eps=eps,
+                weight_decay=weight_decay,
+                maximize=maximize,
+                capturable=capturable,
+                foreach=foreach,
+                differentiable=differentiable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "square_avg": ops.zeros_like(p), "acc_delta": ops.zeros_like(p)}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        kind, decay = _decay_of(group)
+        scalars = (number(group["lr"]), group["rho"], 1 - group["rho"], group["eps"], decay)
+        apply_update(adadelta, _lists(params, grads, states, "square_avg", "acc_delta"), scalars, (kind, bool(group["maximize"])))
+
+
+# ------------------------------------------------------------------------------------------------ Adamax
+
+
+def _adamax(
+    params: Tensors,
+    grads: Tensors,
+    averages: Tensors,
+    norms: Tensors,
+    rate: Any,
+    beta1_rest: Any,
+    beta2: Any,
+    eps: Any,
+    decay: Any,
+    kind: str,
+    maximize: bool,
+) -> tuple[Tensors, ...]:
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    averages = [m + (g - m) * beta1_rest for m, g in zip(averages, grads, strict=True)]
+    norms = [ops.maximum(n * beta2, g.abs() + eps) for n, g in zip(norms, grads, strict=True)]
+    return [p - m / n * rate for p, m, n in zip(params, averages, norms, strict=True)], averages, norms
+
+
+adamax = update(
+    "adamax",
+    ("params", "grads", "averages", "norms"),
+    ("rate", "beta1_rest", "beta2", "eps", "decay"),
+    ("params", "averages", "norms"),
+    _adamax,
+    ("decay_kind", "maximize"),
+    "One step of Adamax.",
+)
+
+
+def _check_betas(betas: tuple[float, float]) -> None:
+    for i in (0, 1):
+        if not 0.0 <= number(betas[i]) < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
+
+
+class Adamax(_Adaptive):
+    """Adam with the largest gradient in place of the root of their mean square (Kingma & Ba 2014)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._check(lr, weight_decay, eps)
+        _check_betas(betas)
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                foreach=foreach,
+                maximize=maximize,
+                differentiable=differentiable,
+                capturable=capturable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "exp_avg": ops.zeros_like(p), "exp_inf": ops.zeros_like(p)}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        kind, decay = _decay_of(group)
+        beta1, beta2 = group["betas"]
+        scalars = (number(group["lr"]) / (1 - beta1**step), 1 - beta1, beta2, group["eps"], decay)
+        apply_update(adamax, _lists(params, grads, states, "exp_avg", "exp_inf"), scalars, (kind, bool(group["maximize"])))
+
+
+# ------------------------------------------------------------------------------------------------ NAdam
+
+
+def _nadam(
+    params: Tensors,
+    grads: Tensors,
+    averages: Tensors,
+    squares: Tensors,
+    grad_rate: Any,
+    average_rate: Any,
+    beta1_rest: Any,
+    beta2: Any,
+    beta2_rest: Any,
+    correction: Any,
+    eps: Any,
+    decay: Any,
+    kind: str,
+    maximize: bool,
+) -> tuple[Tensors, ...]:
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    averages = [m + (g - m) * beta1_rest for m, g in zip(averages, grads, strict=True)]
+    squares = [v * beta2 + g * g * beta2_rest for v, g in zip(squares, grads, strict=True)]
+    roots = [(v / correction).sqrt() + eps for v in squares]
+    params = [p - (g * grad_rate + m * average_rate) / r for p, g, m, r in zip(params, grads, averages, roots, strict=True)]
+    return params, averages, squares
+
+
+nadam = update(
+    "nadam",
+    ("params", "grads", "averages", "squares"),
+    ("grad_rate", "average_rate", "beta1_rest", "beta2", "beta2_rest", "correction", "eps", "decay"),
+    ("params", "averages", "squares"),
+    _nadam,
+    ("decay_kind", "maximize"),
+    "One step of NAdam.",
+)
+
+
+class NAdam(_Adaptive):
+    """Adam with Nesterov momentum (Dozat 2016)."""
+
+    _numbers = ("step", "mu_product")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._check(lr, weight_decay, eps)
+        _check_betas(betas)
+        if not momentum_decay >= 0.0:
+            raise ValueError(f"Invalid momentum_decay value: {momentum_decay}")
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                momentum_decay=momentum_decay,
+                decoupled_weight_decay=decoupled_weight_decay,
+                maximize=maximize,
+                foreach=foreach,
+                capturable=capturable,
+                differentiable=differentiable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "mu_product": 1.0, "exp_avg": ops.zeros_like(p), "exp_avg_sq": ops.zeros_like(p)}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        kind, decay = _decay_of(group)
+        lr, (beta1, beta2) = number(group["lr"]), group["betas"]
+        mu = beta1 * (1.0 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
+        after = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * group["momentum_decay"]))
+        product = states[0]["mu_product"] * mu
+        scalars = (
+            lr * (1 - mu) / (1 - product),
+            lr * after / (1 - product * after),
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            1 - beta2**step,
+            group["eps"],
+            decay,
+        )
+        apply_update(nadam, _lists(params, grads, states, "exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"])))
+        for s in states:
+            s["mu_product"] = product
+
+
+# ------------------------------------------------------------------------------------------------ RAdam
+
+
+def _radam(
+    params: Tensors,
+    grads: Tensors,
+    averages: Tensors,
+    squares: Tensors,
+    rate: Any,
+    scale: Any,
+    beta1_rest: Any,
+    beta2: Any,
+    beta2_rest: Any,
+    eps: Any,
+    decay: Any,
+    kind: str,
+    maximize: bool,
+    rectified: bool,
+) -> tuple[Tensors, ...]:
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    averages = [m + (g - m) * beta1_rest for m, g in zip(averages, grads, strict=True)]
+    squares = [v * beta2 + g * g * beta2_rest for v, g in zip(squares, grads, strict=True)]
+    steps = [m / (v.sqrt() + eps) * scale for m, v in zip(averages, squares, strict=True)] if rectified else averages
+    return [p - s * rate for p, s in zip(params, steps, strict=True)], averages, squares
+
+
+radam = update(
+    "radam",
+    ("params", "grads", "averages", "squares"),
+    ("rate", "scale", "beta1_rest", "beta2", "beta2_rest", "eps", "decay"),
+    ("params", "averages", "squares"),
+    _radam,
+    ("decay_kind", "maximize", "rectified"),
+    "One step of RAdam.",
+)
+
+
+class RAdam(_Adaptive):
+    """Adam that scales by the second moment only once that is known well enough (Liu et al. 2019)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._check(lr, weight_decay, eps)
+        _check_betas(betas)
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                maximize=maximize,
+                foreach=foreach,
+                capturable=capturable,
+                decoupled_weight_decay=decoupled_weight_decay,
+                differentiable=differentiable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "exp_avg": ops.zeros_like(p), "exp_avg_sq": ops.zeros_like(p)}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        kind, decay = _decay_of(group)
+        beta1, beta2 = group["betas"]
+        second = 1 - beta2**step
+        limit = 2 / (1 - beta2) - 1
+        known = limit - 2 * step * beta2**step / second
+        rectified, scale = known > 5.0, 1.0
+        if rectified:
+            scale = second**0.5 * ((known - 4) * (known - 2) * limit / ((limit - 4) * (limit - 2) * known)) ** 0.5
+        scalars = (number(group["lr"]) / (1 - beta1**step), scale, 1 - beta1, beta2, 1 - beta2, group["eps"], decay)
+        apply_update(radam, _lists(params, grads, states, "exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"]), rectified))
+
+
+# ------------------------------------------------------------------------------------------------ Rprop
+
+
+def _rprop(
+    params: Tensors, grads: Tensors, before: Tensors, sizes: Tensors, shrink: Any, grow: Any, smallest: Any, largest: Any, maximize: bool
+) -> tuple[Tensors, ...]:
+    if maximize:
+        grads = [-g for g in grads]
+    agreement = [g * b for g, b in zip(grads, before, strict=True)]
+    sizes = [
+        ops.minimum(ops.maximum(ops.where(a > 0, s * grow, ops.where(a < 0, s * shrink, s)), smallest), largest)
+        for a, s in zip(agreement, sizes, strict=True)
+    ]
+    grads = [ops.where(a < 0, 0.0, g) for a, g in zip(agreement, grads, strict=True)]
+    return [p - g.sign() * s for p, g, s in zip(params, grads, sizes, strict=True)], grads, sizes
+
+
+rprop = update(
+    "rprop",
+    ("params", "grads", "before", "sizes"),
+    ("shrink", "grow", "smallest", "largest"),
+    ("params", "before", "sizes"),
+    _rprop,
+    ("maximize",),
+    "One step of Rprop.",
+)
+
+
+class Rprop(_Adaptive):
+    """Steps by the sign of the gradient, longer while it stays and shorter when it turns (Riedmiller & Braun 1993)."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        self._check(lr, 0.0)
+        if not 0.0 < etas[0] < 1.0 < etas[1]:
+            raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                etas=etas,
+                step_sizes=step_sizes,
+                foreach=foreach,
+                maximize=maximize,
+                differentiable=differentiable,
+                capturable=capturable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "prev": ops.zeros_like(p), "step_size": ops.full_like(p.detach(), number(group["lr"]))}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        scalars = tuple(map(float, (*group["etas"], *group["step_sizes"])))
+        apply_update(rprop, _lists(params, grads, states, "prev", "step_size"), scalars, (bool(group["maximize"]),))
+
+
+# ------------------------------------------------------------------------------------------------ ASGD
+
+
+def _asgd(
+    params: Tensors, grads: Tensors, averages: Tensors, eta: Any, shrink: Any, weight: Any, decay: Any, kind: str, maximize: bool
+) -> tuple[Tensors, ...]:
+    params, grads = _decayed(params, grads, decay, kind, maximize)
+    params = [p * shrink - g * eta for p, g in zip(params, grads, strict=True)]
+    return params, [a + (p - a) * weight for a, p in zip(averages, params, strict=True)]
+
+
+asgd = update(
+    "asgd",
+    ("params", "grads", "averages"),
+    ("eta", "shrink", "weight", "decay"),
+    ("params", "averages"),
+    _asgd,
+    ("decay_kind", "maximize"),
+    "One step of averaged SGD.",
+)
+
+
+class ASGD(_Adaptive):
+    """SGD whose iterates are averaged into `ax` of the state (Polyak & Juditsky 1992)."""
+
+    _numbers = ("step", "eta", "mu")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        self._check(lr, weight_decay)
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                lambd=lambd,
+                alpha=alpha,
+                t0=t0,
+                weight_decay=weight_decay,
+                foreach=foreach,
+                maximize=maximize,
+                differentiable=differentiable,
+                capturable=capturable,
+            ),
+        )
+
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, "eta": number(group["lr"]), "mu": 1.0, "ax": ops.zeros_like(p)}
+
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+        kind, decay = _decay_of(group)
+        eta, mu, lr = states[0]["eta"], states[0]["mu"], number(group["lr"])
+        apply_update(asgd, _lists(params, grads, states, "ax"), (eta, 1 - group["lambd"] * eta, mu, decay), (kind, bool(group["maximize"])))
+        for s in states:
+            s["eta"] = lr / (1 + group["lambd"] * lr * step) ** group["alpha"]
+            s["mu"] = 1 / max(1.0, step - group["t0"])

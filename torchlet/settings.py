@@ -1,0 +1,169 @@
+"""Switches that PyTorch programs set: default device, threads, precision, determinism. What has no meaning here is kept and told back."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torchlet import amp
+from torchlet.config import config
+from torchlet.op import STATE
+from torchlet.ops.place import place_of
+from torchlet.spec import CPU
+from torchlet.spec import device as Device
+from torchlet.tensor import Tensor
+
+__all__ = [
+    "SymBool", "SymFloat", "SymInt",
+    "are_deterministic_algorithms_enabled", "get_autocast_cpu_dtype", "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_device", "get_deterministic_debug_mode",
+    "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads", "is_anomaly_enabled", "is_autocast_cpu_enabled",
+    "is_autocast_enabled", "is_inference_mode_enabled", "is_storage", "is_warn_always_enabled", "set_default_device", "set_deterministic_debug_mode",
+    "set_float32_matmul_precision", "set_flush_denormal", "set_num_interop_threads", "set_num_threads", "set_warn_always", "typename", "use_deterministic_algorithms",
+]
+
+is_autocast_enabled, get_autocast_dtype = amp.is_autocast_enabled, amp.get_autocast_dtype
+_chosen: dict[str, Any] = {"precision": "highest", "deterministic": False, "warn_always": False, "interop": 1}
+
+
+def set_default_device(device: Any) -> None:
+    """Where this thread's new tensors are made unless said otherwise. Raises RuntimeError for a device that is not there."""
+    place = None if device is None else place_of(device)
+    STATE.default_device = None if place is CPU else place
+
+
+def get_default_device() -> Device:
+    """Where this thread's new tensors are made."""
+    return STATE.default_device or CPU
+
+
+def _enter(self: Device) -> Device:
+    _outer.append(STATE.default_device)
+    set_default_device(self)
+    return self
+
+
+def _leave(self: Device, *_: object) -> None:
+    STATE.default_device = _outer.pop()
+
+
+_outer: list[Any] = []
+Device.__enter__, Device.__exit__ = _enter, _leave  # type: ignore[attr-defined]  # `with torch.device("cuda"):`
+
+
+def get_num_threads() -> int:
+    """Threads of the CPU runtime."""
+    return config.num_threads or len(os.sched_getaffinity(0))
+
+
+def set_num_threads(n: int) -> None:
+    """Threads of the CPU runtime. Raises RuntimeError below 1."""
+    if n < 1:
+        raise RuntimeError("set_num_threads: expects a positive integer")
+    config.num_threads = int(n)
+
+
+def get_num_interop_threads() -> int:
+    """What was set; operations run one after the other."""
+    return int(_chosen["interop"])
+
+
+def set_num_interop_threads(n: int) -> None:
+    """Kept and told back."""
+    _chosen["interop"] = int(n)
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """"highest", "high" or "medium"; kept and told back. Raises RuntimeError for another word."""
+    if precision not in ("highest", "high", "medium"):
+        raise RuntimeError(f"float32_matmul_precision can only be set to 'highest', 'high' or 'medium', got {precision!r}")
+    _chosen["precision"] = precision
+
+
+def get_float32_matmul_precision() -> str:
+    """What was set."""
+    return str(_chosen["precision"])
+
+
+def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
+    """Kept and told back: results do not depend on scheduling here."""
+    _chosen["deterministic"] = bool(mode)
+
+
+def are_deterministic_algorithms_enabled() -> bool:
+    """What was set."""
+    return bool(_chosen["deterministic"])
+
+
+def set_deterministic_debug_mode(debug_mode: int | str) -> None:
+    """0 or "default" switches the wish for determinism off, others on."""
+    _chosen["deterministic"] = debug_mode not in (0, "default")
+
+
+def get_deterministic_debug_mode() -> int:
+    """2 where determinism is wished for, else 0."""
+    return 2 if _chosen["deterministic"] else 0
+
+
+def set_flush_denormal(mode: bool) -> bool:
+    """False: denormal numbers are always kept."""
+    return False
+
+
+def set_warn_always(b: bool) -> None:
+    """Kept and told back; Python's warning filters decide."""
+    _chosen["warn_always"] = bool(b)
+
+
+def is_warn_always_enabled() -> bool:
+    """What was set."""
+    return bool(_chosen["warn_always"])
+
+
+def is_anomaly_enabled() -> bool:
+    """False: errors of the backward pass name their operation anyway."""
+    return False
+
+
+def is_inference_mode_enabled() -> bool:
+    """True where nothing is recorded for `backward`."""
+    return not STATE.grad
+
+
+def is_autocast_cpu_enabled() -> bool:
+    """True inside an enabled autocast region."""
+    return is_autocast_enabled("cpu")
+
+
+def get_autocast_cpu_dtype() -> Any:
+    """`get_autocast_dtype("cpu")`."""
+    return get_autocast_dtype("cpu")
+
+
+def get_autocast_gpu_dtype() -> Any:
+    """`get_autocast_dtype("cuda")`."""
+    return get_autocast_dtype("cuda")
+
+
+def is_storage(obj: Any) -> bool:
+    """True for what `Tensor.storage` gives."""
+    return type(obj).__name__ in ("TypedStorage", "UntypedStorage")
+
+
+def typename(obj: Any) -> str:
+    """The name of a tensor's type, or of an object's class with its module."""
+    if isinstance(obj, Tensor):
+        return obj.type()  # type: ignore[no-any-return]
+    kind = obj if isinstance(obj, type) else type(obj)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+class SymInt:
+    """Never made: sizes are plain numbers. The name is for `isinstance`."""
+
+
+class SymFloat:
+    """Never made: see SymInt."""
+
+
+class SymBool:
+    """Never made: see SymInt."""
