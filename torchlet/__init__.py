@@ -44,45 +44,6 @@ from torchlet.dtypes import (
     int_ as int,
 )
 from torchlet.einops_backend import register_when_imported
-from torchlet.nn.functional import (
-    adaptive_avg_pool1d,
-    alpha_dropout,
-    avg_pool1d,
-    batch_norm,
-    bilinear,
-    binary_cross_entropy_with_logits,
-    celu,
-    channel_shuffle,
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-    cosine_embedding_loss,
-    cosine_similarity,
-    embedding_bag,
-    group_norm,
-    hardshrink,
-    hinge_embedding_loss,
-    instance_norm,
-    kl_div,
-    layer_norm,
-    margin_ranking_loss,
-    max_pool1d,
-    max_pool2d,
-    max_pool3d,
-    pairwise_distance,
-    pixel_shuffle,
-    pixel_unshuffle,
-    poisson_nll_loss,
-    prelu,
-    rms_norm,
-    rrelu,
-    selu,
-    threshold,
-    triplet_margin_loss,
-)
 from torchlet.ops import *  # noqa: F403
 from torchlet.ops.create import Generator, default_generator
 from torchlet.spec import Size, device
@@ -100,6 +61,13 @@ _LAZY = {
     "torchlet.serialize": "load save",
     "torchlet.amp": "autocast get_autocast_dtype is_autocast_enabled",
     "torchlet.func": "vmap",
+    "torchlet.nn.functional": (
+        "adaptive_avg_pool1d alpha_dropout avg_pool1d batch_norm bilinear binary_cross_entropy_with_logits celu channel_shuffle "
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cosine_embedding_loss cosine_similarity "
+        "embedding_bag group_norm hardshrink hinge_embedding_loss instance_norm kl_div layer_norm margin_ranking_loss max_pool1d "
+        "max_pool2d max_pool3d pairwise_distance pixel_shuffle pixel_unshuffle poisson_nll_loss prelu rms_norm rrelu selu "
+        "threshold triplet_margin_loss"
+    ),
     "torchlet.settings": (
         "SymBool SymFloat SymInt are_deterministic_algorithms_enabled get_autocast_cpu_dtype get_autocast_gpu_dtype get_default_device "
         "get_deterministic_debug_mode get_float32_matmul_precision get_num_interop_threads get_num_threads is_anomaly_enabled "

@@ -634,6 +634,7 @@ def walk_back(
 
     before, run, casts = STATE.grad, STATE.run, STATE.autocast
     if run is not None:
+        run.walking += 1
         run.constants = True  # numbers that rules compute with belong to the program
     _set_grad(create_graph)
     STATE.autocast = None  # the rules compute in the dtypes of the forward pass
@@ -715,6 +716,7 @@ def walk_back(
                 hook(leaf)
     finally:
         if run is not None:
+            run.walking -= 1
             run.constants = False
         STATE.place = None
         STATE.autocast = casts

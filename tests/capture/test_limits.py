@@ -7,7 +7,7 @@ import tracemalloc
 import warnings
 import weakref
 
-from harness import mlp, plain, randn, same
+from harness import mlp, plain, randn, same, state
 
 import torchlet as torch
 import torchlet.nn.functional as F
@@ -66,6 +66,27 @@ def test_a_long_loop_is_cut():
     assert all(len(path.steps) <= capture.MAX_STEPS for path, _ in f.paths)
 
 
+def test_a_training_step_that_is_cut_in_the_middle_of_its_backward_pass(monkeypatch):
+    def train(compile):
+        model = mlp(sizes=(3, 4, 4, 2))
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x):
+            opt.zero_grad()
+            loss = model(x).softmax(-1).pow(2).mean()
+            loss.backward()
+            opt.step()
+            return loss
+
+        f = compile(step)
+        return plain([[f(randn(2, 3, seed=i)), state(model)] for i in range(4)])
+
+    expected = train(lambda f: f)
+    for limit in (7, 10, 13, 17):
+        monkeypatch.setattr(capture, "MAX_STEPS", limit)
+        same(expected, train(torch.compile))
+
+
 def test_paths_that_never_repeat_are_forgotten_with_one_warning(monkeypatch):
     monkeypatch.setattr("torchlet.compiler.function.MAX_PATHS", 12)
 
@@ -116,27 +137,27 @@ def count_steps(root):
 
 
 def test_ten_thousand_calls_hold_memory_steady():
-    state = {"k": 1.0, "t": randn(3), "kept": [], "model": mlp(sizes=(3, 3))}
-    opt = torch.optim.SGD(state["model"].parameters(), lr=0.01, momentum=0.9)
+    box = {"k": 1.0, "t": randn(3), "kept": [], "model": mlp(sizes=(3, 3))}
+    opt = torch.optim.SGD(box["model"].parameters(), lr=0.01, momentum=0.9)
 
     @torch.compile
     def f(x):
         opt.zero_grad()
-        y = state["model"](x * state["k"] + state["t"])
+        y = box["model"](x * box["k"] + box["t"])
         loss = y.pow(2).mean()
         loss.backward()
         opt.step()
-        state["kept"].append(y.detach())
-        if len(state["kept"]) > 3:
-            state["kept"].pop(0)
-        return loss if state["k"] < 0.5 else loss + y.sum()
+        box["kept"].append(y.detach())
+        if len(box["kept"]) > 3:
+            box["kept"].pop(0)
+        return loss if box["k"] < 0.5 else loss + y.sum()
 
     def calls(n):
         for i in range(n):
-            state["k"] = (i % 10) / 10
+            box["k"] = (i % 10) / 10
             opt.param_groups[0]["lr"] = 0.01 / (1 + i % 7)
             if i % 5 == 0:
-                state["t"] = randn(3, seed=i % 3)
+                box["t"] = randn(3, seed=i % 3)
             f(x)
 
     x = randn(3)

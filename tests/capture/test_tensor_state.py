@@ -598,6 +598,41 @@ def hook_reads_values_in_the_middle_of_a_backward_pass(compile):
 
 
 @program
+def hook_reads_values_before_saved_outputs_are_used(compile):
+    w, seen = leaf(), []
+    v = w * 2
+    v.register_hook(lambda g: seen.append(g.sum().item()))
+
+    def f(k, order):
+        w.grad = None
+        a, b = (v * k).tanh(), ((w * k).tanh() * k).softmax(-1).exp() + 2.0 * w.sigmoid()
+        y = (a + b, b + a, a * b, b * a)[order]
+        y.sum().backward(retain_graph=True)
+        return w.grad
+
+    g = compile(f)
+    return [g(0.1 * i, i % 4) for i in range(8)] + [seen]
+
+
+@program
+def autocast_on_and_off(compile):
+    m = mlp(sizes=(3, 4, 2))
+
+    def f(x):
+        m.zero_grad()
+        y = m(x)
+        y.float().pow(2).sum().backward()
+        return y.dtype, y.detach().float().mul(8).round(), m[0].weight.grad.dtype
+
+    g = compile(f)
+    out = []
+    for i in range(4):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=i % 2 == 1):
+            out.append(g(X[i]))
+    return out
+
+
+@program
 def custom_function_with_state(compile):
     class Scale(torch.autograd.Function):
         factor = 2.0

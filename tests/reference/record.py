@@ -48,6 +48,16 @@ def main() -> None:
             raise RuntimeError(f"{name}: {error}") from error
         for k, v in enumerate(results):
             values[f"{name}|{k}"] = v
+    x = torch.arange(6.0).view(2, 3)
+    layer = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.copy_(x)
+    checkpoint = {
+        "model": layer.state_dict(), "row": x[1], "turned": x.t(), "parameter": torch.nn.Parameter(torch.ones(2)), "bfloat16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "complex": torch.tensor([1 + 2j]), "bool": torch.tensor([True, False]), "empty": torch.zeros(0, 3), "size": torch.Size([2, 3]), "dtype": torch.float16,
+        "device": torch.device("cpu"), "plain": {"n": None, "i": 2**40, "f": -1.5, "t": (1, [2, "x"]), "s": {1, 2}},
+    }
+    torch.save(checkpoint, HERE / "checkpoint.pt")
     np.savez_compressed(HERE / "values.npz", **values)
     print(f"{len(CASES)} cases, {len(values)} values, {(HERE / 'values.npz').stat().st_size} bytes, torch {torch.__version__}")
 

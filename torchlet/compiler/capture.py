@@ -31,7 +31,7 @@ from torchlet.tensor import Meta, Storage, Tensor, new
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STDLIB = os.path.dirname(os.path.abspath(operator.__file__))
-MAX_STEPS = 1000  # a longer segment is cut: compile time grows faster than the gain
+MAX_STEPS = 2000  # a longer segment is cut: compile time grows faster than the gain
 MAX_PATHS = 256  # of one function; those not used for longest are forgotten
 MAX_PROGRAMS = 8  # of one path: sets of outputs that someone still holds
 MAX_ASIDE = 16  # operations that are computed twice, so that positions are known before they are used
@@ -214,6 +214,7 @@ class Run:
         self.cause = ""  # why a step was recorded in this segment though another was expected
         self.scalars: list[Any] = []
         self.writes_pending = False
+        self.walking = 0  # backward passes that are being walked
         self.constants = False  # numbers met now are part of the program (a gradient rule is running)
         self.nodes: dict[Step, OpNode] | None = None  # tape nodes of pending steps, made when backward needs them
         self.weak: dict[int, ScalarSlot] = {}
@@ -668,6 +669,8 @@ class Run:
         self.root = end  # nothing is pending any more, whatever happens now
         outer, STATE.run = STATE.run, None  # what a launch sets off (finalizers of dropped tensors) is no part of the path
         slots = path.slots
+        # saved outputs are seen through shadows: in the middle of a backward pass they are wanted after this launch
+        held = [(n, s.t) for s, n in self.nodes.items() if n.out_shadow is not None and s.t is not None] if self.walking and self.nodes else ()
         try:
             if len(self.scalars) != path.scalar_count:
                 self._realign(path)
@@ -687,6 +690,9 @@ class Run:
                 self._launch(path, "")
             else:
                 self._run(path, quiet.alive, quiet.program)
+            for node, t in held:
+                shadow = node.out_shadow
+                shadow._np, shadow._store, shadow._ptr = t._np, t._store, t._ptr  # type: ignore[union-attr]
         except BaseException as error:
             self._lose(path, error)
             raise
@@ -707,6 +713,7 @@ class Run:
         self.root = self.cur = self.start
         self.scalars, self.nodes, self.replaced = [], None, []
         self.writes_pending = self.moved = self.constants = False
+        self.walking = 0
 
     def _begin(self, end: Step, last: bool, mine: bool) -> None:
         """The segment up to `end` is done; stand at the root of the next."""

@@ -86,6 +86,7 @@ class Builder:
     """Makes nodes, each value once. Also a dispatch target (`with builder:`): rules and bodies written in torchlet operations build graph."""
 
     writes_pending = False
+    walking = 0
 
     def __init__(self) -> None:
         self.table: dict[tuple[Any, ...], Node] = {}

@@ -81,7 +81,7 @@ class _Conv(Module):
         self.out_channels = out_channels
         self.kernel_size = each(kernel_size, self.rank)
         self.stride = each(stride, self.rank)
-        self.padding = padding if isinstance(padding, str) else each(padding, self.rank)
+        self.padding: Any = padding if isinstance(padding, str) else each(padding, self.rank)
         self.dilation = each(dilation, self.rank)
         self.output_padding = each(output_padding, self.rank)
         self.groups = groups

@@ -13,9 +13,7 @@ from torchlet import dtypes, ops
 from torchlet.autograd import no_grad
 from torchlet.dtypes import dtype
 from torchlet.expr import call
-from torchlet.nn.resample import (
-    upsample,  # noqa: F401,
-)
+from torchlet.nn import resample
 from torchlet.op import STATE, apply, pointwise
 from torchlet.ops import attention, composite, convolve, pool
 from torchlet.tensor import Tensor
@@ -496,6 +494,11 @@ def embedding_bag(
         return out
     return out / ops.zeros(bags, dtype=weight.dtype).index_add(0, bag, counted).clamp(min=1).unsqueeze(-1)
 
+
+# ------------------------------------------------------------------------------------------------ images in other sizes
+
+affine_grid, grid_sample, interpolate, upsample = resample.affine_grid, resample.grid_sample, resample.interpolate, resample.upsample
+channel_shuffle, pixel_shuffle, pixel_unshuffle = resample.channel_shuffle, resample.pixel_shuffle, resample.pixel_unshuffle
 
 # ------------------------------------------------------------------------------------------------ convolution and pooling
 

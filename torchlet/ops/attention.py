@@ -83,7 +83,7 @@ def _sdpa_np(query: Any, key: Any, value: Any, p: float, seed: int, offset: int,
         k, v = (np.repeat(x, q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     scores = np.matmul(q * q.dtype.type(scale), k.swapaxes(-2, -1))
     if is_causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+        scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
     if mask:
         scores = np.where(mask[0], scores, -np.inf) if mask[0].dtype == bool else scores + mask[0]
     top = scores.max(-1, keepdims=True, initial=-np.inf)

@@ -78,7 +78,7 @@ def _overlaps_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], si
     return load(0, (*out[:2], *source, *out[2 + rank :]), mask=mask)
 
 
-def _positions(counts: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Iterator[tuple[Sizes, tuple[slice, ...]]]:
+def _positions(counts: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Iterator[tuple[Sizes, tuple[Any, ...]]]:
     """Each element of a window with the places where it lies in the windows, one slice a dimension."""
     for at in np.ndindex(*kernel):
         parts = zip(at, counts, stride, dilation, strict=True)
@@ -88,7 +88,7 @@ def _positions(counts: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes) -> 
 def _overlaps_np(x: Any, size: Sizes, stride: Sizes, dilation: Sizes) -> Any:
     rank = len(size)
     counts, kernel = x.shape[2 : 2 + rank], x.shape[2 + rank :]
-    out = np.zeros((*x.shape[:2], *size, *kernel), x.dtype)
+    out: Any = np.zeros((*x.shape[:2], *size, *kernel), x.dtype)
     for at, places in _positions(counts, kernel, stride, dilation):
         out[(..., *places, *at)] = x[(..., *at)]
     return out
@@ -112,7 +112,7 @@ overlaps_ = define(
 def _overlap_add_np(x: Any, size: Sizes, stride: Sizes, dilation: Sizes) -> Any:
     rank = len(size)
     wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
-    out = np.zeros((*x.shape[:2], *size), wide)
+    out: Any = np.zeros((*x.shape[:2], *size), wide)
     for at, places in _positions(x.shape[2 : 2 + rank], x.shape[2 + rank :], stride, dilation):
         out[(..., *places)] += x[(..., *at)]
     return out.astype(x.dtype, copy=False)
@@ -161,9 +161,10 @@ def _padded_np(x: Any, pads: Pads) -> Any:
     if not any(map(any, pads)):
         return x
     if any(a < 0 or b < 0 for a, b in pads):
-        x = x[(..., *[slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape[2:], pads, strict=True)])]
+        inside: Any = (..., *[slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape[2:], pads, strict=True)])
+        x = x[inside]
         pads = tuple([(max(a, 0), max(b, 0)) for a, b in pads])
-    out = np.zeros((*x.shape[:2], *(n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True))), x.dtype)
+    out: Any = np.zeros((*x.shape[:2], *(n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True))), x.dtype)
     out[(..., *[slice(a, a + n) for n, (a, _) in zip(x.shape[2:], pads, strict=True)])] = x
     return out
 
@@ -199,7 +200,7 @@ def _conv_np(x: Any, weight: Any, *rest: Any) -> Any:
     n, o = x.shape[0], weight.shape[0]
     if groups == x.shape[1] == o:  # one filter a channel: a product of matrices would have one row
         counts = window_counts("conv", xp.shape[2:], kernel, stride, dilation)
-        out = np.zeros((n, o, *counts), xp.dtype)
+        out: Any = np.zeros((n, o, *counts), xp.dtype)
         for at, places in _positions(counts, kernel, stride, dilation):
             out += xp[(..., *places)] * w[(slice(None), 0, *at)].reshape(-1, *[1] * len(kernel))
     else:
@@ -222,7 +223,7 @@ def _transpose_np(x: Any, weight: Any, *rest: Any) -> Any:
     xw, w = _wide(x), _wide(weight)
     n, channels = x.shape[0], weight.shape[1] * groups
     counts = x.shape[2:]
-    out = np.zeros((n, channels, *(s + a + b for s, (a, b) in zip(size, pads, strict=True))), xw.dtype)
+    out: Any = np.zeros((n, channels, *(s + a + b for s, (a, b) in zip(size, pads, strict=True))), xw.dtype)
     columns = w.reshape(groups, weight.shape[0] // groups, -1).swapaxes(1, 2)
     flat = xw.reshape(n, groups, weight.shape[0] // groups, -1)
     for a, b in _chunks(n, channels * math.prod(kernel) * math.prod(counts)):
@@ -240,7 +241,7 @@ def _weight_np(x: Any, g: Any, kernel: Sizes, stride: Sizes, pads: Pads, dilatio
     xp, gw = _padded_np(_wide(x), _exact(pads, x.shape[2:], counts, kernel, stride, dilation)), _wide(g)
     _, part = _columns(xp, kernel, stride, dilation, groups)
     flat = gw.reshape(n, groups, o // groups, -1)
-    out = np.zeros((groups, o // groups, x.shape[1] // groups * math.prod(kernel)), xp.dtype)
+    out: Any = np.zeros((groups, o // groups, x.shape[1] // groups * math.prod(kernel)), xp.dtype)
     for a, b in _chunks(n, x.shape[1] * math.prod(kernel) * math.prod(counts)):
         out += np.matmul(flat[a:b], part(a, b).swapaxes(2, 3)).sum(0)
     return out.reshape(o, x.shape[1] // groups, *kernel).astype(x.dtype, copy=False)

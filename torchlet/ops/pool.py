@@ -25,7 +25,7 @@ _ATTRS = ("kernel", "stride", "pads", "dilation")
 
 
 def _lowest(dtype: dtypes.dtype) -> float | int:
-    return -math.inf if dtype.is_floating_point else int(np.iinfo(dtype.np).min)
+    return -math.inf if dtype.is_floating_point else int(np.iinfo(str(dtype.np)).min)
 
 
 def _filled(x: Any, pads: Pads, value: Any) -> Any:
@@ -104,7 +104,7 @@ def _spread_body(g: Tensor, at: Tensor, size: Sizes, kernel: Sizes, stride: Size
 
 
 def _spread_np(g: Any, at: Any, size: Sizes, kernel: Sizes, stride: Sizes, pads: Pads, dilation: Sizes) -> Any:
-    out = np.zeros((*g.shape[:2], *(n + a + b for n, (a, b) in zip(size, pads, strict=True))), _wide(g).dtype)
+    out: Any = np.zeros((*g.shape[:2], *(n + a + b for n, (a, b) in zip(size, pads, strict=True))), _wide(g).dtype)
     for number, (_, places) in enumerate(_positions(g.shape[2:], kernel, stride, dilation)):
         out[(..., *places)] += np.where(at == number, g, 0)
     return np.ascontiguousarray(out[(..., *[slice(a, a + n) for n, (a, _) in zip(size, pads, strict=True)])], g.dtype)
@@ -180,7 +180,7 @@ max_pool_pick_ = define(
 
 def _pick_np(x: Any, at: Any, kernel: Sizes, stride: Sizes, pads: Pads, dilation: Sizes) -> Any:
     xp = _filled(x, pads, 0)
-    out = np.zeros(at.shape, x.dtype)
+    out: Any = np.zeros(at.shape, x.dtype)
     for number, (_, places) in enumerate(_positions(at.shape[2:], kernel, stride, dilation)):
         np.copyto(out, xp[(..., *places)], where=at == number)
     return out
@@ -192,7 +192,7 @@ def _pick_np(x: Any, at: Any, kernel: Sizes, stride: Sizes, pads: Pads, dilation
 def _sum_np(x: Any, kernel: Sizes, stride: Sizes, pads: Pads) -> Any:
     xp = _filled(_wide(x), pads, 0)
     counts = window_counts("avg_pool", xp.shape[2:], kernel, stride, (1,) * len(kernel))
-    out = np.zeros((*x.shape[:2], *counts), xp.dtype)
+    out: Any = np.zeros((*x.shape[:2], *counts), xp.dtype)
     for _, places in _positions(counts, kernel, stride, (1,) * len(kernel)):
         out += xp[(..., *places)]
     return out.astype(x.dtype, copy=False)
@@ -273,22 +273,27 @@ def _adaptive_back_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec
     return load(0, (*out[:2], *windows, *elements), mask=mask)
 
 
+def _picked(x: Any, places: list[tuple[Any, Any, Any]]) -> Any:
+    """x (N, C, *m, *k) at (first, second, valid) for each dimension, arrays (n, j): (N, C, *n, *j), 0 where not valid."""
+    rank = len(places)
+    first, second, valid = [], [], np.ones((1,) * 2 * rank, bool)
+    for d, parts in enumerate(places):
+        n, j = parts[0].shape
+        shape = [n if i == d else j if i == d + rank else 1 for i in range(2 * rank)]
+        a, b, ok = (part.reshape(shape) for part in parts)
+        first.append(np.where(ok, a, 0))
+        second.append(np.where(ok, b, 0))
+        valid = valid & ok
+    return np.where(valid, x[(slice(None), slice(None), *first, *second)], x.dtype.type(0))
+
+
 def _adaptive_back_np(x: Any, size: Sizes) -> Any:
-    rank = len(size)
-    counts = x.shape[2 : 2 + rank]
-    depth = [_adaptive_longest(m, n) for m, n in zip(counts, size, strict=True)]
-    out = np.zeros((*x.shape[:2], *size, *depth), x.dtype)
-    where_from = []
-    for n, m, deep in zip(size, counts, depth, strict=True):
-        i, j = np.arange(n)[:, None], np.arange(deep)
-        o = i * m // n + j
-        where_from.append((o, i - o * n // m, o < -(-(i + 1) * m // n)))
-    for at in np.ndindex(*size):
-        for j in np.ndindex(*depth):
-            places = [(w[0][i, k], w[1][i, k], w[2][i, k]) for w, i, k in zip(where_from, at, j, strict=True)]
-            if all(ok for _, _, ok in places):
-                out[(..., *at, *j)] = x[(..., *[o for o, _, _ in places], *[k for _, k, _ in places])]
-    return out
+    places = []
+    for n, m in zip(size, x.shape[2 : 2 + len(size)], strict=True):
+        i = np.arange(n)[:, None]
+        o = i * m // n + np.arange(_adaptive_longest(m, n))
+        places.append((o, i - o * n // m, o < -(-(i + 1) * m // n)))
+    return _picked(x, places)
 
 
 def _adaptive_grad(g: Tensor, x_spec: Spec) -> Tensor:
@@ -332,16 +337,12 @@ def _gather_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], coun
 
 
 def _gather_np(x: Any, counts: Sizes) -> Any:
-    rank = len(counts)
-    size = x.shape[2 : 2 + rank]
-    longest = [_adaptive_longest(n, m) for n, m in zip(size, counts, strict=True)]
-    out = np.zeros((*x.shape[:2], *counts, *longest), x.dtype)
-    for o in np.ndindex(*counts):
-        for k in np.ndindex(*longest):
-            at = [a * n // m + b for a, b, n, m in zip(o, k, size, counts, strict=True)]
-            if all(i < -(-(a + 1) * n // m) for i, a, n, m in zip(at, o, size, counts, strict=True)):
-                out[(..., *o, *k)] = x[(..., *at, *[a - i * m // n for a, i, n, m in zip(o, at, size, counts, strict=True)])]
-    return out
+    places = []
+    for n, m in zip(x.shape[2 : 2 + len(counts)], counts, strict=True):
+        o = np.arange(m)[:, None]
+        i = o * n // m + np.arange(_adaptive_longest(n, m))
+        places.append((i, o - i * m // n, i < -(-(o + 1) * n // m)))
+    return _picked(x, places)
 
 
 adaptive_back_ = define(
@@ -591,7 +592,8 @@ def adaptive_max_pool(input: Tensor, output_size: Any, rank: int, return_indices
             o = reshape(apply(arange_, (0, 1), (m, dtypes.int64)), (-1, *[1] * (rank - 1 - d)))
             flat = flat * n + o * n // m + (number // block) % kernel[d]
     if not batched:
-        out, flat = out.squeeze(0), flat.squeeze(0) if return_indices else None
+        out = out.squeeze(0)
+        flat = None if flat is None else flat.squeeze(0)
     return (out, flat) if return_indices else out
 
 

@@ -46,7 +46,7 @@ def _strong_wolfe(
     count, slope_new = 1, float(ops.dot(g_new, direction))
     t_before, f_before, g_before, slope_before = 0.0, f, g, slope
     done, k = False, 0
-    bracket: list[tuple[float, float, Tensor, float]] = []
+    bracket: list[tuple[float, float, Any, float]] = []
     while k < limit:
         here = (t, f_new, g_new, slope_new)
         if f_new > f + c1 * t * slope or (k > 1 and f_new >= f_before):
@@ -72,7 +72,7 @@ def _strong_wolfe(
         span = abs(bracket[1][0] - bracket[0][0])
         if span * reach < tolerance:
             break
-        t = _cubic_minimum(*(bracket[0][i] for i in (0, 1, 3)), *(bracket[1][i] for i in (0, 1, 3)))
+        t = _cubic_minimum(bracket[0][0], bracket[0][1], bracket[0][3], bracket[1][0], bracket[1][1], bracket[1][3])
         ends = bracket[0][0], bracket[1][0]
         margin = 0.1 * (max(ends) - min(ends))
         if min(max(ends) - t, t - min(ends)) < margin:  # too near an end: once is let pass inside, then it is moved
@@ -165,9 +165,14 @@ class LBFGS(Optimizer):
         g = self._gradient()
         if float(g.abs().max()) <= group["tolerance_grad"]:
             return first
-        d, t = state.get("d"), state.get("t")
-        dirs, steps, ro = state.get("old_dirs"), state.get("old_stps"), state.get("ro")
-        scale, g_before, loss_before = state.get("H_diag"), state.get("prev_flat_grad"), state.get("prev_loss")
+        d: Any = state.get("d")
+        t: Any = state.get("t")
+        dirs: Any = state.get("old_dirs")
+        steps: Any = state.get("old_stps")
+        ro: Any = state.get("ro")
+        scale: Any = state.get("H_diag")
+        g_before: Any = state.get("prev_flat_grad")
+        loss_before: Any = state.get("prev_loss")
         iterations = 0
         while iterations < group["max_iter"]:
             iterations += 1
