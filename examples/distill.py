@@ -1,6 +1,7 @@
 """Train a small network on the answers of a larger one (knowledge distillation, Hinton et al. 2015), compiled."""
 
 import argparse
+import itertools
 
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -15,7 +16,7 @@ TEMPERATURE = 2.0  # softens both distributions, so that the order of the wrong 
 
 def perceptron(*widths):
     """Linear layers with GELU between them."""
-    layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.GELU())]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
     return nn.Sequential(*layers[:-1])
 
 

@@ -40,11 +40,13 @@ def digits():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=30)
-    epochs = parser.parse_args().epochs
+    parser.add_argument("--layers", type=int, default=3)
+    args = parser.parse_args()
+    epochs = args.epochs
     torch.manual_seed(0)
     train_set, test_set = digits()
     loader = DataLoader(train_set, batch_size=64, shuffle=True, drop_last=True)
-    model = ViT()
+    model = ViT(layers=args.layers)
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     loss_function = nn.CrossEntropyLoss(label_smoothing=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)

@@ -20,6 +20,7 @@ from torchlet.utils.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -408,3 +409,13 @@ def test_loading_leaves_no_trace_in_a_capture() -> None:
     finally:
         tl.autograd.STATE.run = None
     assert [b.tolist() for b in got] == [[0, 1], [4]] and set(calls) == {"DataLoader"}
+
+
+def test_distributed_samplers_share_the_indices_evenly_and_reshuffle_by_epoch() -> None:
+    parts = [DistributedSampler(range(10), 3, rank) for rank in range(3)]
+    first = [list(p) for p in parts]
+    assert {len(p) for p in first} == {4} and sorted({i for p in first for i in p}) == list(range(10))
+    for p in parts:
+        p.set_epoch(1)
+    assert [list(p) for p in parts] != first
+    assert list(DistributedSampler(range(10), 3, 1, shuffle=False, drop_last=True)) == [1, 4, 7]

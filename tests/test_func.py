@@ -102,7 +102,11 @@ def test_gradcheck_finds_a_wrong_gradient() -> None:
 @pytest.mark.parametrize(
     "a, b, match",
     [
-        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1]), r"Tensor-likes are not close!\n\nMismatched elements: 1 / 2 \(50.0%\)\nGreatest absolute difference: 0.09999"),
+        (
+            torch.tensor([1.0, 2.0]),
+            torch.tensor([1.0, 2.1]),
+            r"Tensor-likes are not close!\n\nMismatched elements: 1 / 2 \(50.0%\)\nGreatest absolute difference: 0.09999",
+        ),
         (torch.ones(2), torch.ones(3), "'shape' do not match"),
         (torch.ones(2), torch.ones(2, dtype=torch.float64), "'dtype' do not match"),
         (1.0, 1.1, "Scalars are not close!\n\nExpected 1.1 but got 1.0"),

@@ -38,7 +38,14 @@ def test_a_file_of_pytorch_is_read_without_it() -> None:
 
 def test_a_pytorch_file_written_here_comes_back() -> None:
     x = torch.arange(12.0).view(3, 4)
-    value = {"model": torch.nn.Linear(2, 2).state_dict(), "x": x, "row": x[1], "t": x.t(), "p": torch.nn.Parameter(torch.ones(2)), "n": [None, True, -(2**70), 1.5, "é", (1,)]}
+    value = {
+        "model": torch.nn.Linear(2, 2).state_dict(),
+        "x": x,
+        "row": x[1],
+        "t": x.t(),
+        "p": torch.nn.Parameter(torch.ones(2)),
+        "n": [None, True, -(2**70), 1.5, "é", (1,)],
+    }
     f = io.BytesIO()
     torch.save(value, f, format="pytorch")
     f.seek(0)
@@ -71,7 +78,14 @@ def tensor_program(count: int, offset: int, size: tuple[int, ...], stride: tuple
         return b"(" + b"".join(map(number, ns)) + b"t"
 
     key = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + number(count) + b"tQ"
-    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + key + number(offset) + numbers(size) + numbers(stride) + b"\x89ccollections\nOrderedDict\n)RtR."
+    return (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
+        + key
+        + number(offset)
+        + numbers(size)
+        + numbers(stride)
+        + b"\x89ccollections\nOrderedDict\n)RtR."
+    )
 
 
 class Evil:
@@ -114,7 +128,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed() -> None:
     data = bytearray(REFERENCE.read_bytes())
     at = data.index(np.arange(6, dtype=np.float32).tobytes())
     data[at + 2] ^= 1
-    with pytest.raises(CheckpointError, match="CRC|damaged"):
+    with pytest.raises(CheckpointError, match=r"CRC|damaged"):
         torch.load(io.BytesIO(data))
 
 

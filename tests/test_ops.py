@@ -25,7 +25,9 @@ CASES: list[Any] = [
 DIFFERENTIABLE = [
     c
     for c in CASES
-    if c.values[0].vjp and c.values[0].name not in ("cast", "cholesky", "eigh") and not (c.values[0].name == "embedding" and c.values[2] != (None,))
+    if c.values[0].vjp
+    and c.values[0].name not in ("cast", "cholesky", "eigh")
+    and not (c.values[0].name == "embedding" and c.values[2] != (None,))
 ]
 
 # How a case is run alone; compiled, the operators run in groups (see below).
@@ -103,7 +105,9 @@ def test_operator_agrees_with_float64(op: Op, inputs: Any, attrs: Any, dtype: An
         pytest.skip("nothing to round")
     given = tensors(inputs, dtype)
     accepted(op, given, attrs)
-    rounded = tuple(values(t) if isinstance(t, Tensor) and t.dtype.has_gradient else t.numpy() if isinstance(t, Tensor) else t for t in given)
+    rounded = tuple(
+        values(t) if isinstance(t, Tensor) and t.dtype.has_gradient else t.numpy() if isinstance(t, Tensor) else t for t in given
+    )
     with np.errstate(all="ignore"):
         expected = np.asarray(op.eager(*rounded, *attrs))
     rtol, atol = TOLERANCE[dtype]
@@ -268,6 +272,7 @@ def wanted(op: Op, inputs: tuple[Any, ...]) -> list[int]:
 
 def numeric(f: Callable[[list[np.ndarray]], float], xs: list[np.ndarray], directions: list[np.ndarray], h: float) -> float:
     """The derivative of f along a direction, by the difference of fourth order."""
+
     def at(s: float) -> float:
         return f([x + s * h * d for x, d in zip(xs, directions, strict=True)])
 
@@ -376,6 +381,7 @@ def test_gradients_of_cholesky_and_eigh_agree_with_differences_on_symmetric_matr
 
 ONE_LAYOUT = ("view", "as_strided", "view_as_complex")  # they refuse layouts that need a copy
 
+
 @pytest.mark.parametrize("op, inputs, attrs", [c for c in CASES if c.values[0].name not in ONE_LAYOUT])
 def test_strided_inputs_give_the_same_result(op: Op, inputs: Any, attrs: Any) -> None:
     apart = tuple(torch.from_numpy(np.repeat(x, 2, axis=-1)[..., ::2]) if isinstance(x, np.ndarray) and x.ndim else x for x in inputs)
@@ -477,7 +483,11 @@ def test_compiled_operators_and_their_gradients_agree_with_eager(group: int) -> 
     for _ in range(2):  # recorded, then followed
         got = compiled(cases, fresh(), weights)
         assert len(got) == len(expected)
-        labels = iter(name for name, c, w in zip(names, cases, weights, strict=True) for name in [name] * (1 + (0 if w is None else len(wanted(c.values[0], c.values[1])))))
+        labels = iter(
+            name
+            for name, c, w in zip(names, cases, weights, strict=True)
+            for name in [name] * (1 + (0 if w is None else len(wanted(c.values[0], c.values[1]))))
+        )
         for a, b, label in zip(got, expected, labels, strict=True):
             assert a.shape == b.shape and a.dtype is b.dtype, label
             rtol, atol = COMPILED_TOLERANCE
@@ -487,17 +497,20 @@ def test_compiled_operators_and_their_gradients_agree_with_eager(group: int) -> 
 # ------------------------------------------------------------------------------------------------ promotion, as in PyTorch
 
 
-@pytest.mark.parametrize("a, b, expected", [
-    (torch.ones(2, dtype=torch.int32), 1.5, torch.float32),
-    (torch.ones(2, dtype=torch.int32), 2, torch.int32),
-    (torch.ones(2, dtype=torch.bool), 2, torch.int64),
-    (torch.ones(2, dtype=torch.uint8), torch.ones(2, dtype=torch.int8), torch.int16),
-    (torch.ones(2, dtype=torch.float16), torch.ones(2, dtype=torch.bfloat16), torch.float32),
-    (torch.ones(2, dtype=torch.float16), torch.tensor(1.0, dtype=torch.float64), torch.float16),
-    (torch.ones(2, dtype=torch.int64), torch.tensor(1.0, dtype=torch.float16), torch.float16),
-    (torch.tensor(1, dtype=torch.int8), torch.tensor(1, dtype=torch.int32), torch.int32),
-    (torch.ones(2, dtype=torch.bfloat16), 3.0, torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        (torch.ones(2, dtype=torch.int32), 1.5, torch.float32),
+        (torch.ones(2, dtype=torch.int32), 2, torch.int32),
+        (torch.ones(2, dtype=torch.bool), 2, torch.int64),
+        (torch.ones(2, dtype=torch.uint8), torch.ones(2, dtype=torch.int8), torch.int16),
+        (torch.ones(2, dtype=torch.float16), torch.ones(2, dtype=torch.bfloat16), torch.float32),
+        (torch.ones(2, dtype=torch.float16), torch.tensor(1.0, dtype=torch.float64), torch.float16),
+        (torch.ones(2, dtype=torch.int64), torch.tensor(1.0, dtype=torch.float16), torch.float16),
+        (torch.tensor(1, dtype=torch.int8), torch.tensor(1, dtype=torch.int32), torch.int32),
+        (torch.ones(2, dtype=torch.bfloat16), 3.0, torch.bfloat16),
+    ],
+)
 def test_dtypes_are_promoted(a: Any, b: Any, expected: Any) -> None:
     assert (a * b).dtype is expected and (b * a).dtype is expected
     assert torch.result_type(a, b) is expected

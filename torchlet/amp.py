@@ -25,7 +25,23 @@ __all__ = ["GradScaler", "autocast", "custom_bwd", "custom_fwd", "get_autocast_d
 # Products run in the lower precision, losses and inverses in float32; all else takes what it is given (PyTorch's CPU lists).
 LOWER = frozenset(("matmul", "linear", "linear_without_bias", "convolution", "convolution_transpose"))
 FLOAT32 = frozenset(
-    ("mse_loss", "cross_entropy", "cross_entropy_mean", "prod", "inv", "solve", "det", "logabsdet", "cholesky", "qr", "eigh", "svd", "fft", "rfft", "irfft")
+    (
+        "mse_loss",
+        "cross_entropy",
+        "cross_entropy_mean",
+        "prod",
+        "inv",
+        "solve",
+        "det",
+        "logabsdet",
+        "cholesky",
+        "qr",
+        "eigh",
+        "svd",
+        "fft",
+        "rfft",
+        "irfft",
+    )
 )
 WIDEST = frozenset(("cat",))
 _DEFAULTS = {"cpu": dtypes.bfloat16, "cuda": dtypes.float16}
@@ -78,7 +94,7 @@ class autocast(contextlib.ContextDecorator):
             op_module.AUTOCASTING.pop()
         STATE.autocast, STATE.autocast_dtype = self._before.pop()
 
-    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[override]
         """`func` run with autocast."""
 
         @functools.wraps(func)
@@ -126,7 +142,13 @@ class GradScaler:
     """
 
     def __init__(
-        self, device: str = "cuda", init_scale: float = 2.0**16, growth_factor: float = 2.0, backoff_factor: float = 0.5, growth_interval: int = 2000, enabled: bool = True
+        self,
+        device: str = "cuda",
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
     ):
         if enabled and Device(device).type == "cuda" and not cuda.is_available():
             warnings.warn("torch.cuda.amp.GradScaler is enabled, but CUDA is not available.  Disabling.", stacklevel=2)
@@ -136,7 +158,12 @@ class GradScaler:
         if not backoff_factor < 1:
             raise ValueError("The backoff factor must be < 1.0.")
         self._enabled, self._device = enabled, device
-        self._scale, self._growth_factor, self._backoff_factor, self._growth_interval = init_scale, growth_factor, backoff_factor, growth_interval
+        self._scale, self._growth_factor, self._backoff_factor, self._growth_interval = (
+            init_scale,
+            growth_factor,
+            backoff_factor,
+            growth_interval,
+        )
         self._growth_tracker = 0
         self._found: dict[int, bool] = {}  # optimizers whose gradients were divided since the last update: overflowed?
 
@@ -218,8 +245,11 @@ class GradScaler:
         if not self._enabled:
             return {}
         return {
-            "scale": self._scale, "growth_factor": self._growth_factor, "backoff_factor": self._backoff_factor,
-            "growth_interval": self._growth_interval, "_growth_tracker": self._growth_tracker,
+            "scale": self._scale,
+            "growth_factor": self._growth_factor,
+            "backoff_factor": self._backoff_factor,
+            "growth_interval": self._growth_interval,
+            "_growth_tracker": self._growth_tracker,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -250,7 +280,14 @@ class _CpuAutocast(autocast):
 class _CudaGradScaler(GradScaler):
     """`GradScaler("cuda")` with the arguments of torch.cuda.amp."""
 
-    def __init__(self, init_scale: float = 2.0**16, growth_factor: float = 2.0, backoff_factor: float = 0.5, growth_interval: int = 2000, enabled: bool = True):
+    def __init__(
+        self,
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+    ):
         super().__init__("cuda", init_scale, growth_factor, backoff_factor, growth_interval, enabled)
 
 

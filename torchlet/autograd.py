@@ -53,7 +53,7 @@ class set_grad_enabled(contextlib.ContextDecorator):
     def __exit__(self, *_: object) -> None:
         _set_grad(self.previous)
 
-    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[override]
         _set_grad(self.previous)  # used as a decorator: the mode belongs to the calls of func
         mode = self.mode
 

@@ -1,4 +1,4 @@
-"""PyTorch's .pt files, read and written without PyTorch and without unpickling: an own machine runs the few pickle opcodes that tensors need.
+"""PyTorch's .pt files, read and written without PyTorch and without unpickling: an own machine runs the opcodes that tensors need.
 
 A .pt file is a zip archive without compression: NAME/data.pkl, a pickle of the value in which storages are named by number, and
 NAME/data/N, the bytes of storage N. Nothing in a file is imported or called: the names that a pickle may mention are listed here
@@ -32,9 +32,18 @@ __all__ = ["CheckpointError", "is_pytorch", "read", "write"]
 
 MAX_OPCODES, MAX_MEMBERS, MAX_PICKLE = 5_000_000, 200_000, 256 << 20
 _STORAGES = {
-    "FloatStorage": dtypes.float32, "DoubleStorage": dtypes.float64, "HalfStorage": dtypes.float16, "BFloat16Storage": dtypes.bfloat16,
-    "LongStorage": dtypes.int64, "IntStorage": dtypes.int32, "ShortStorage": dtypes.int16, "CharStorage": dtypes.int8, "ByteStorage": dtypes.uint8,
-    "BoolStorage": dtypes.bool_, "ComplexFloatStorage": dtypes.complex64, "ComplexDoubleStorage": dtypes.complex128,
+    "FloatStorage": dtypes.float32,
+    "DoubleStorage": dtypes.float64,
+    "HalfStorage": dtypes.float16,
+    "BFloat16Storage": dtypes.bfloat16,
+    "LongStorage": dtypes.int64,
+    "IntStorage": dtypes.int32,
+    "ShortStorage": dtypes.int16,
+    "CharStorage": dtypes.int8,
+    "ByteStorage": dtypes.uint8,
+    "BoolStorage": dtypes.bool_,
+    "ComplexFloatStorage": dtypes.complex64,
+    "ComplexDoubleStorage": dtypes.complex128,
 }
 _STORAGE_OF = {d: name for name, d in _STORAGES.items()}
 
@@ -62,7 +71,8 @@ class _Archive:
     """The members of a file, each checked."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int):
-        self.archive, self.members = archive, {}
+        self.archive = archive
+        self.members: dict[str, zipfile.ZipInfo] = {}
         infos = archive.infolist()
         if len(infos) > MAX_MEMBERS:
             raise CheckpointError(f"it has {len(infos)} members; expected at most {MAX_MEMBERS}")
@@ -103,11 +113,22 @@ class _Builder:
         self.archive, self.swap, self.place = archive, swap, place
         self.storages: dict[str, tuple[np.ndarray[Any, Any], Storage]] = {}
         self.calls: dict[str, Callable[..., Any]] = {
-            "torch._utils._rebuild_tensor_v2": self.tensor, "torch._utils._rebuild_tensor": lambda s, o, shape, stride: self.tensor(s, o, shape, stride, False),
-            "torch._utils._rebuild_parameter": self.parameter, "torch._utils._rebuild_parameter_with_state": self.parameter,
-            "collections.OrderedDict": OrderedDict, "torch.Size": Size, "torch.device": device, "builtins.set": set, "__builtin__.set": set,
-            "torch._tensor._rebuild_from_type_v2": self.subclass, "builtins.complex": complex, "builtins.slice": slice, "_codecs.encode": self.encode,
-            "numpy.core.multiarray.scalar": self.numpy_scalar, "numpy._core.multiarray.scalar": self.numpy_scalar, "numpy.dtype": self.numpy_dtype,
+            "torch._utils._rebuild_tensor_v2": self.tensor,
+            "torch._utils._rebuild_tensor": lambda s, o, shape, stride: self.tensor(s, o, shape, stride, False),
+            "torch._utils._rebuild_parameter": self.parameter,
+            "torch._utils._rebuild_parameter_with_state": self.parameter,
+            "collections.OrderedDict": OrderedDict,
+            "torch.Size": Size,
+            "torch.device": device,
+            "builtins.set": set,
+            "__builtin__.set": set,
+            "torch._tensor._rebuild_from_type_v2": self.subclass,
+            "builtins.complex": complex,
+            "builtins.slice": slice,
+            "_codecs.encode": self.encode,
+            "numpy.core.multiarray.scalar": self.numpy_scalar,
+            "numpy._core.multiarray.scalar": self.numpy_scalar,
+            "numpy.dtype": self.numpy_dtype,
         }
         self.values = {f"torch.{d.name}": d for d in dtypes.ALL} | {f"torch.{name}": _Name(name) for name in _STORAGES}
         self.values["torch.storage.UntypedStorage"] = _Name("UntypedStorage")
@@ -118,7 +139,10 @@ class _Builder:
         if text in self.values:
             return self.values[text]
         if text not in self.calls:
-            raise CheckpointError(f"it names {text!r} (at byte {position} of data.pkl); only tensors, numbers, text, lists, tuples, dicts and sets are read, nothing is executed")
+            raise CheckpointError(
+                f"it names {text!r} (at byte {position} of data.pkl); only tensors, numbers, text, lists, tuples, dicts "
+                "and sets are read, nothing is executed"
+            )
         return _Name(text)
 
     def call(self, name: Any, arguments: Any) -> Any:
@@ -129,7 +153,14 @@ class _Builder:
 
     def storage(self, key: Any) -> tuple[np.ndarray[Any, Any], Storage]:
         """A storage by its persistent id ("storage", type, number, location, count)."""
-        if not (isinstance(key, tuple) and len(key) == 5 and key[0] == "storage" and isinstance(key[1], _Name) and isinstance(key[2], str) and type(key[4]) is int):
+        if not (
+            isinstance(key, tuple)
+            and len(key) == 5
+            and key[0] == "storage"
+            and isinstance(key[1], _Name)
+            and isinstance(key[2], str)
+            and type(key[4]) is int
+        ):
             raise CheckpointError("a storage has no proper id")
         kind = _STORAGES.get(key[1].text, dtypes.uint8)
         number = key[2]
@@ -155,12 +186,19 @@ class _Builder:
         count = math.prod(shape)
         last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if count else offset - 1
         if last >= array.size or offset > array.size:
-            raise CheckpointError(f"a tensor of shape {tuple(shape)}, strides {tuple(stride)} and offset {offset} reaches outside of its storage of {array.size} elements")
+            raise CheckpointError(
+                f"a tensor of shape {tuple(shape)}, strides {tuple(stride)} and offset {offset} reaches outside of its "
+                f"storage of {array.size} elements"
+            )
         if count > max(array.size, 1) * 4096:
             raise CheckpointError(f"a tensor of shape {tuple(shape)} repeats a storage of {array.size} elements")
         width = array.itemsize
         memory = array.view(np.uint8) if array.size else array
-        view = np.ndarray(tuple(shape), array.dtype, memory, offset * width, tuple(s * width for s in stride)) if count else np.empty(tuple(shape), array.dtype)
+        view = (
+            np.ndarray(tuple(shape), array.dtype, memory, offset * width, tuple(s * width for s in stride))
+            if count
+            else np.empty(tuple(shape), array.dtype)
+        )
         t = wrap(view, store=store)
         t = t if self.place is None else t.to(self.place)
         return t.requires_grad_() if requires_grad and t.dtype.has_gradient else t
@@ -203,9 +241,33 @@ class _Builder:
 # ------------------------------------------------------------------------------------------------ the machine
 
 _MARK = object()
-_PUSH = frozenset("BINUNICODE SHORT_BINUNICODE BINUNICODE8 BININT BININT1 BININT2 BINFLOAT LONG1 BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE INT FLOAT".split())
+_PUSH = frozenset(
+    [
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "BINFLOAT",
+        "LONG1",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "UNICODE",
+        "INT",
+        "FLOAT",
+    ]
+)
 _MAKE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set, "MARK": lambda: _MARK,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": set,
+    "MARK": lambda: _MARK,
 }
 
 
@@ -248,11 +310,11 @@ def _run(program: bytes, builder: _Builder) -> Any:
             n = int(op[-1])
             stack[-n:] = [tuple(stack[-n:])]
         elif op in ("BINPUT", "LONG_BINPUT", "PUT"):
-            memo[int(argument)] = stack[-1]
+            memo[int(str(argument))] = stack[-1]
         elif op == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif op in ("BINGET", "LONG_BINGET", "GET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(str(argument))])
         elif op == "APPEND":
             value = stack.pop()
             _is(stack[-1], list).append(value)
@@ -292,7 +354,7 @@ def _run(program: bytes, builder: _Builder) -> Any:
 
 
 def read(archive: zipfile.ZipFile, size: int, place: device | None = None) -> Any:
-    """The value in an archive that PyTorch wrote; `size` is the file's, `place` where tensors go. Raises CheckpointError saying what is wrong with it."""
+    """The value in an archive that PyTorch wrote; `size` is the file's, `place` where tensors go. Raises CheckpointError."""
     try:
         members = _Archive(archive, size)
         order = bytes(members.read("byteorder")).decode("ascii", "replace") if "byteorder" in members else "little"
@@ -304,7 +366,20 @@ def read(archive: zipfile.ZipFile, size: int, place: device | None = None) -> An
         return _run(program, _Builder(members, order != sys.byteorder, place))
     except CheckpointError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, struct.error, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        struct.error,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(f"it is damaged: {type(error).__name__}: {str(error)[:200]}") from None
 
 
@@ -361,7 +436,10 @@ class _Pickler:
         elif isinstance(x, np.generic):
             self.value(x.item(), where)
         else:
-            raise TypeError(f"save: {where} is a {type(x).__module__}.{type(x).__qualname__}; expected tensors, numbers, strings, None, and dicts, lists, tuples or sets of them")
+            raise TypeError(
+                f"save: {where} is a {type(x).__module__}.{type(x).__qualname__}; expected tensors, numbers, strings, "
+                "None, and dicts, lists, tuples or sets of them"
+            )
 
     def name(self, module: str, name: str) -> None:
         """A global."""

@@ -22,11 +22,26 @@ __all__ = ["install", "is_installed", "uninstall"]
 _PREFIX = "torch."
 # where PyTorch keeps a name in a submodule that is one module here: path below torch -> path below torchlet
 _MOVED = {
-    "cuda.amp": "amp.cuda_amp", "cpu.amp": "amp.cpu_amp", "cuda.amp.autocast_mode": "amp.cuda_amp", "cuda.amp.grad_scaler": "amp.cuda_amp",
-    "utils.data.dataloader": "utils.data", "utils.data.dataset": "utils.data", "utils.data.sampler": "utils.data", "utils.data._utils.collate": "utils.data",
-    "nn.modules": "nn", "nn.modules.module": "nn", "nn.modules.utils": "nn", "nn.parameter": "nn", "optim.optimizer": "optim",
-    "distributions.normal": "distributions", "distributions.categorical": "distributions", "distributions.kl": "distributions", "distributions.gumbel": "distributions",
-    "_tensor": "", "types": "", "cuda.random": "cuda",
+    "cuda.amp": "amp.cuda_amp",
+    "cpu.amp": "amp.cpu_amp",
+    "cuda.amp.autocast_mode": "amp.cuda_amp",
+    "cuda.amp.grad_scaler": "amp.cuda_amp",
+    "utils.data.dataloader": "utils.data",
+    "utils.data.dataset": "utils.data",
+    "utils.data.sampler": "utils.data",
+    "utils.data._utils.collate": "utils.data",
+    "nn.modules": "nn",
+    "nn.modules.module": "nn",
+    "nn.modules.utils": "nn",
+    "nn.parameter": "nn",
+    "optim.optimizer": "optim",
+    "distributions.normal": "distributions",
+    "distributions.categorical": "distributions",
+    "distributions.kl": "distributions",
+    "distributions.gumbel": "distributions",
+    "_tensor": "",
+    "types": "",
+    "cuda.random": "cuda",
 }
 
 
@@ -57,7 +72,7 @@ class _Alias(types.ModuleType):
     """`torch.x.y` as a module: attributes are those of torchlet's x.y, asked for when they are used."""
 
     def __init__(self, name: str, target: Any):
-        super().__init__(name, f"torchlet's {name[len(_PREFIX):] or 'package'} under PyTorch's name.")
+        super().__init__(name, f"torchlet's {name[len(_PREFIX) :] or 'package'} under PyTorch's name.")
         self.__dict__["_target"] = target
         self.__path__: list[str] = []
 
@@ -65,12 +80,16 @@ class _Alias(types.ModuleType):
         if name.startswith("__") and name not in ("__version__", "__all__"):
             raise AttributeError(name)
         try:
-            return getattr(self._target, name)
+            found = getattr(self._target, name)
+            inner = isinstance(found, types.ModuleType) and found.__name__.startswith("torchlet.")
+            return importlib.import_module(f"{self.__name__}.{name}") if inner else found
         except AttributeError:
             path = f"{self.__name__}.{name}"
             if path[len(_PREFIX) :] in _MOVED:
                 return importlib.import_module(path)
-            raise AttributeError(f"module '{self.__name__}' has no attribute '{name}' in torchlet{_nearest(name, dir(self._target))}") from None
+            raise AttributeError(
+                f"module '{self.__name__}' has no attribute '{name}' in torchlet{_nearest(name, dir(self._target))}"
+            ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("__") or isinstance(value, _Alias):
@@ -119,7 +138,8 @@ def install() -> None:
     real = sys.modules.get("torch")
     if real is not None:
         raise ImportError(
-            f"compat: PyTorch {getattr(real, '__version__', '')} is already imported, and is not replaced; expected torchlet.compat.install() before the first import of torch"
+            f"compat: PyTorch {getattr(real, '__version__', '')} is already imported, and is not replaced; expected "
+            "torchlet.compat.install() before the first import of torch"
         )
     sys.meta_path.insert(0, _FINDER)
 

@@ -9,9 +9,30 @@ from typing import Any
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "ReduceOp", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast", "broadcast_object_list", "destroy_process_group", "gather",
-    "get_backend", "get_rank", "get_world_size", "init_process_group", "is_available", "is_initialized", "is_mpi_available", "is_nccl_available", "is_torchelastic_launched",
-    "new_group", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter",
+    "ReduceOp",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "destroy_process_group",
+    "gather",
+    "get_backend",
+    "get_rank",
+    "get_world_size",
+    "init_process_group",
+    "is_available",
+    "is_initialized",
+    "is_mpi_available",
+    "is_nccl_available",
+    "is_torchelastic_launched",
+    "new_group",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
 ]
 
 
@@ -62,7 +83,9 @@ def is_initialized() -> bool:
     return bool(_backend)
 
 
-def init_process_group(backend: str | None = None, init_method: str | None = None, timeout: Any = None, world_size: int = -1, rank: int = -1, **_: Any) -> None:
+def init_process_group(
+    backend: str | None = None, init_method: str | None = None, timeout: Any = None, world_size: int = -1, rank: int = -1, **_: Any
+) -> None:
     """Begin the group of this one process. Raises RuntimeError for more processes, or when it has begun already."""
     if _backend:
         raise ValueError("trying to initialize the default process group twice!")
@@ -156,21 +179,27 @@ def all_gather_into_tensor(output_tensor: Tensor, input_tensor: Tensor, group: A
 reduce_scatter_tensor = all_gather_into_tensor
 
 
-def gather(tensor: Tensor, gather_list: list[Tensor] | None = None, dst: int = 0, group: Any = None, async_op: bool = False, **_: Any) -> Work | None:
+def gather(
+    tensor: Tensor, gather_list: list[Tensor] | None = None, dst: int = 0, group: Any = None, async_op: bool = False, **_: Any
+) -> Work | None:
     """The one tensor goes into the list's one tensor."""
     if gather_list:
         gather_list[0].copy_(tensor)
     return _alone(async_op)
 
 
-def scatter(tensor: Tensor, scatter_list: Sequence[Tensor] | None = None, src: int = 0, group: Any = None, async_op: bool = False, **_: Any) -> Work | None:
+def scatter(
+    tensor: Tensor, scatter_list: Sequence[Tensor] | None = None, src: int = 0, group: Any = None, async_op: bool = False, **_: Any
+) -> Work | None:
     """The tensor becomes the list's one tensor."""
     if scatter_list:
         tensor.copy_(scatter_list[0])
     return _alone(async_op)
 
 
-def reduce_scatter(output: Tensor, input_list: Sequence[Tensor], op: Any = ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Work | None:
+def reduce_scatter(
+    output: Tensor, input_list: Sequence[Tensor], op: Any = ReduceOp.SUM, group: Any = None, async_op: bool = False
+) -> Work | None:
     """The output becomes the list's one tensor."""
     output.copy_(input_list[0])
     return _alone(async_op)

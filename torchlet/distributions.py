@@ -14,8 +14,23 @@ from torchlet.spec import Size
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "Bernoulli", "Beta", "Categorical", "Dirichlet", "Distribution", "Exponential", "Gamma", "Geometric", "Gumbel", "Independent", "Laplace", "LogNormal",
-    "MultivariateNormal", "Normal", "Uniform", "kl_divergence", "register_kl",
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "Dirichlet",
+    "Distribution",
+    "Exponential",
+    "Gamma",
+    "Geometric",
+    "Gumbel",
+    "Independent",
+    "Laplace",
+    "LogNormal",
+    "MultivariateNormal",
+    "Normal",
+    "Uniform",
+    "kl_divergence",
+    "register_kl",
 ]
 _T: dict[str, Callable[..., Any]] = FUNCTIONS
 
@@ -23,12 +38,19 @@ _T: dict[str, Callable[..., Any]] = FUNCTIONS
 def _tensors(*values: Any) -> tuple[Tensor, ...]:
     """Numbers and tensors as tensors of one shape."""
     like = next((v.dtype for v in values if isinstance(v, Tensor)), None)
-    return tuple(_T["broadcast_tensors"](*[v if isinstance(v, Tensor) else _T["tensor"](v, dtype=like or dtypes.get_default_dtype()) for v in values]))
+    return tuple(
+        _T["broadcast_tensors"](
+            *[v if isinstance(v, Tensor) else _T["tensor"](v, dtype=like or dtypes.get_default_dtype()) for v in values]
+        )
+    )
 
 
 def _checked(name: str, parameter: str, value: Tensor, good: Tensor) -> None:
     if not bool(good.detach().all()):
-        raise ValueError(f"Expected parameter {parameter} (Tensor of shape {tuple(value.shape)}) of distribution {name} to satisfy its constraint, but found invalid values:\n{value}")
+        raise ValueError(
+            f"Expected parameter {parameter} (Tensor of shape {tuple(value.shape)}) of distribution {name} to satisfy "
+            f"its constraint, but found invalid values:\n{value}"
+        )
 
 
 class Distribution:
@@ -348,7 +370,8 @@ class _Logits(Distribution):
         if (probs is None) == (logits is None):
             raise ValueError("Either `probs` or `logits` must be specified, but not both.")
         (given,) = _tensors(probs if logits is None else logits)
-        self._probs, self._logits = (given, None) if logits is None else (None, given)
+        self._probs: Tensor | None = given if logits is None else None
+        self._logits: Tensor | None = None if logits is None else given
         shape = given.shape
         super().__init__(shape[: len(shape) - events], (), validate_args)
 
@@ -450,7 +473,14 @@ class MultivariateNormal(Distribution):
 
     has_rsample = True
 
-    def __init__(self, loc: Tensor, covariance_matrix: Tensor | None = None, precision_matrix: Tensor | None = None, scale_tril: Tensor | None = None, validate_args: bool | None = None):
+    def __init__(
+        self,
+        loc: Tensor,
+        covariance_matrix: Tensor | None = None,
+        precision_matrix: Tensor | None = None,
+        scale_tril: Tensor | None = None,
+        validate_args: bool | None = None,
+    ):
         if sum(m is not None for m in (covariance_matrix, precision_matrix, scale_tril)) != 1:
             raise ValueError("Exactly one of covariance_matrix or precision_matrix or scale_tril may be specified.")
         if scale_tril is None:
@@ -493,7 +523,9 @@ class Independent(Distribution):
     def __init__(self, base_distribution: Distribution, reinterpreted_batch_ndims: int, validate_args: bool | None = None):
         self.base_dist, self.reinterpreted_batch_ndims = base_distribution, reinterpreted_batch_ndims
         cut = len(base_distribution.batch_shape) - reinterpreted_batch_ndims
-        super().__init__(base_distribution.batch_shape[:cut], (*base_distribution.batch_shape[cut:], *base_distribution.event_shape), validate_args)
+        super().__init__(
+            base_distribution.batch_shape[:cut], (*base_distribution.batch_shape[cut:], *base_distribution.event_shape), validate_args
+        )
         self.has_rsample = base_distribution.has_rsample
 
     mean = property(lambda self: self.base_dist.mean)

@@ -146,7 +146,9 @@ def _layers() -> dict[str, Any]:
             self.weight = uniform(weight_shape, weight_bound)
             self.bias = None if bias_shape is None else uniform(bias_shape, bias_bound)
 
-        def _create_rearrange_layers(self, pre_reshape_pattern: Any, pre_reshape_lengths: Any, post_reshape_pattern: Any, post_reshape_lengths: Any) -> None:
+        def _create_rearrange_layers(
+            self, pre_reshape_pattern: Any, pre_reshape_lengths: Any, post_reshape_pattern: Any, post_reshape_lengths: Any
+        ) -> None:
             self.pre_rearrange = None if pre_reshape_pattern is None else Rearrange(pre_reshape_pattern, **pre_reshape_lengths)
             self.post_rearrange = None if post_reshape_pattern is None else Rearrange(post_reshape_pattern, **post_reshape_lengths)
 

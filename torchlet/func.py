@@ -47,7 +47,10 @@ def grad_and_value(func: Callable[..., Any], argnums: int | Sequence[int] = 0, h
             out = func(*values, **kwargs)
             out, aux = out if has_aux else (out, None)
             if not isinstance(out, Tensor) or out.numel() != 1:
-                raise RuntimeError(f"grad_and_value(f)(*args): Expected f(*args) to return a scalar tensor, got {tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
+                raise RuntimeError(
+                    "grad_and_value(f)(*args): Expected f(*args) to return a scalar tensor, got "
+                    f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
+                )
             found = autograd.grad(out, leaves, create_graph=autograd.is_grad_enabled(), allow_unused=True, materialize_grads=True)
         outer = any(isinstance(x, Tensor) and x.requires_grad for x in tree_flatten((args, kwargs))[0])
         done = [g if outer else g.detach() for g in found]  # type: ignore[union-attr]
@@ -79,7 +82,15 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
     outs, _ = tree_flatten(out)
 
     def pull(cotangent: Any, retain_graph: bool = True, create_graph: bool | None = None) -> tuple[Any, ...]:
-        found = autograd.grad(outs, leaves, tree_flatten(cotangent)[0], retain_graph=True, create_graph=bool(create_graph), allow_unused=True, materialize_grads=True)
+        found = autograd.grad(
+            outs,
+            leaves,
+            tree_flatten(cotangent)[0],
+            retain_graph=True,
+            create_graph=bool(create_graph),
+            allow_unused=True,
+            materialize_grads=True,
+        )
         return tree_unflatten(list(found), spec)  # type: ignore[no-any-return]
 
     value = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, out)
@@ -97,7 +108,13 @@ def jvp(func: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any,
         first = autograd.grad(outs, leaves, weights, create_graph=True, allow_unused=True, materialize_grads=True)
         used = [(g, t) for g, t in zip(first, tree_flatten(tuple(tangents))[0], strict=True) if g.requires_grad]  # type: ignore[union-attr]
         if used:
-            second: Sequence[Any] = autograd.grad([g for g, _ in used], weights, [t for _, t in used], allow_unused=True, materialize_grads=True)  # type: ignore[misc]
+            second: Sequence[Any] = autograd.grad(
+                [g for g, _ in used],  # type: ignore[misc]
+                weights,
+                [t for _, t in used],
+                allow_unused=True,
+                materialize_grads=True,
+            )
         else:
             second = [FUNCTIONS["zeros_like"](o) for o in outs]
     value = tree_map(lambda t: t.detach(), out)
@@ -105,7 +122,9 @@ def jvp(func: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any,
     return (value, tangent, aux) if has_aux else (value, tangent)
 
 
-def jacrev(func: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False, chunk_size: int | None = None) -> Callable[..., Any]:
+def jacrev(
+    func: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_aux: bool = False, chunk_size: int | None = None
+) -> Callable[..., Any]:
     """A function that returns the Jacobian: for each output of shape S and input of shape T, a tensor of shape S + T."""
 
     @functools.wraps(func)
@@ -120,7 +139,8 @@ def jacrev(func: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_au
                 flat = reshape(o, (-1,))
                 rows = [
                     autograd.grad(flat[k], leaves, create_graph=outer, retain_graph=True, allow_unused=True, materialize_grads=True)
-                    if o.requires_grad else tuple(FUNCTIONS["zeros_like"](x) for x in leaves)
+                    if o.requires_grad
+                    else tuple(FUNCTIONS["zeros_like"](x) for x in leaves)
                     for k in range(o.numel())
                 ]
                 blocks = [reshape(stack([r[i] for r in rows]), (*o.shape, *x.shape)) for i, x in enumerate(leaves)]  # type: ignore[misc]
@@ -132,7 +152,9 @@ def jacrev(func: Callable[..., Any], argnums: int | Sequence[int] = 0, *, has_au
     return run
 
 
-def jacfwd(func: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, randomness: str = "error") -> Callable[..., Any]:
+def jacfwd(
+    func: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, randomness: str = "error"
+) -> Callable[..., Any]:
     """`jacrev`: the same Jacobian, found backwards."""
     return jacrev(func, argnums, has_aux=has_aux)
 
@@ -154,7 +176,7 @@ def _swapped(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             if table is None:
                 raise KeyError(f"functional_call: {name} is no parameter or buffer of {type(module).__name__}")
             before.append((table, last, table[last]))
-            table[last] = value
+            table[last] = value  # type: ignore[assignment]
         yield
     finally:
         for table, last, value in reversed(before):
@@ -162,14 +184,22 @@ def _swapped(module: Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def functional_call(
-    module: Module, parameter_and_buffer_dicts: Any, args: Any = None, kwargs: dict[str, Any] | None = None, *, tie_weights: bool = True, strict: bool = False
+    module: Module,
+    parameter_and_buffer_dicts: Any,
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    tie_weights: bool = True,
+    strict: bool = False,
 ) -> Any:
     """`module(*args, **kwargs)` with the given tensors in place of parameters and buffers of these names. Raises KeyError for others."""
     listed = [parameter_and_buffer_dicts] if isinstance(parameter_and_buffer_dicts, Mapping) else list(parameter_and_buffer_dicts)
     tensors = {name: t for d in listed for name, t in d.items()}
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
     if strict and own.keys() != tensors.keys():
-        raise RuntimeError(f"functional_call: missing keys {sorted(own.keys() - tensors.keys())}, unexpected keys {sorted(tensors.keys() - own.keys())}")
+        raise RuntimeError(
+            f"functional_call: missing keys {sorted(own.keys() - tensors.keys())}, unexpected keys {sorted(tensors.keys() - own.keys())}"
+        )
     if tie_weights:
         tied = {id(own[n]): t for n, t in tensors.items() if n in own}
         tensors = {n: tied[id(t)] for n, t in own.items() if id(t) in tied} | tensors
@@ -187,7 +217,9 @@ def stack_module_state(models: Sequence[Module]) -> tuple[dict[str, Tensor], dic
     return out[0], out[1]
 
 
-def vmap(func: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, randomness: str = "error", *, chunk_size: int | None = None) -> Callable[..., Any]:
+def vmap(
+    func: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, randomness: str = "error", *, chunk_size: int | None = None
+) -> Callable[..., Any]:
     """`func` for every element of a batch: called once an element, the results stacked at `out_dims`.
 
     It gives what a vectorised function would; the calls cost what a Python loop costs, unless all of it is compiled.
@@ -201,14 +233,20 @@ def vmap(func: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, randomne
         if not sizes:
             raise ValueError("vmap: Expected at least one Tensor argument with an in_dim that is not None")
         if len(sizes) > 1:
-            raise ValueError(f"vmap: Expected all tensors to have the same size in the mapped dimension, got sizes {sorted(sizes)} for the mapped dimension")
+            raise ValueError(
+                f"vmap: Expected all tensors to have the same size in the mapped dimension, got sizes {sorted(sizes)} "
+                "for the mapped dimension"
+            )
         results = []
         for k in range(sizes.pop()):
             chosen = [x if d is None else x.select(d, k) for x, d in zip(leaves, dims, strict=True)]
             results.append(tree_flatten(func(*tree_unflatten(chosen, spec), **kwargs)))
         columns = [stack([FUNCTIONS["as_tensor"](r[0][i]) for r in results]) for i in range(len(results[0][0]))]
         result = tree_unflatten(columns, results[0][1])
-        where = _spread(out_dims if not isinstance(out_dims, tuple | list) else tuple(out_dims), result if isinstance(out_dims, tuple | list) else (result,))
+        where = _spread(
+            out_dims if not isinstance(out_dims, tuple | list) else tuple(out_dims),
+            result if isinstance(out_dims, tuple | list) else (result,),
+        )
         return tree_unflatten([movedim(c, 0, d) if d else c for c, d in zip(columns, where, strict=True)], results[0][1])
 
     return run

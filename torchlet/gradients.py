@@ -26,7 +26,14 @@ def _settled(value: Any, create_graph: bool) -> Any:
     return value if create_graph else func.tree_map(lambda t: t.detach(), value)
 
 
-def jacobian(function: Callable[..., Any], inputs: Any, create_graph: bool = False, strict: bool = False, vectorize: bool = False, strategy: str = "reverse-mode") -> Any:
+def jacobian(
+    function: Callable[..., Any],
+    inputs: Any,
+    create_graph: bool = False,
+    strict: bool = False,
+    vectorize: bool = False,
+    strategy: str = "reverse-mode",
+) -> Any:
     """The Jacobian of a function: a tensor for one input, else a tuple with one for each."""
     given = _several(inputs)
     found = func.jacrev(function, tuple(range(len(given))))(*[x if create_graph else x.detach() for x in given])
@@ -36,7 +43,14 @@ def jacobian(function: Callable[..., Any], inputs: Any, create_graph: bool = Fal
     return _settled(found, create_graph)
 
 
-def hessian(function: Callable[..., Any], inputs: Any, create_graph: bool = False, strict: bool = False, vectorize: bool = False, outer_jacobian_strategy: str = "reverse-mode") -> Any:
+def hessian(
+    function: Callable[..., Any],
+    inputs: Any,
+    create_graph: bool = False,
+    strict: bool = False,
+    vectorize: bool = False,
+    outer_jacobian_strategy: str = "reverse-mode",
+) -> Any:
     """The second derivatives of a function that gives one number: a tensor for one input, else tuples of tuples."""
     given = _several(inputs)
     numbers = tuple(range(len(given)))
@@ -88,9 +102,16 @@ def _outputs(function: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor
 
 
 def gradcheck(
-    function: Callable[..., Any], inputs: Any, *, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3, raise_exception: bool = True, **_: Any
+    function: Callable[..., Any],
+    inputs: Any,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+    **_: Any,
 ) -> bool:
-    """Compare the gradients with central differences (inputs should be float64). Raises RuntimeError where they differ, unless told not to."""
+    """Compare gradients with central differences (in float64). Raises RuntimeError where they differ, unless told not to."""
     given = list(_several(inputs))
     wanted = [k for k, x in enumerate(given) if isinstance(x, Tensor) and x.requires_grad]
     if not wanted:
@@ -109,7 +130,9 @@ def gradcheck(
             numeric = _differences(function, given, k, number, eps)
             if not np.allclose(analytic, numeric, rtol, atol):
                 if raise_exception:
-                    raise RuntimeError(f"Jacobian mismatch for output {number} with respect to input {k},\nnumerical:{numeric}\nanalytical:{analytic}\n")
+                    raise RuntimeError(
+                        f"Jacobian mismatch for output {number} with respect to input {k},\nnumerical:{numeric}\nanalytical:{analytic}\n"
+                    )
                 return False
     return True
 
@@ -133,7 +156,11 @@ def gradgradcheck(function: Callable[..., Any], inputs: Any, grad_outputs: Any =
     """`gradcheck` of the gradients."""
     given = _several(inputs)
     wanted = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
-    weights = [FUNCTIONS["randn_like"](o).requires_grad_() for o in _outputs(function, given)] if grad_outputs is None else list(_several(grad_outputs))
+    weights = (
+        [FUNCTIONS["randn_like"](o).requires_grad_() for o in _outputs(function, given)]
+        if grad_outputs is None
+        else list(_several(grad_outputs))
+    )
 
     def first(*xs: Any) -> tuple[Tensor, ...]:
         inner, seeds = xs[: len(given)], xs[len(given) :]
@@ -164,9 +191,18 @@ class detect_anomaly(set_detect_anomaly):
 
 
 NAMES: dict[str, Any] = {
-    "functional": functional, "gradcheck": gradcheck, "gradgradcheck": gradgradcheck, "set_detect_anomaly": set_detect_anomaly, "detect_anomaly": detect_anomaly,
+    "functional": functional,
+    "gradcheck": gradcheck,
+    "gradgradcheck": gradgradcheck,
+    "set_detect_anomaly": set_detect_anomaly,
+    "detect_anomaly": detect_anomaly,
     "Variable": lambda data, requires_grad=False: data.requires_grad_() if requires_grad else data,
-    "grad_mode": SimpleNamespace(no_grad=autograd.no_grad, enable_grad=autograd.enable_grad, set_grad_enabled=autograd.set_grad_enabled, inference_mode=autograd.inference_mode),
+    "grad_mode": SimpleNamespace(
+        no_grad=autograd.no_grad,
+        enable_grad=autograd.enable_grad,
+        set_grad_enabled=autograd.set_grad_enabled,
+        inference_mode=autograd.inference_mode,
+    ),
     "function": SimpleNamespace(Function=autograd.Function, FunctionCtx=autograd.Context, once_differentiable=lambda f: f),
     "profiler": SimpleNamespace(record_function=record_function),
 }

@@ -14,11 +14,33 @@ from torchlet.spec import device as Device
 from torchlet.tensor import Tensor
 
 __all__ = [
-    "SymBool", "SymFloat", "SymInt",
-    "are_deterministic_algorithms_enabled", "get_autocast_cpu_dtype", "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_device", "get_deterministic_debug_mode",
-    "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads", "is_anomaly_enabled", "is_autocast_cpu_enabled",
-    "is_autocast_enabled", "is_inference_mode_enabled", "is_storage", "is_warn_always_enabled", "set_default_device", "set_deterministic_debug_mode",
-    "set_float32_matmul_precision", "set_flush_denormal", "set_num_interop_threads", "set_num_threads", "set_warn_always", "typename", "use_deterministic_algorithms",
+    "SymBool",
+    "SymFloat",
+    "SymInt",
+    "are_deterministic_algorithms_enabled",
+    "get_autocast_cpu_dtype",
+    "get_autocast_dtype",
+    "get_autocast_gpu_dtype",
+    "get_default_device",
+    "get_deterministic_debug_mode",
+    "get_float32_matmul_precision",
+    "get_num_interop_threads",
+    "get_num_threads",
+    "is_anomaly_enabled",
+    "is_autocast_cpu_enabled",
+    "is_autocast_enabled",
+    "is_inference_mode_enabled",
+    "is_storage",
+    "is_warn_always_enabled",
+    "set_default_device",
+    "set_deterministic_debug_mode",
+    "set_float32_matmul_precision",
+    "set_flush_denormal",
+    "set_num_interop_threads",
+    "set_num_threads",
+    "set_warn_always",
+    "typename",
+    "use_deterministic_algorithms",
 ]
 
 is_autocast_enabled, get_autocast_dtype = amp.is_autocast_enabled, amp.get_autocast_dtype
@@ -73,7 +95,7 @@ def set_num_interop_threads(n: int) -> None:
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """"highest", "high" or "medium"; kept and told back. Raises RuntimeError for another word."""
+    """ "highest", "high" or "medium"; kept and told back. Raises RuntimeError for another word."""
     if precision not in ("highest", "high", "medium"):
         raise RuntimeError(f"float32_matmul_precision can only be set to 'highest', 'high' or 'medium', got {precision!r}")
     _chosen["precision"] = precision

@@ -5,9 +5,7 @@ from __future__ import annotations
 from torchlet.ops.mathematics import SPECIAL
 from torchlet.ops.public import FUNCTIONS
 
-_SHARED = (
-    "digamma erf erfc erfinv exp2 expm1 i0 log1p log_softmax logit logsumexp polygamma round sinc softmax xlogy"
-)
+_SHARED = "digamma erf erfc erfinv exp2 expm1 i0 log1p log_softmax logit logsumexp polygamma round sinc softmax xlogy"
 _RENAMED = {"psi": "digamma", "expit": "sigmoid", "gammaln": "lgamma", "multigammaln": "mvlgamma"}
 
 globals().update(SPECIAL | {name: FUNCTIONS[name] for name in _SHARED.split()} | {new: FUNCTIONS[old] for new, old in _RENAMED.items()})

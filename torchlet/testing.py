@@ -15,8 +15,12 @@ from torchlet.tensor import Tensor
 __all__ = ["assert_allclose", "assert_close", "make_tensor"]
 
 _TOLERANCES = {
-    dtypes.float16: (1e-3, 1e-5), dtypes.bfloat16: (1.6e-2, 1e-5), dtypes.float32: (1.3e-6, 1e-5), dtypes.float64: (1e-7, 1e-7),
-    dtypes.complex64: (1.3e-6, 1e-5), dtypes.complex128: (1e-7, 1e-7),
+    dtypes.float16: (1e-3, 1e-5),
+    dtypes.bfloat16: (1.6e-2, 1e-5),
+    dtypes.float32: (1.3e-6, 1e-5),
+    dtypes.float64: (1e-7, 1e-7),
+    dtypes.complex64: (1.3e-6, 1e-5),
+    dtypes.complex128: (1e-7, 1e-7),
 }
 
 
@@ -26,8 +30,18 @@ def _fail(text: str, where: str, msg: Any) -> AssertionError:
 
 
 def assert_close(
-    actual: Any, expected: Any, *, allow_subclasses: bool = True, rtol: float | None = None, atol: float | None = None, equal_nan: bool = False,
-    check_device: bool = True, check_dtype: bool = True, check_layout: bool = True, check_stride: bool = False, msg: str | Callable[[str], str] | None = None,
+    actual: Any,
+    expected: Any,
+    *,
+    allow_subclasses: bool = True,
+    rtol: float | None = None,
+    atol: float | None = None,
+    equal_nan: bool = False,
+    check_device: bool = True,
+    check_dtype: bool = True,
+    check_layout: bool = True,
+    check_stride: bool = False,
+    msg: str | Callable[[str], str] | None = None,
 ) -> None:
     """Raise AssertionError unless |actual - expected| <= atol + rtol * |expected| everywhere.
 
@@ -43,7 +57,13 @@ def _compare(actual: Any, expected: Any, where: str, how: tuple[Any, ...]) -> No
     rtol, atol, equal_nan, check_dtype, check_stride, msg = how
     if isinstance(actual, Mapping) and isinstance(expected, Mapping):
         if actual.keys() != expected.keys():
-            raise _fail(f"The keys of the mappings do not match:\nMissing keys in the actual mapping: {sorted(expected.keys() - actual.keys())}\nAdditional keys in the actual mapping: {sorted(actual.keys() - expected.keys())}", where, msg)
+            raise _fail(
+                "The keys of the mappings do not match:\nMissing keys in the actual mapping: "
+                f"{sorted(expected.keys() - actual.keys())}\nAdditional keys in the actual mapping: "
+                f"{sorted(actual.keys() - expected.keys())}",
+                where,
+                msg,
+            )
         for key in actual:
             _compare(actual[key], expected[key], f"{where}[{key!r}]", how)
         return
@@ -61,7 +81,10 @@ def _compare(actual: Any, expected: Any, where: str, how: tuple[Any, ...]) -> No
         raise TypeError(f"No comparison pair was able to handle inputs of type {type(actual)} and {type(expected)}.")
     numbers = not isinstance(actual, Tensor | np.ndarray)
     what = "Scalars" if numbers else "Tensor-likes"
-    a, b = (x if isinstance(x, Tensor) else FUNCTIONS["tensor"](x, dtype=dtypes.float64 if isinstance(x, float) else None) for x in (actual, expected))
+    a, b = (
+        x if isinstance(x, Tensor) else FUNCTIONS["tensor"](x, dtype=dtypes.float64 if isinstance(x, float) else None)
+        for x in (actual, expected)
+    )
     if a.shape != b.shape:
         raise _fail(f"The values for attribute 'shape' do not match: {a.shape} != {b.shape}.", where, msg)
     if check_dtype and not numbers and a.dtype is not b.dtype:
@@ -74,7 +97,9 @@ def _compare(actual: Any, expected: Any, where: str, how: tuple[Any, ...]) -> No
     common = dtypes.promote_types(dtypes.promote_types(a.dtype, b.dtype), dtypes.float64)
     x, y = (np.asarray(force(t)).astype(common.np) for t in (a, b))
     with np.errstate(all="ignore"):
-        close = (x == y) | ((np.abs(x - y) <= atol + rtol * np.abs(y)) & np.isfinite(y)) | (np.isnan(x) & np.isnan(y) if equal_nan else False)
+        close = (
+            (x == y) | ((np.abs(x - y) <= atol + rtol * np.abs(y)) & np.isfinite(y)) | (np.isnan(x) & np.isnan(y) if equal_nan else False)
+        )
         if close.all():
             return
         difference = np.abs(x - y)
@@ -83,7 +108,10 @@ def _compare(actual: Any, expected: Any, where: str, how: tuple[Any, ...]) -> No
     if numbers or not x.ndim:
         raise _fail(
             f"{what if numbers else 'Scalars'} are not {'equal' if exact else 'close'}!\n\nExpected {b.item()} but got {a.item()}.\n"
-            f"Absolute difference: {difference.item()} (up to {atol} allowed)\nRelative difference: {relative.item()} (up to {rtol} allowed)", where, msg,
+            f"Absolute difference: {difference.item()} (up to {atol} allowed)\nRelative difference: {relative.item()} "
+            f"(up to {rtol} allowed)",
+            where,
+            msg,
         )
     bad = int((~close).sum())
     masked = np.where(close, 0, difference), np.where(close, 0, relative)
@@ -94,21 +122,32 @@ def _compare(actual: Any, expected: Any, where: str, how: tuple[Any, ...]) -> No
     raise _fail(f"{what} are not {'equal' if exact else 'close'}!\n\n" + "\n".join(lines), where, msg)
 
 
-def assert_allclose(actual: Any, expected: Any, rtol: float | None = None, atol: float | None = None, equal_nan: bool = True, msg: str = "") -> None:
+def assert_allclose(
+    actual: Any, expected: Any, rtol: float | None = None, atol: float | None = None, equal_nan: bool = True, msg: str = ""
+) -> None:
     """`assert_close` that does not look at dtypes."""
     assert_close(actual, expected, rtol=rtol, atol=atol, equal_nan=equal_nan, check_dtype=False, msg=msg or None)
 
 
 def make_tensor(
-    *shape: Any, dtype: dtypes.dtype, device: Any = "cpu", low: float | None = None, high: float | None = None, requires_grad: bool = False, noncontiguous: bool = False,
-    exclude_zero: bool = False, memory_format: Any = None,
+    *shape: Any,
+    dtype: dtypes.dtype,
+    device: Any = "cpu",
+    low: float | None = None,
+    high: float | None = None,
+    requires_grad: bool = False,
+    noncontiguous: bool = False,
+    exclude_zero: bool = False,
+    memory_format: Any = None,
 ) -> Tensor:
     """A random tensor with values in [low, high), by default [-9, 9] ([0, 9] for uint8, both truths for bool)."""
     size = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     if dtype is dtypes.bool_:
         out = FUNCTIONS["randint"](0, 2, size).to(dtype)
     elif not dtype.has_gradient:
-        out = FUNCTIONS["randint"]((0 if dtype is dtypes.uint8 else -9) if low is None else int(low), 10 if high is None else int(high), size, dtype=dtype)
+        out = FUNCTIONS["randint"](
+            (0 if dtype is dtypes.uint8 else -9) if low is None else int(low), 10 if high is None else int(high), size, dtype=dtype
+        )
     else:
         lowest, highest = -9.0 if low is None else low, 9.0 if high is None else high
         out = FUNCTIONS["rand"](size) * (highest - lowest) + lowest

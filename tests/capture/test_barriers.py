@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sys
@@ -145,10 +146,8 @@ def test_rule_5_the_end_of_the_call_computes_what_someone_still_holds():
         x, y = randn(3), randn(3)
         kept.clear()
         expected = None
-        try:
+        with contextlib.suppress(ValueError):
             expected = plain(list(f(x, fail)))
-        except ValueError:
-            pass
         before = plain([kept, x])
         kept.clear()
         if fail:
@@ -192,7 +191,12 @@ def break_launches(monkeypatch, error, everything=False):
     run = Run._run
 
     def broken(self, path, alive, program):
-        run(self, path, alive, types.SimpleNamespace(stepwise="", is_plain=True, launch=fail, left_no_trace=lambda e: everything or program.left_no_trace(e)))
+        run(
+            self,
+            path,
+            alive,
+            types.SimpleNamespace(stepwise="", is_plain=True, launch=fail, left_no_trace=lambda e: everything or program.left_no_trace(e)),
+        )
 
     monkeypatch.setattr(Run, "_run", broken)
     if everything:

@@ -27,7 +27,7 @@ def test_a_hundred_learning_rates_are_one_path_and_one_program():
         return loss
 
     x = randn(4, 6)
-    for i in range(3):
+    for _ in range(3):
         step(x, 1.0)
     before = step.steps_recorded, len(step.paths), len(step.programs)
     for i in range(100):
@@ -247,7 +247,7 @@ def test_programs_of_one_path_are_bounded():
 
     for mask in range(1, 16):
         same(plain(f.function(randn(3), mask)), plain(f(randn(3), mask)))
-    (path, _), = f.paths
+    ((path, _),) = f.paths
     assert len(path.programs) <= capture.MAX_PROGRAMS
     assert len(f.programs) <= capture.MAX_PROGRAMS
 

@@ -480,7 +480,7 @@ def try_except_else_finally(compile):
             if kind == "key":
                 {}["k"]
             if kind == "zero":
-                1 / 0  # noqa: B018
+                1 / 0
         except KeyError as error:
             log.append(repr(error))
             y = x - 1
@@ -667,7 +667,13 @@ def embedding_and_targets_out_of_range(compile):
 def integer_division_by_zero(compile):
     f = compile(lambda a, b: a // b + a % b)
     a = torch.tensor([7, 8])
-    return [catch(f, a, torch.tensor([2, 3])), catch(f, a, torch.tensor([0, 3])), catch(f, a, 2), catch(f, a, 0), catch(f, a, torch.tensor([1, 3]))]
+    return [
+        catch(f, a, torch.tensor([2, 3])),
+        catch(f, a, torch.tensor([0, 3])),
+        catch(f, a, 2),
+        catch(f, a, 0),
+        catch(f, a, torch.tensor([1, 3])),
+    ]
 
 
 @program
@@ -822,7 +828,14 @@ def callables_partials_and_bound_methods(compile):
             return x + 1
 
     c = Call(2.0)
-    fs = [compile(c), compile(c.method), compile(Call.made), compile(Call.plain), compile(functools.partial(c, X[1])), compile(operator.neg)]
+    fs = [
+        compile(c),
+        compile(c.method),
+        compile(Call.made),
+        compile(Call.plain),
+        compile(functools.partial(c, X[1])),
+        compile(operator.neg),
+    ]
     out = []
     for k in (2.0, 3.0):
         c.k = k
@@ -874,7 +887,14 @@ def star_arguments_and_keywords(compile):
         return [a * scale for a in args], {k: v + 1 for k, v in sorted(named.items())}
 
     g = compile(f)
-    return [g(), g(X[0]), g(X[0], X[1], scale=2.0), g(b=X[0], a=X[1]), g(X[0], scale=2.0, z=1.0), catch(lambda: g(X[0], scale=1, **{"scale ": 2}))]
+    return [
+        g(),
+        g(X[0]),
+        g(X[0], X[1], scale=2.0),
+        g(b=X[0], a=X[1]),
+        g(X[0], scale=2.0, z=1.0),
+        catch(lambda: g(X[0], scale=1, **{"scale ": 2})),
+    ]
 
 
 @program
@@ -990,7 +1010,13 @@ def identity_and_type_tests(compile):
     marker = X[0]
 
     def f(x, y):
-        return [x is y, x is marker, type(x * 2) is torch.Tensor, isinstance(x, torch.Tensor), (x * 2) is (x * 2)], x * 2 if x is y else x + y
+        return [
+            x is y,
+            x is marker,
+            type(x * 2) is torch.Tensor,
+            isinstance(x, torch.Tensor),
+            (x * 2) is (x * 2),
+        ], x * 2 if x is y else x + y
 
     g = compile(f)
     return [g(X[0], X[0]), g(X[0], X[1]), g(X[1], X[1]), g(X[2], X[3])]

@@ -14,11 +14,27 @@ import torchlet as torch
 
 NAMES = "abcd"
 UNARY = {
-    "neg": lambda x: -x, "tanh": torch.tanh, "relu": torch.relu, "sin": torch.sin, "scale": lambda x: x * 0.5 + 1, "clone": lambda x: x.clone(),
-    "detach": lambda x: x.detach(), "sum": lambda x: x.sum(-1, keepdim=True).expand(2, 3), "softmax": lambda x: x.softmax(-1), "flip": lambda x: x.flip(0),
-    "contiguous": lambda x: x.t().t(), "view": lambda x: x.view(3, 2).view(2, 3) if x.is_contiguous() else x, "data": lambda x: x.data,
+    "neg": lambda x: -x,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sin": torch.sin,
+    "scale": lambda x: x * 0.5 + 1,
+    "clone": lambda x: x.clone(),
+    "detach": lambda x: x.detach(),
+    "sum": lambda x: x.sum(-1, keepdim=True).expand(2, 3),
+    "softmax": lambda x: x.softmax(-1),
+    "flip": lambda x: x.flip(0),
+    "contiguous": lambda x: x.t().t(),
+    "view": lambda x: x.view(3, 2).view(2, 3) if x.is_contiguous() else x,
+    "data": lambda x: x.data,
 }
-BINARY = {"add": lambda a, b: a + b, "mul": lambda a, b: a * b, "sub": lambda a, b: a - b, "max": torch.maximum, "matmul": lambda a, b: a @ b.t() @ b}
+BINARY = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "sub": lambda a, b: a - b,
+    "max": torch.maximum,
+    "matmul": lambda a, b: a @ b.t() @ b,
+}
 NUMBER = {"mul": lambda x, k: x * k, "add": lambda x, k: x + k, "rsub": lambda x, k: k - x, "clamp": lambda x, k: x.clamp(max=k)}
 
 
@@ -66,9 +82,15 @@ statement = st.one_of(
     st.tuples(st.just("tag"), name),
 )
 change = st.one_of(
-    st.tuples(st.just("k"), number), st.tuples(st.just("tensor"), name, st.integers(0, 5)), st.tuples(st.just("flag"), st.sampled_from("wv")),
-    st.tuples(st.just("grad"), st.booleans()), st.tuples(st.just("share"), name, name), st.tuples(st.just("none")), st.tuples(st.just("drop"), st.integers(0, 9)),
-    st.tuples(st.just("swap")), st.tuples(st.just("shape"), name),
+    st.tuples(st.just("k"), number),
+    st.tuples(st.just("tensor"), name, st.integers(0, 5)),
+    st.tuples(st.just("flag"), st.sampled_from("wv")),
+    st.tuples(st.just("grad"), st.booleans()),
+    st.tuples(st.just("share"), name, name),
+    st.tuples(st.just("none")),
+    st.tuples(st.just("drop"), st.integers(0, 9)),
+    st.tuples(st.just("swap")),
+    st.tuples(st.just("shape"), name),
 )
 program = st.lists(st.tuples(st.booleans(), statement), min_size=3, max_size=14)
 
@@ -200,7 +222,9 @@ def run(compile: Any, statements: list[tuple[bool, Any]], changes: list[Any]) ->
             result = catch(f)
         error = result[0] if isinstance(result, list) else ""
         seen = None if error else {n: plain(x) for n, x in result.items()}
-        out.append([error, seen, plain(world.t), plain(world.w), plain([p.grad for p in world.w.values()]), plain(world.kept), plain(world.values)])
+        out.append(
+            [error, seen, plain(world.t), plain(world.w), plain([p.grad for p in world.w.values()]), plain(world.kept), plain(world.values)]
+        )
         world.kept = world.kept[-2:]
     return out
 
@@ -223,7 +247,7 @@ def arrays(x: Any) -> list[Any]:
 _quiet = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 
 
-@settings(max_examples=40, **_quiet)
+@settings(max_examples=30, **_quiet)
 @given(program, st.lists(change, min_size=1, max_size=4))
 def test_random_program_does_what_plain_python_does(statements, changes):
     check(statements, changes)

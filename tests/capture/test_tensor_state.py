@@ -124,8 +124,12 @@ def alias_passed_in_various_ways(compile):
     out = []
     base = randn(8)
     for make in (
-        lambda t: (t[:4].clone(), t[4:].clone(), t[:4].clone()), lambda t: (t[:4], t[:4], t[:4]), lambda t: (t[:4], t[2:6], t[4:]),
-        lambda t: (t[::2], t[1::2], t[:4]), lambda t: (t[:4], t[4:], t[:4].clone()), lambda t: (t[:4].clone(), t[4:].clone(), t[:4].clone()),
+        lambda t: (t[:4].clone(), t[4:].clone(), t[:4].clone()),
+        lambda t: (t[:4], t[:4], t[:4]),
+        lambda t: (t[:4], t[2:6], t[4:]),
+        lambda t: (t[::2], t[1::2], t[:4]),
+        lambda t: (t[:4], t[4:], t[:4].clone()),
+        lambda t: (t[:4].clone(), t[4:].clone(), t[:4].clone()),
     ):
         t = base.clone()
         out.append([g(*make(t)), t])

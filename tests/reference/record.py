@@ -1,4 +1,4 @@
-"""Records what PyTorch 2.13 gives for the cases beside it: `python tests/reference/record.py` writes values.npz. Tests do not need torch."""
+"""Records what PyTorch 2.13 gives for the cases beside it: `python tests/reference/record.py` writes values.npz and checkpoint.pt."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from cases import CASES
+from cases import CASES  # noqa: E402  found beside this file
 
 
 def flat(value: Any) -> list[Any]:
@@ -53,9 +53,18 @@ def main() -> None:
     with torch.no_grad():
         layer.weight.copy_(x)
     checkpoint = {
-        "model": layer.state_dict(), "row": x[1], "turned": x.t(), "parameter": torch.nn.Parameter(torch.ones(2)), "bfloat16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
-        "complex": torch.tensor([1 + 2j]), "bool": torch.tensor([True, False]), "empty": torch.zeros(0, 3), "size": torch.Size([2, 3]), "dtype": torch.float16,
-        "device": torch.device("cpu"), "plain": {"n": None, "i": 2**40, "f": -1.5, "t": (1, [2, "x"]), "s": {1, 2}},
+        "model": layer.state_dict(),
+        "row": x[1],
+        "turned": x.t(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "bfloat16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "complex": torch.tensor([1 + 2j]),
+        "bool": torch.tensor([True, False]),
+        "empty": torch.zeros(0, 3),
+        "size": torch.Size([2, 3]),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "plain": {"n": None, "i": 2**40, "f": -1.5, "t": (1, [2, "x"]), "s": {1, 2}},
     }
     torch.save(checkpoint, HERE / "checkpoint.pt")
     np.savez_compressed(HERE / "values.npz", **values)

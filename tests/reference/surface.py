@@ -44,13 +44,17 @@ def main(arguments: list[str]) -> None:
     torchlet.compat.install()
     import torch
 
-    rows = list(csv.DictReader(Path(arguments[0]).open()))
+    rows = list(csv.DictReader(Path(arguments[0]).read_text().splitlines()))
     if "--write" in arguments:
         LIST.write_text("".join(f"{r['tier']} {r['name']}\n" for r in rows if r["tier"] in "12"))
     for tier in "1234":
         names = [r["name"] for r in rows if r["tier"] == tier]
         absent = [n for n in names if not resolve(torch, n)]
-        print(f"tier {tier}: {len(names) - len(absent)} of {len(names)}", *(absent if tier in arguments[1:] or tier in "12" else []), sep="\n  ")
+        print(
+            f"tier {tier}: {len(names) - len(absent)} of {len(names)}",
+            *(absent if tier in arguments[1:] or tier in "12" else []),
+            sep="\n  ",
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ _STDLIB = os.path.dirname(os.path.abspath(operator.__file__))
 MAX_STEPS = 2000  # a longer segment is cut: compile time grows faster than the gain
 MAX_PATHS = 256  # of one function; those not used for longest are forgotten
 MAX_PROGRAMS = 8  # of one path: sets of outputs that someone still holds
+MAX_CONSTANTS = 4096  # numbers that are part of programs
 MAX_ASIDE = 16  # operations that are computed twice, so that positions are known before they are used
 _refcount = sys.getrefcount
 
@@ -60,6 +61,7 @@ class ScalarSlot(Slot):
     """A Python number of the call, as a weak 0-d tensor for gradient rules that compute with it."""
 
     __slots__ = ("index",)
+    index: int
 
 
 class Step(Slot):
@@ -70,8 +72,8 @@ class Step(Slot):
     """
 
     __slots__ = (
-        "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "scalars_before", "scalars_after",
-        "path", "after", "macros", "writes", "grad", "inner", "checked",
+        "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "scalars_before",
+        "scalars_after", "path", "after", "macros", "writes", "grad", "inner", "checked",
     )
 
     def __init__(self, parent: Step | None, kind: str = "root", op: Any = None, attrs: tuple[Any, ...] = ()):
@@ -87,7 +89,8 @@ class Step(Slot):
         self.edges: dict[Any, Step] = {}
         self.source = ""
         self.position = parent.position + 1 if parent is not None else 0
-        self.scalars_before = self.scalars_after = 0 if parent is None else parent.scalars_after  # numbers of the segment so far
+        self.scalars_before: int = 0 if parent is None else parent.scalars_after  # numbers of the segment so far
+        self.scalars_after: int = self.scalars_before
         self.path: Path | None = None  # what is known when a segment ends here
         self.after: Step | None = None  # the root of the segment that follows then
         self.macros: dict[Any, Macro] = {}
@@ -101,7 +104,8 @@ class Constant:
     """A number that is part of the program (it came from a gradient rule, not from the user)."""
 
     __slots__ = ("value",)
-    table: dict[tuple[type, str], Constant] = {}
+    value: Any
+    table: ClassVar[dict[tuple[type, str], Constant]] = {}
 
     @staticmethod
     def of(value: Any) -> Constant:
@@ -109,6 +113,8 @@ class Constant:
         key = (value.__class__, repr(value))
         found = Constant.table.get(key)
         if found is None:
+            if len(Constant.table) >= MAX_CONSTANTS:
+                Constant.table.clear()
             found = Constant.table[key] = Constant()
             found.value = value
         return found
@@ -231,7 +237,7 @@ class Run:
             scalars = self.scalars
             before = len(scalars)
             try:
-                for x, (slot, meta) in zip(inputs, s.checks):  # noqa: B905
+                for x, (slot, meta) in zip(inputs, s.checks):
                     if meta is None:
                         if x is not slot.t:  # type: ignore[union-attr]
                             break
@@ -270,7 +276,7 @@ class Run:
             return False
         before = len(scalars)
         try:
-            for x, (slot, meta) in zip(inputs, checks):  # noqa: B905 (lengths were compared; this is the hot loop)
+            for x, (slot, meta) in zip(inputs, checks):
                 if meta is None:
                     if x is not slot.t:  # type: ignore[union-attr]
                         break
@@ -482,7 +488,9 @@ class Run:
             if t is not None and t._np is not None:
                 return None if id(t._store) in written else t._np
             budget -= 1
-            if budget < 0 or not isinstance(slot, Step) or slot.kind != "op" or not isinstance(slot.op.lower, View | Pointwise | Generate) or id(t._store) in written:
+            if budget < 0 or not isinstance(slot, Step) or slot.kind != "op" or id(t._store) in written:
+                return None
+            if not isinstance(slot.op.lower, View | Pointwise | Generate):
                 return None
             args: list[Any] = []
             k = slot.scalars_before
@@ -554,7 +562,8 @@ class Run:
             found.grad, found.inner = STATE.grad, self.constants
             found.scalars_after += sum(slot is None and isinstance(entry, type) for slot, entry in checks)
             if kind == "op":
-                found.meta = self._infer(op, tuple(inputs), attrs, STATE.grad and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs))
+                needs = STATE.grad and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs)
+                found.meta = self._infer(op, tuple(inputs), attrs, needs)
             if parent.edges and not self.cause:
                 self.cause = difference(max(parent.edges.values(), key=lambda s: _likeness(s, found)), found)
             parent.edges[tuple(key)] = found
@@ -670,18 +679,18 @@ class Run:
         outer, STATE.run = STATE.run, None  # what a launch sets off (finalizers of dropped tensors) is no part of the path
         slots = path.slots
         # saved outputs are seen through shadows: in the middle of a backward pass they are wanted after this launch
-        held = [(n, s.t) for s, n in self.nodes.items() if n.out_shadow is not None and s.t is not None] if self.walking and self.nodes else ()
+        nodes = self.nodes if self.walking else None
+        held = [(n, s.t) for s, n in nodes.items() if n.out_shadow is not None and s.t is not None] if nodes else ()
         try:
             if len(self.scalars) != path.scalar_count:
                 self._realign(path)
             quiet = path.quiet
             if quiet is None or self.moved or stepwise:
                 if self.owner.fullgraph and not last:
-                    raise CompileError(f"compile(fullgraph=True): {self.owner.name} is more than one segment; the first ends at {path.reasons[reason]}: {reason or 'a value was read'}")
+                    why = f"{path.reasons[reason]}: {reason or 'a value was read'}"
+                    raise CompileError(f"compile(fullgraph=True): {self.owner.name} is more than one segment; the first ends at {why}")
                 self._launch(path, stepwise)
-            elif path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
-                self._launch(path, "")
-            elif (  # which outputs can anyone still see?  They are counted at C speed
+            elif path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots) or (  # which outputs can anyone still see?  They are counted at C speed
                 min(map(_refcount, map(_get_t, quiet.alive)), default=3) <= 2
                 or sum(map(_refcount, map(_get_t, quiet.dead))) != quiet.count
                 or sum(map(len, quiet.notes)) != quiet.size
@@ -833,7 +842,8 @@ class Run:
 
     def _run_stepwise(self, path: Path, alive: list[Step], reason: str) -> None:
         if self.owner.fullgraph:
-            raise CompileError(f"compile(fullgraph=True): {self.owner.name} cannot be compiled up to {next(iter(path.reasons.values()))}: {reason}")
+            place = next(iter(path.reasons.values()))
+            raise CompileError(f"compile(fullgraph=True): {self.owner.name} cannot be compiled up to {place}: {reason}")
         path.stepwise += 1
         if reason not in path.stepwise_because:
             path.stepwise_because.append(reason)
@@ -903,7 +913,9 @@ class Run:
                     assert node.kept is not None
                     for saved in node.kept.values():
                         if isinstance(saved, Saved):
-                            origin = saved.tensor._step if saved.tensor._np is None else next((h for h, _ in s.checks if h is not None and h.t is saved.tensor), None)
+                            origin = saved.tensor._step
+                            if saved.tensor._np is not None:
+                                origin = next((h for h, _ in s.checks if h is not None and h.t is saved.tensor), None)
                             if origin is not None and last_write.get(_base_slot(origin), -1) > s.position:
                                 saved.version = -1  # overwritten since: using it raises, as in eager
         return nodes[step], 0
@@ -924,7 +936,9 @@ class Run:
         """Someone hooks into the middle of the tape: run the segment step by step, so that every tensor has its own node."""
         self.flush("a hook on an intermediate tensor", stepwise="a hook on an intermediate tensor")
 
-    def follow_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Any], retain_graph: bool, create_graph: bool, inputs: Any) -> bool:
+    def follow_backward(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Any], retain_graph: bool, create_graph: bool, inputs: Any
+    ) -> bool:
         """Stride over a backward pass that was recorded from here, if nothing it depends on differs. False: walk it."""
         if len(tensors) != 1 or create_graph or inputs is not None or gradients[0] is not None:
             return False
@@ -942,7 +956,7 @@ class Run:
             if leaf._grad is not None or leaf._hooks or leaf._node is not None or leaf._base is not None:
                 return False
         self.replaced += [(leaf, None) for leaf in leaves]
-        for leaf, made in zip(leaves, m.made):  # noqa: B905
+        for leaf, made in zip(leaves, m.made):
             t = made.t
             leaf._grad = self._place(made) if t is None or _refcount(t) > _FREE or t._np is not None else t
         self.cur = m.end
@@ -971,7 +985,9 @@ class Run:
         self.cur = m.end
         return True
 
-    def begin_backward(self, tensors: Sequence[Tensor], gradients: Sequence[Any], retain_graph: bool, create_graph: bool, inputs: Any) -> BackwardRecord:
+    def begin_backward(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Any], retain_graph: bool, create_graph: bool, inputs: Any
+    ) -> BackwardRecord:
         """A backward pass is about to be walked: note what it does."""
         simple = len(tensors) == 1 and tensors[0]._np is None and not create_graph and inputs is None and gradients[0] is None
         return BackwardRecord(self, tensors[0]._step if simple else None, retain_graph, simple)
@@ -1125,7 +1141,7 @@ def _meta_difference(a: Meta, b: Meta) -> str:
 
 _get_t, _get_store, _get_weak = operator.attrgetter("t"), operator.attrgetter("_store"), operator.attrgetter("__weakref__")
 _thread_id = threading.get_ident
-_POSITIONS = {"argsort": 0, "topk": 1, "argmax": 0, "argmin": 0}  # operators that give positions, and which attribute holds their dimensions
+_POSITIONS = {"argsort": 0, "topk": 1, "argmax": 0, "argmin": 0}  # what gives positions, and which attribute holds their dimensions
 _PRISTINE = 4  # attributes that `_place` gives
 HELD = Run.cur = Step(None)  # what the owner finds while another thread launches: a step without edges
 _WAITING = {Run._wait.__code__, Run._force_from_outside.__code__}

@@ -14,10 +14,10 @@ from typing import Any
 
 from torchlet import dtypes, errors
 from torchlet.autograd import _set_grad
-from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, user_line
 from torchlet.compiler import debug
+from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, user_line
 from torchlet.compiler.codegen import triton
-from torchlet.compiler.execute import Executable, compile_graph
+from torchlet.compiler.execute import Executable
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.launch import HOST_CALLS
 from torchlet.compiler.loops import Kernel
@@ -38,7 +38,10 @@ class CompiledFunction:
     Every call runs the Python of `function`. Calls from several threads each walk a trie of their own.
     """
 
-    def __init__(self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None, replay: bool = False):
+    def __init__(
+        self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None,
+        replay: bool = False,
+    ):
         if not callable(function):
             raise TypeError(f"compile: got {type(function).__name__}; expected a function, a method or a module")
         if isinstance(function, types.FunctionType | types.MethodType):
@@ -112,8 +115,8 @@ class CompiledFunction:
         if not self.dropped and gone:
             cause = max(set(self.changes), key=self.changes.count) if self.changes else "every call did something else"
             warnings.warn(
-                f"compile: {self.name} makes new paths again and again ({len(self.paths)} so far), so old ones are forgotten. The most frequent "
-                f"difference: {cause}", RuntimeWarning, stacklevel=3,
+                f"compile: {self.name} makes new paths again and again ({len(self.paths)} so far), so old ones are forgotten. "
+                f"The most frequent difference: {cause}", RuntimeWarning, stacklevel=3,
             )
         self.dropped += len(gone)
         self.paths = [entry for entry in self.paths if entry[0] not in gone]
@@ -222,7 +225,10 @@ def compile(
     The result gives exactly what `f` gives, prints, side effects and exceptions included.
     """
     if f is None:
-        return functools.partial(compile, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump, mode=mode, options=options, disable=disable, replay=replay)
+        return functools.partial(
+            compile, dynamic=dynamic, fullgraph=fullgraph, backend=backend, dump=dump, mode=mode, options=options, disable=disable,
+            replay=replay,
+        )
     if disable:
         return f
     if isinstance(f, CompiledFunction):
@@ -239,7 +245,9 @@ def _compile_module(module: Any, dynamic: bool | None, fullgraph: bool, backend:
     cls = type(module)
     call = CompiledFunction(types.MethodType(cls.__call__, module), dynamic, fullgraph, backend, dump, replay)
     call.name = cls.__name__
-    compiled_class = type(cls.__name__, (cls,), {"__call__": lambda self, *args, **kwargs: call(*args, **kwargs), "__module__": cls.__module__, "__reduce_ex__": lambda self, protocol: (_compile_module, (module, dynamic, fullgraph, backend, dump, replay))})
+    again = _compile_module, (module, dynamic, fullgraph, backend, dump, replay)  # how a copy or an unpickled one is made
+    members = {"__call__": lambda self, *args, **kwargs: call(*args, **kwargs), "__reduce_ex__": lambda self, protocol: again}
+    compiled_class = type(cls.__name__, (cls,), {**members, "__module__": cls.__module__})
     twin = object.__new__(compiled_class)
     object.__setattr__(twin, "__dict__", module.__dict__)
     _CALLS[twin] = call
@@ -264,17 +272,17 @@ def compiled_function(f: Any) -> CompiledFunction:
     return found
 
 
-def disable(f: Any = None, recursive: bool = True) -> Any:
-    """`f` as a function that runs uncompiled, also when a compiled function calls it."""
+def disable(f: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    """`f` as a function that runs uncompiled, also when a compiled function calls it. `reason` is what explain() tells."""
     if f is None:
-        return disable
+        return functools.partial(disable, recursive=recursive, reason=reason)
 
     @functools.wraps(f)
     def uncompiled(*args: Any, **kwargs: Any) -> Any:
         run = STATE.run
         if run is None:
             return f(*args, **kwargs)
-        run.flush(f"{getattr(f, '__name__', 'a function')} is disabled")
+        run.flush(f"{getattr(f, '__name__', 'a function')} is disabled{f': {reason}' if reason else ''}")
         STATE.run = None
         try:
             return f(*args, **kwargs)
@@ -375,7 +383,8 @@ def describe(f: CompiledFunction) -> Explanation:
         last = next((s.source for s in reversed(path.steps) if s.source), "")
         lines.append(
             f"path {i}: {_count(len(path.steps), 'step')} to {short(last) or '?'}, ended at {short(place) or '?'}: "
-            f"{', '.join(r or 'launched' for r in path.reasons)}; {_count(path.launches, 'launch', 'es')}" + (f", {path.stepwise} of them step by step" if path.stepwise else "")
+            f"{', '.join(r or 'launched' for r in path.reasons)}; {_count(path.launches, 'launch', 'es')}"
+            + (f", {path.stepwise} of them step by step" if path.stepwise else "")
         )
         if path.cause:
             lines.append(f"  recorded because something was different: {short_cause(path.cause)}")
@@ -383,7 +392,8 @@ def describe(f: CompiledFunction) -> Explanation:
         lines.extend(f"  not compiled, run step by step: {why}" for why in path.stepwise_because)
         for p in path.programs.values():
             for exe in executables(p):
-                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}" + (f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""))
+                externs = f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""
+                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}{externs}")
                 lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
                 lines.extend(f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48) + f" {short(n.source)}" for n in exe.externs)
     if HOST_CALLS:

@@ -130,7 +130,9 @@ def _same(a: Any, b: Any) -> bool:
     if a[0] != b[0]:
         return False
     if a[0] == "object":
-        return a[1] is b[1] or (a[1].__class__ is b[1].__class__ and isinstance(a[1], str | int | float | bool | bytes) and repr(a[1]) == repr(b[1]))
+        return a[1] is b[1] or (
+            a[1].__class__ is b[1].__class__ and isinstance(a[1], str | int | float | bool | bytes) and repr(a[1]) == repr(b[1])
+        )
     if a[0] in ("sequence", "dict"):
         return a[1] == b[1] and len(a[2]) == len(b[2]) and all(map(_same, a[2], b[2]))
     return a == b  # type: ignore[no-any-return]
@@ -307,7 +309,9 @@ class Replayer:
         finally:
             self.lock.release()
 
-    def _follow(self, known: Signature, tensors: list[Tensor], numbers: list[Any], args: Any, kwargs: Any, follow: Callable[..., Any]) -> Any:
+    def _follow(
+        self, known: Signature, tensors: list[Tensor], numbers: list[Any], args: Any, kwargs: Any, follow: Callable[..., Any]
+    ) -> Any:
         run = self.run
         run.watch()
         without = {id(t): t._grad is None for t in known.leaves}
@@ -324,7 +328,9 @@ class Replayer:
             known.check *= 2
             what = plan.last.differs(seen)
             if not what:
-                wrong = next((i for i, v in enumerate(seen.numbers) if (i not in dict(plan.data)) and not _equal(v, plan.constants[i])), None)
+                wrong = next(
+                    (i for i, v in enumerate(seen.numbers) if (i not in dict(plan.data)) and not _equal(v, plan.constants[i])), None
+                )
                 if wrong is not None:
                     what = f"{seen.where(wrong)}: the number {plan.constants[wrong]} → {seen.numbers[wrong]}"
             if what:
@@ -355,7 +361,11 @@ class Replayer:
         """Lines for explain()."""
         out = []
         for known in self.table.values():
-            state = f"not replayed: {known.reason}" if known.plan is None else f"{known.replayed} replayed; call {known.check} is followed again"
+            state = (
+                f"not replayed: {known.reason}"
+                if known.plan is None
+                else f"{known.replayed} replayed; call {known.check} is followed again"
+            )
             out.append(f"replay: {known.calls} calls, {state}")
         return out
 

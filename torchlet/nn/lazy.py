@@ -69,7 +69,9 @@ class _Lazy(Module):
         weight = state_dict.get(prefix + "weight")
         if self.has_uninitialized_params() and isinstance(weight, Tensor):
             self._settle(ops.empty(*self._like(weight)))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+            self._load_from_state_dict(state_dict, prefix, *rest)  # of the class that it is now
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _like(self, weight: Tensor) -> tuple[int, ...]:
         """The shape of an input that fits a weight."""

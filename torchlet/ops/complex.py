@@ -23,11 +23,21 @@ def _draw(*shape: int) -> Any:
 
 
 def _unary(
-    name: str, np_function: Callable[..., Any], grad: Callable[..., Any] | None, result: Callable[[dtypes.dtype], dtypes.dtype], view: bool = False
+    name: str,
+    np_function: Callable[..., Any],
+    grad: Callable[..., Any] | None,
+    result: Callable[[dtypes.dtype], dtypes.dtype],
+    view: bool = False,
 ) -> Op:
     return define(
-        name, ("x",), np_function, lambda x: Spec(x.shape, result(x.dtype), x.device), View(lambda out, in_shape: out) if view else None,
-        vjp={"x": grad} if grad else None, samples=lambda: [((_draw(3, 4),), ())], barrier=True,
+        name,
+        ("x",),
+        np_function,
+        lambda x: Spec(x.shape, result(x.dtype), x.device),
+        View(lambda out, in_shape: out) if view else None,
+        vjp={"x": grad} if grad else None,
+        samples=lambda: [((_draw(3, 4),), ())],
+        barrier=True,
     )
 
 
@@ -62,13 +72,28 @@ def _whole_np(x: Any) -> Any:
 
 
 view_as_real_ = define(
-    "view_as_real", ("x",), lambda x: np.stack((x.real, x.imag), -1) if not x.size else np.lib.stride_tricks.as_strided(
-        x.real, (*x.shape, 2), (*x.strides, x.itemsize // 2)
-    ), _parts, View(lambda out, in_shape: out[:-1]), vjp={"x": lambda g: view_as_complex(g.contiguous())}, samples=lambda: [((_draw(3, 4),), ())], barrier=True,
+    "view_as_real",
+    ("x",),
+    lambda x: (
+        np.stack((x.real, x.imag), -1)
+        if not x.size
+        else np.lib.stride_tricks.as_strided(x.real, (*x.shape, 2), (*x.strides, x.itemsize // 2))
+    ),
+    _parts,
+    View(lambda out, in_shape: out[:-1]),
+    vjp={"x": lambda g: view_as_complex(g.contiguous())},
+    samples=lambda: [((_draw(3, 4),), ())],
+    barrier=True,
 )
 view_as_complex_ = define(
-    "view_as_complex", ("x",), _whole_np, _whole, View(lambda out, in_shape: out), vjp={"x": lambda g: view_as_real(g)},
-    samples=lambda: [((_rng.standard_normal((3, 4, 2)),), ())], barrier=True,
+    "view_as_complex",
+    ("x",),
+    _whole_np,
+    _whole,
+    View(lambda out, in_shape: out),
+    vjp={"x": lambda g: view_as_real(g)},
+    samples=lambda: [((_rng.standard_normal((3, 4, 2)),), ())],
+    barrier=True,
 )
 
 
@@ -88,7 +113,9 @@ def view_as_complex(input: Tensor) -> Tensor:
 def complex_(real: Tensor, imag: Tensor) -> Tensor:
     """real + i imag."""
     if real.dtype is not imag.dtype or real.dtype not in (dtypes.float32, dtypes.float64):
-        raise RuntimeError(f"complex: Expected both inputs to be of one dtype, float32 or float64; got {real.dtype.name} and {imag.dtype.name}")
+        raise RuntimeError(
+            f"complex: Expected both inputs to be of one dtype, float32 or float64; got {real.dtype.name} and {imag.dtype.name}"
+        )
     shape = broadcast_shapes("complex", tuple(real.shape), tuple(imag.shape))
     return view_as_complex(FUNCTIONS["stack"]([real.expand(shape), imag.expand(shape)], -1))
 

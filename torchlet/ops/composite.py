@@ -196,7 +196,7 @@ def _norm_samples(affine: int) -> Any:
 
 
 layer_norm_plain_ = define("layer_norm_plain", ("x",), _layer_norm_np, _norm_spec("layer_norm"), Composite(_layer_norm_body), ("ndims", "eps"), {"x": _layer_norm_grad}, _norm_samples(0))
-_LN = {
+_LN: dict[str, Any] = {
     "x": lambda g, x, weight, ndims, eps: _layer_norm_grad(g * weight, x, ndims, eps),
     "weight": lambda g, x, ndims, eps: g * _standardize(x, ndims, eps)[0],
 }

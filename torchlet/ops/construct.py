@@ -68,8 +68,16 @@ class _Typed(type):
 
 TYPED: dict[str, _Typed] = {}
 for _name, _dtype in {
-    "Float": dtypes.float32, "Double": dtypes.float64, "Half": dtypes.float16, "BFloat16": dtypes.bfloat16, "Char": dtypes.int8, "Byte": dtypes.uint8,
-    "Short": dtypes.int16, "Int": dtypes.int32, "Long": dtypes.int64, "Bool": dtypes.bool_,
+    "Float": dtypes.float32,
+    "Double": dtypes.float64,
+    "Half": dtypes.float16,
+    "BFloat16": dtypes.bfloat16,
+    "Char": dtypes.int8,
+    "Byte": dtypes.uint8,
+    "Short": dtypes.int16,
+    "Int": dtypes.int32,
+    "Long": dtypes.int64,
+    "Bool": dtypes.bool_,
 }.items():
     TYPED[f"{_name}Tensor"] = _Typed(f"{_name}Tensor", (), {"dtype": _dtype, "__doc__": f"Makes tensors of dtype {_dtype.name}."})
 FUNCTIONS.update(TYPED)
@@ -116,7 +124,9 @@ def range_(start: float, end: float | None = None, step: float = 1, **kwargs: An
 
 
 @public(method=False)
-def logspace(start: float, end: float, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def logspace(
+    start: float, end: float, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """base ** start … base ** end, evenly spaced in the exponent."""
     values = np.power(float(base), np.linspace(float(start), float(end), int(steps)))
     return FUNCTIONS["tensor"](values, dtype=dtype or dtypes.get_default_dtype(), device=device, requires_grad=requires_grad)  # type: ignore[no-any-return]
@@ -148,7 +158,7 @@ class iinfo:
     def __init__(self, type: dtypes.dtype):
         if type.has_gradient or type is dtypes.bool_:
             raise TypeError(f"torch.iinfo() requires an integer input type. Use torch.finfo to handle '{type.name}'")
-        found = np.iinfo(type.np)
+        found: Any = np.iinfo(type.np)  # type: ignore[type-var]
         self.dtype, self.bits, self.max, self.min = type.name, found.bits, int(found.max), int(found.min)
 
     def __repr__(self) -> str:
@@ -174,7 +184,10 @@ class layout(memory_format):
     """Whether a tensor is dense; here always."""
 
 
-FUNCTIONS |= {name: memory_format(name) for name in ("channels_last", "channels_last_3d", "contiguous_format", "preserve_format", "legacy_contiguous_format")}
+FUNCTIONS |= {
+    name: memory_format(name)
+    for name in ("channels_last", "channels_last_3d", "contiguous_format", "preserve_format", "legacy_contiguous_format")
+}
 FUNCTIONS |= {name: layout(name) for name in ("strided", "sparse_coo", "sparse_csr")}
 FUNCTIONS |= {"memory_format": memory_format, "layout": layout}
 
@@ -218,14 +231,33 @@ storage.TypedStorage, storage.UntypedStorage = TypedStorage, UntypedStorage  # t
 
 def _dense_only(name: str) -> Callable[[Tensor], Any]:
     def f(self: Tensor, *_: Any, **__: Any) -> Any:
-        raise RuntimeError(f"{name} expected sparse tensor layout but got Strided; sparse tensors are not there\nhelp: a dense tensor's nonzero() and masks do the same")
+        raise RuntimeError(
+            f"{name} expected sparse tensor layout but got Strided; sparse tensors are not there\nhelp: a dense tensor's nonzero() and masks do the same"
+        )
 
     f.__name__, f.__qualname__, f.__doc__ = name, name, f"`{name}` of sparse tensors, which are not there: raises RuntimeError."
     return f
 
 
-METHODS |= {name: _dense_only(name) for name in ("values", "indices", "coalesce", "crow_indices", "col_indices", "to_sparse", "sparse_mask", "_values", "_indices")}
-METHODS |= {name: property(lambda self: False) for name in ("is_sparse", "is_quantized", "is_meta", "is_mps", "is_xpu", "is_mkldnn", "is_nested", "is_sparse_csr", "is_vulkan", "is_xla")}
+METHODS |= {
+    name: _dense_only(name)
+    for name in ("values", "indices", "coalesce", "crow_indices", "col_indices", "to_sparse", "sparse_mask", "_values", "_indices")
+}
+METHODS |= {
+    name: property(lambda self: False)
+    for name in (
+        "is_sparse",
+        "is_quantized",
+        "is_meta",
+        "is_mps",
+        "is_xpu",
+        "is_mkldnn",
+        "is_nested",
+        "is_sparse_csr",
+        "is_vulkan",
+        "is_xla",
+    )
+}
 METHODS |= {
     "is_cpu": property(lambda self: self.device.type == "cpu", doc="True for tensors on the CPU."),
     "layout": property(lambda self: FUNCTIONS["strided"], doc="Always strided."),
@@ -278,7 +310,32 @@ def _also_axis(f: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_AXIS = "split chunk argmax argmin any all cumsum cumprod var std sort argsort amax amin prod stack median topk unbind logsumexp count_nonzero max min norm".split()
+_AXIS = [
+    "split",
+    "chunk",
+    "argmax",
+    "argmin",
+    "any",
+    "all",
+    "cumsum",
+    "cumprod",
+    "var",
+    "std",
+    "sort",
+    "argsort",
+    "amax",
+    "amin",
+    "prod",
+    "stack",
+    "median",
+    "topk",
+    "unbind",
+    "logsumexp",
+    "count_nonzero",
+    "max",
+    "min",
+    "norm",
+]
 
 
 def _accept_axis(names: Iterable[str]) -> None:

@@ -25,12 +25,16 @@ def _letters(term: str, t: Tensor, number: int, spare: str) -> str:
         before, _, after = term.partition("...")
         covered = t.ndim - len(before) - len(after)
         if covered < 0:
-            raise _refuse(f"the number of subscripts in the equation ({len(before + after)}) is more than the number of dimensions ({t.ndim}) for operand {number}")
+            raise _refuse(
+                f"the number of subscripts in the equation ({len(before + after)}) is more than the number of dimensions ({t.ndim}) for operand {number}"
+            )
         term = before + spare[len(spare) - covered :] + after
     if not all(c.isalpha() or c in spare for c in term):
         raise _refuse(f"invalid subscript given at index {number} in '{term}'; subscripts must be in [a-zA-Z]")
     if len(term) != t.ndim:
-        raise _refuse(f"the number of subscripts in the equation ({len(term)}) does not match the number of dimensions ({t.ndim}) for operand {number} and no ellipsis was given")
+        raise _refuse(
+            f"the number of subscripts in the equation ({len(term)}) does not match the number of dimensions ({t.ndim}) for operand {number} and no ellipsis was given"
+        )
     return term
 
 

@@ -34,10 +34,16 @@ def _fft_np(x: Any, dims: Dims, inverse: bool, scale: float) -> Any:
 
 
 fft_: Op = define(
-    "fft", ("x",), _fft_np, lambda x, dims, inverse, scale: _float_of(x), None, ("dims", "inverse", "scale"),
+    "fft",
+    ("x",),
+    _fft_np,
+    lambda x, dims, inverse, scale: _float_of(x),
+    None,
+    ("dims", "inverse", "scale"),
     {"x": lambda g, dims, inverse, scale: apply(fft_, (g,), (dims, not inverse, scale))},
     lambda: [((_rng.standard_normal((3, 4)) + 1j * _rng.standard_normal((3, 4)),), a) for a in (((1,), False, 1.0), ((0, 1), True, 0.5))],
-    barrier=True, doc="The sum of x times exp(∓2πi …) over `dims`, times `scale`.",
+    barrier=True,
+    doc="The sum of x times exp(∓2πi …) over `dims`, times `scale`.",
 )
 
 
@@ -56,8 +62,16 @@ def _half_grad(g: Tensor, x_spec: Spec, dim: int, scale: float) -> Tensor:
 
 
 rfft_: Op = define(
-    "rfft", ("x",), _half_np, _half_spec, None, ("dim", "scale"), {"x": _half_grad}, lambda: [((_rng.standard_normal((3, n)),), (1, 1.0)) for n in (4, 5)],
-    barrier=True, doc="The first half of the transform of real numbers; the other half is its mirror image.",
+    "rfft",
+    ("x",),
+    _half_np,
+    _half_spec,
+    None,
+    ("dim", "scale"),
+    {"x": _half_grad},
+    lambda: [((_rng.standard_normal((3, n)),), (1, 1.0)) for n in (4, 5)],
+    barrier=True,
+    doc="The first half of the transform of real numbers; the other half is its mirror image.",
 )
 
 
@@ -82,8 +96,15 @@ def _back_grad(g: Tensor, x_spec: Spec, n: int, dim: int, scale: float) -> Tenso
 
 
 irfft_: Op = define(
-    "irfft", ("x",), _back_np, _back_spec, None, ("n", "dim", "scale"), {"x": _back_grad},
-    lambda: [((_rng.standard_normal((3, 3)) + 1j * _rng.standard_normal((3, 3)),), (n, 1, 0.25)) for n in (4, 5)], barrier=True,
+    "irfft",
+    ("x",),
+    _back_np,
+    _back_spec,
+    None,
+    ("n", "dim", "scale"),
+    {"x": _back_grad},
+    lambda: [((_rng.standard_normal((3, 3)) + 1j * _rng.standard_normal((3, 3)),), (n, 1, 0.25)) for n in (4, 5)],
+    barrier=True,
 )
 
 
@@ -145,7 +166,10 @@ def _to_real(input: Tensor, s: Any, dim: Any, norm: str | None) -> Tensor:
 
 def _enter() -> None:
     kinds: dict[str, Callable[..., Tensor]] = {
-        "fft": lambda x, s, d, n: _full(x, s, d, n, False), "ifft": lambda x, s, d, n: _full(x, s, d, n, True), "rfft": _one_sided, "irfft": _to_real,
+        "fft": lambda x, s, d, n: _full(x, s, d, n, False),
+        "ifft": lambda x, s, d, n: _full(x, s, d, n, True),
+        "rfft": _one_sided,
+        "irfft": _to_real,
     }
     for name, f in kinds.items():
         FFT[name] = lambda input, n=None, dim=-1, norm=None, f=f: f(input, None if n is None else (n,), dim, norm)
@@ -185,7 +209,15 @@ def _cosines(*weights: float) -> Callable[[Any], Any]:
 
 
 def _window(name: str, shape: Callable[..., Any], *extra: tuple[str, Any]) -> None:
-    def f(window_length: int, periodic: bool = True, *args: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> Tensor:
+    def f(
+        window_length: int,
+        periodic: bool = True,
+        *args: Any,
+        dtype: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
         n = window_length
         values = [kwargs.get(key, args[k] if k < len(args) else default) for k, (key, default) in enumerate(extra)]
         if n < 2:
@@ -210,7 +242,9 @@ _window("kaiser_window", lambda t, beta: np.i0(beta * np.sqrt(np.maximum(1 - (2 
 def _framing(name: str, n_fft: int, hop_length: int | None, win_length: int | None, window: Tensor | None, like: Any) -> tuple[int, Tensor]:
     hop, width = n_fft // 4 if hop_length is None else hop_length, n_fft if win_length is None else win_length
     if not 0 < width <= n_fft or hop <= 0 or (window is not None and tuple(window.shape) != (width,)):
-        raise RuntimeError(f"{name}: n_fft={n_fft}, hop_length={hop}, win_length={width}; expected 0 < win_length <= n_fft, hop_length > 0 and a window of that length")
+        raise RuntimeError(
+            f"{name}: n_fft={n_fft}, hop_length={hop}, win_length={width}; expected 0 < win_length <= n_fft, hop_length > 0 and a window of that length"
+        )
     shape = FUNCTIONS["ones"](width, dtype=like) if window is None else window
     left = (n_fft - width) // 2
     return hop, pad(shape, (left, n_fft - width - left))
@@ -218,8 +252,17 @@ def _framing(name: str, n_fft: int, hop_length: int | None, win_length: int | No
 
 @public()
 def stft(
-    input: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
-    pad_mode: str = "reflect", normalized: bool = False, onesided: bool | None = None, return_complex: bool | None = None, align_to_window: Any = None,
+    input: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    center: bool = True,
+    pad_mode: str = "reflect",
+    normalized: bool = False,
+    onesided: bool | None = None,
+    return_complex: bool | None = None,
+    align_to_window: Any = None,
 ) -> Tensor:
     """(batch, time) -> (batch, frequency, frame): the transform of overlapping windows of a signal, complex."""
     hop, shape = _framing("stft", n_fft, hop_length, win_length, window, dtypes.real_of(input.dtype))
@@ -236,8 +279,16 @@ def stft(
 
 @public()
 def istft(
-    input: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
-    normalized: bool = False, onesided: bool | None = None, length: int | None = None, return_complex: bool = False,
+    input: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    center: bool = True,
+    normalized: bool = False,
+    onesided: bool | None = None,
+    length: int | None = None,
+    return_complex: bool = False,
 ) -> Tensor:
     """The signal of a short-time transform: windows added where they overlap, divided by the sum of the squared windows."""
     hop, shape = _framing("istft", n_fft, hop_length, win_length, window, dtypes.real_of(input.dtype))

@@ -39,7 +39,9 @@ def _strided_np(x: Any, size: tuple[int, ...], stride: tuple[int, ...], offset: 
     return np.lib.stride_tricks.as_strided(np.reshape(x, -1)[offset:], size, tuple(s * x.itemsize for s in stride))
 
 
-def _strided_index(out: tuple[Index, ...], in_shape: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple[Index, ...]:
+def _strided_index(
+    out: tuple[Index, ...], in_shape: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> tuple[Index, ...]:
     position = Index((), offset)
     for i, s in zip(out, stride, strict=True):
         position = position + i * s
@@ -53,7 +55,13 @@ def _strided_grad(g: Tensor, x_spec: Spec, size: tuple[int, ...], stride: tuple[
 
 
 as_strided_: Op = define(
-    "as_strided", ("x",), _strided_np, _strided_spec, View(_strided_index), ("size", "stride", "offset"), {"x": _strided_grad},
+    "as_strided",
+    ("x",),
+    _strided_np,
+    _strided_spec,
+    View(_strided_index),
+    ("size", "stride", "offset"),
+    {"x": _strided_grad},
     lambda: [((_rng.standard_normal((3, 4)),), a) for a in (((2, 3), (4, 1), 1), ((3, 3), (1, 1), 2))],
     doc="A contiguous tensor's memory seen with other sizes and strides (in elements).",
 )
@@ -68,7 +76,9 @@ def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storag
     if input._meta.contiguous and (input._base is None or storage_offset is None):
         return apply(as_strided_, (input,), (shape, steps, int(storage_offset or 0)))
     if input._meta.requires_grad:
-        raise RuntimeError("as_strided: gradients flow through it only for tensors that are contiguous and no view\nhelp: call .contiguous() first")
+        raise RuntimeError(
+            "as_strided: gradients flow through it only for tensors that are contiguous and no view\nhelp: call .contiguous() first"
+        )
     start = int(storage_offset if storage_offset is not None else input.storage_offset())
     array = force(input)
     while isinstance(array.base, np.ndarray):
@@ -78,7 +88,9 @@ def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storag
     return out
 
 
-METHODS["as_strided_"] = lambda self, size, stride, storage_offset=None: _become(self, as_strided(self, size, stride, storage_offset), "as_strided_")
+METHODS["as_strided_"] = lambda self, size, stride, storage_offset=None: _become(
+    self, as_strided(self, size, stride, storage_offset), "as_strided_"
+)
 
 # ------------------------------------------------------------------------------------------------ views in place
 
@@ -102,7 +114,9 @@ def _become(self: Tensor, made: Tensor, name: str) -> Tensor:
 def _in_place(name: str, function: Callable[..., Tensor]) -> None:
     def f(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._meta.requires_grad and self.is_leaf and STATE.grad:
-            raise RuntimeError(f"{name}: a leaf Variable that requires grad is being used in an in-place operation.\nhelp: wrap it in `with torchlet.no_grad():`")
+            raise RuntimeError(
+                f"{name}: a leaf Variable that requires grad is being used in an in-place operation.\nhelp: wrap it in `with torchlet.no_grad():`"
+            )
         return _become(self, function(self, *args, **kwargs), name)
 
     f.__name__, f.__qualname__, f.__doc__ = name, name, f"`{name[:-1]}` in place: the tensor itself is seen in another layout."
@@ -153,7 +167,9 @@ def _view(self: Tensor, *shape: Any) -> Tensor:
 def _as_dtype(self: Tensor, to: dtypes.dtype) -> Tensor:
     a = force(self)
     if to.itemsize != self.dtype.itemsize and (not a.ndim or a.strides[-1] != a.itemsize or a.shape[-1] * a.itemsize % to.itemsize):
-        raise RuntimeError(f"view: the last dimension of shape {list(a.shape)} cannot be seen as {to.name}; expected contiguous elements that fill whole ones")
+        raise RuntimeError(
+            f"view: the last dimension of shape {list(a.shape)} cannot be seen as {to.name}; expected contiguous elements that fill whole ones"
+        )
     share(self)
     return wrap(a.view(to.np), store=self._store)
 
@@ -184,10 +200,14 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
 def _split_along(name: str, dim: int, least: int) -> None:
     def f(input: Tensor, indices_or_sections: Any) -> tuple[Tensor, ...]:
         if input.ndim < least:
-            raise RuntimeError(f"{name} requires a tensor with at least {least} dimension(s), but got a tensor with {input.ndim} dimensions!")
+            raise RuntimeError(
+                f"{name} requires a tensor with at least {least} dimension(s), but got a tensor with {input.ndim} dimensions!"
+            )
         d = 0 if name == "hsplit" and input.ndim == 1 else dim
         if isinstance(indices_or_sections, int) and input.shape[d] % indices_or_sections:
-            raise RuntimeError(f"{name} attempted to split along dimension {d}, but the size of the dimension {input.shape[d]} is not divisible by the split_size {indices_or_sections}!")
+            raise RuntimeError(
+                f"{name} attempted to split along dimension {d}, but the size of the dimension {input.shape[d]} is not divisible by the split_size {indices_or_sections}!"
+            )
         return tensor_split(input, indices_or_sections, d)
 
     f.__name__, f.__qualname__, f.__doc__ = name, name, f"`tensor_split` along dimension {dim}."
@@ -299,7 +319,9 @@ def _with_region(name: str, region: Callable[..., Tensor], doc: str) -> None:
         out = input.clone()
         target = region(out, *args, **kwargs)
         if target.shape != src.shape:
-            raise RuntimeError(f"expected src to have a size equal to the slice of self. src size = {list(src.shape)}, slice size = {list(target.shape)}")
+            raise RuntimeError(
+                f"expected src to have a size equal to the slice of self. src size = {list(src.shape)}, slice size = {list(target.shape)}"
+            )
         target.copy_(src)
         return out
 
@@ -360,7 +382,9 @@ def unravel_index(indices: Tensor, shape: Any) -> tuple[Tensor, ...]:
 
 
 @public(method=False)
-def empty_strided(size: Sequence[int], stride: Sequence[int], *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
+def empty_strided(
+    size: Sequence[int], stride: Sequence[int], *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **_: Any
+) -> Tensor:
     """A tensor of zeros with the given strides in elements."""
     needed = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if math.prod(size) else 0
     flat = FUNCTIONS["zeros"](needed, dtype=dtype, device=device)

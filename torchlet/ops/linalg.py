@@ -58,7 +58,13 @@ def _lapack(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return np.ascontiguousarray(f(*args))
         except np.linalg.LinAlgError as error:
-            why = "The input matrix is not positive-definite" if "positive" in str(error) else "The diagonal element is zero, the matrix is singular" if "ingular" in str(error) else str(error)
+            why = (
+                "The input matrix is not positive-definite"
+                if "positive" in str(error)
+                else "The diagonal element is zero, the matrix is singular"
+                if "ingular" in str(error)
+                else str(error)
+            )
             raise LinAlgError(f"linalg.{name}: {why}; the factorization could not be completed.") from None
 
     return run
@@ -82,7 +88,14 @@ def _mt(x: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------ inverse, solutions, determinants
 
-inv_: Op = define("inv", ("x",), _lapack("inv", np.linalg.inv), _same("inv"), vjp={"x": lambda g, out: -matmul(matmul(_mt(out), g), _mt(out))}, samples=_square)
+inv_: Op = define(
+    "inv",
+    ("x",),
+    _lapack("inv", np.linalg.inv),
+    _same("inv"),
+    vjp={"x": lambda g, out: -matmul(matmul(_mt(out), g), _mt(out))},
+    samples=_square,
+)
 
 
 def _solve_spec(a: Spec, b: Spec) -> Spec:
@@ -93,7 +106,10 @@ def _solve_spec(a: Spec, b: Spec) -> Spec:
 
 
 solve_: Op = define(
-    "solve", ("a", "b"), _lapack("solve", np.linalg.solve), _solve_spec,
+    "solve",
+    ("a", "b"),
+    _lapack("solve", np.linalg.solve),
+    _solve_spec,
     vjp={"a": lambda g, a, out: -matmul(apply(solve_, (_mt(a), g)), _mt(out)), "b": lambda g, a: apply(solve_, (_mt(a), g))},
     samples=lambda: [((_rng.standard_normal((3, 3)) + 3 * np.eye(3), _rng.standard_normal((3, 2))), ())],
 )
@@ -112,10 +128,20 @@ def _wide(x: Tensor) -> Tensor:
 
 
 det_: Op = define(
-    "det", ("x",), lambda x: np.asarray(np.linalg.det(x), x.dtype), _scalar_spec("det"), vjp={"x": lambda g, x, out: _wide(g * out) * _mt(apply(inv_, (x,)))}, samples=_square
+    "det",
+    ("x",),
+    lambda x: np.asarray(np.linalg.det(x), x.dtype),
+    _scalar_spec("det"),
+    vjp={"x": lambda g, x, out: _wide(g * out) * _mt(apply(inv_, (x,)))},
+    samples=_square,
 )
 logabsdet_: Op = define(
-    "logabsdet", ("x",), lambda x: np.asarray(np.linalg.slogdet(x)[1], x.dtype), _scalar_spec("slogdet"), vjp={"x": lambda g, x: _wide(g) * _mt(apply(inv_, (x,)))}, samples=_square
+    "logabsdet",
+    ("x",),
+    lambda x: np.asarray(np.linalg.slogdet(x)[1], x.dtype),
+    _scalar_spec("slogdet"),
+    vjp={"x": lambda g, x: _wide(g) * _mt(apply(inv_, (x,)))},
+    samples=_square,
 )
 
 
@@ -178,8 +204,14 @@ def _cholesky_grad(g: Tensor, out: Tensor) -> Tensor:
 
 
 cholesky_: Op = define(
-    "cholesky", ("x",), _lapack("cholesky", np.linalg.cholesky), _same("cholesky"), vjp={"x": _cholesky_grad},
-    samples=lambda: [((a @ np.swapaxes(a, -1, -2) + np.eye(3),), ()) for a in (_rng.standard_normal((3, 3)), _rng.standard_normal((2, 3, 3)))],
+    "cholesky",
+    ("x",),
+    _lapack("cholesky", np.linalg.cholesky),
+    _same("cholesky"),
+    vjp={"x": _cholesky_grad},
+    samples=lambda: [
+        ((a @ np.swapaxes(a, -1, -2) + np.eye(3),), ()) for a in (_rng.standard_normal((3, 3)), _rng.standard_normal((2, 3, 3)))
+    ],
 )
 
 
@@ -257,7 +289,14 @@ def _qr_grad(g: Tensor, out: Tensor, x_spec: Spec) -> Tensor:
     return _mt(apply(solve_, (_mt(r), _mt(right))))
 
 
-qr_: Op = define("qr", ("x",), _lapack("qr", _qr_np), _qr_spec, vjp={"x": _qr_grad}, samples=lambda: [((_rng.standard_normal(s),), ()) for s in ((4, 3), (2, 3, 3))])
+qr_: Op = define(
+    "qr",
+    ("x",),
+    _lapack("qr", _qr_np),
+    _qr_spec,
+    vjp={"x": _qr_grad},
+    samples=lambda: [((_rng.standard_normal(s),), ()) for s in ((4, 3), (2, 3, 3))],
+)
 
 
 class QR(NamedTuple):
@@ -271,8 +310,8 @@ class QR(NamedTuple):
 def qr(A: Tensor, mode: str = "reduced") -> QR:
     """Q R = A with orthonormal columns in Q and R upper triangular; `mode` "reduced", "complete" (no gradient) or "r"."""
     if mode == "complete":
-        q, r = np.linalg.qr(A.detach().numpy(), "complete")
-        return QR(METHODS["new_tensor"](A, q), METHODS["new_tensor"](A, r))
+        found = np.linalg.qr(A.detach().numpy(), "complete")
+        return QR(METHODS["new_tensor"](A, found[0]), METHODS["new_tensor"](A, found[1]))
     if mode not in ("reduced", "r"):
         raise RuntimeError(f"qr received unrecognized mode '{mode}' but expected one of 'reduced' (default), 'r', or 'complete'")
     q, r = _unpack(apply(qr_, (A,)), A.shape[-2:], -2)
@@ -310,7 +349,13 @@ def _eigh_grad(g: Tensor, out: Tensor, x_spec: Spec) -> Tensor:
 
 
 eigh_: Op = define(
-    "eigh", ("x",), _lapack("eigh", _eigh_np), _eigh_spec, None, ("lower",), {"x": _eigh_grad},
+    "eigh",
+    ("x",),
+    _lapack("eigh", _eigh_np),
+    _eigh_spec,
+    None,
+    ("lower",),
+    {"x": _eigh_grad},
     lambda: [((a + np.swapaxes(a, -1, -2),), (True,)) for a in (_rng.standard_normal((3, 3)), _rng.standard_normal((2, 3, 3)))],
 )
 
@@ -379,7 +424,14 @@ def _svd_grad(g: Tensor, out: Tensor, x_spec: Spec) -> Tensor:
     return total
 
 
-svd_: Op = define("svd", ("x",), _lapack("svd", _svd_np), _svd_spec, vjp={"x": _svd_grad}, samples=lambda: [((_rng.standard_normal(s),), ()) for s in ((4, 3), (3, 4), (2, 3, 3))])
+svd_: Op = define(
+    "svd",
+    ("x",),
+    _lapack("svd", _svd_np),
+    _svd_spec,
+    vjp={"x": _svd_grad},
+    samples=lambda: [((_rng.standard_normal(s),), ()) for s in ((4, 3), (3, 4), (2, 3, 3))],
+)
 
 
 class SVD(NamedTuple):
@@ -481,13 +533,14 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
     if n == 0:
         return expand(FUNCTIONS["eye"](input.shape[-1], dtype=input.dtype), tuple(input.shape)).clone()
     x = inverse(input) if n < 0 else input
-    out, n = None, abs(n)
+    out: Any = None
+    n = abs(n)
     while n:  # by squaring
         if n & 1:
             out = x if out is None else matmul(out, x)
         n >>= 1
         x = matmul(x, x) if n else x
-    return out
+    return out  # type: ignore[no-any-return]
 
 
 @linear_algebra(outside=True)

@@ -9,9 +9,41 @@ from torchlet.ops.public import FUNCTIONS, METHODS
 from torchlet.ops.reduce import norm
 from torchlet.tensor import Tensor
 
-_UNARY = "abs acos asin atan ceil cos cosh erf erfc exp expm1 floor frac lgamma log log10 log1p log2 neg reciprocal round rsqrt sigmoid sign sin sinh sqrt tan tanh trunc zero".split()
-_BINARY = "add sub mul div maximum minimum clamp_max clamp_min pow copy".split()
-_TERNARY = "addcmul addcdiv lerp".split()
+_UNARY = [
+    "abs",
+    "acos",
+    "asin",
+    "atan",
+    "ceil",
+    "cos",
+    "cosh",
+    "erf",
+    "erfc",
+    "exp",
+    "expm1",
+    "floor",
+    "frac",
+    "lgamma",
+    "log",
+    "log10",
+    "log1p",
+    "log2",
+    "neg",
+    "reciprocal",
+    "round",
+    "rsqrt",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "tan",
+    "tanh",
+    "trunc",
+    "zero",
+]
+_BINARY = ["add", "sub", "mul", "div", "maximum", "minimum", "clamp_max", "clamp_min", "pow", "copy"]
+_TERNARY = ["addcmul", "addcdiv", "lerp"]
 
 
 def _items(value: Any, count: int) -> Sequence[Any]:
@@ -20,7 +52,9 @@ def _items(value: Any, count: int) -> Sequence[Any]:
 
 
 def _over(name: str, method: Callable[..., Any]) -> Callable[..., list[Tensor]]:
-    def f(self: Sequence[Tensor], *operands: Any, value: Any = None, scalars: Any = None, weight: Any = None, alpha: Any = None) -> list[Tensor]:
+    def f(
+        self: Sequence[Tensor], *operands: Any, value: Any = None, scalars: Any = None, weight: Any = None, alpha: Any = None
+    ) -> list[Tensor]:
         extra = [v for v in (value, scalars, weight) if v is not None]
         columns = [_items(o, len(self)) for o in (*operands, *extra)]
         named = {} if alpha is None else {"alpha": alpha}
@@ -28,7 +62,11 @@ def _over(name: str, method: Callable[..., Any]) -> Callable[..., list[Tensor]]:
             return [method(t, a, b, value=v) for t, a, b, v in zip(self, *columns, strict=True)]
         return [method(t, *rest, **named) for t, *rest in zip(self, *columns, strict=True)]
 
-    f.__name__, f.__qualname__, f.__doc__ = f"_foreach_{name}", f"_foreach_{name}", f"`{name}` of every tensor of a list; operands are lists, or one for all."
+    f.__name__, f.__qualname__, f.__doc__ = (
+        f"_foreach_{name}",
+        f"_foreach_{name}",
+        f"`{name}` of every tensor of a list; operands are lists, or one for all.",
+    )
     return f
 
 

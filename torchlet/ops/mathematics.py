@@ -48,11 +48,19 @@ def _arguments(f: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def extern(
-    name: str, np_function: Callable[..., Any], grad: Callable[..., Any] | None = None, result: str = "float", low: float = -2.0, high: float = 2.0,
-    names: tuple[str, ...] = (), in_special: bool = False,
+    name: str,
+    np_function: Callable[..., Any],
+    grad: Callable[..., Any] | None = None,
+    result: str = "float",
+    low: float = -2.0,
+    high: float = 2.0,
+    names: tuple[str, ...] = (),
+    in_special: bool = False,
 ) -> Op:
     """Enter a one-input operator that compiled code calls in NumPy."""
-    op = pointwise(name, ("x",), np_function, result=result, vjp={"x": grad} if grad else None, samples=draw((3, 4), low=low, high=high), extern=True)
+    op = pointwise(
+        name, ("x",), np_function, result=result, vjp={"x": grad} if grad else None, samples=draw((3, 4), low=low, high=high), extern=True
+    )
     if in_special:
         SPECIAL[name] = lambda input: apply(op, (input,))
     else:
@@ -76,7 +84,15 @@ def _acosh(x: Expr) -> Expr:
 
 unary("asinh", np.arcsinh, _asinh, lambda g, x: g * (x * x + 1).rsqrt(), names=("asinh", "arcsinh"))
 unary("acosh", np.arccosh, _acosh, lambda g, x: g * (x * x - 1).rsqrt(), low=1.2, names=("acosh", "arccosh"))
-unary("atanh", np.arctanh, lambda x: 0.5 * call("log1p", 2 * x / (1 - x)), lambda g, x: g / (1 - x * x), low=-0.8, high=0.8, names=("atanh", "arctanh"))
+unary(
+    "atanh",
+    np.arctanh,
+    lambda x: 0.5 * call("log1p", 2 * x / (1 - x)),
+    lambda g, x: g / (1 - x * x),
+    low=-0.8,
+    high=0.8,
+    names=("atanh", "arctanh"),
+)
 unary("deg2rad", np.deg2rad, lambda x: x * (math.pi / 180), lambda g: g * (math.pi / 180))
 unary("rad2deg", np.rad2deg, lambda x: x * (180 / math.pi), lambda g: g * (180 / math.pi))
 
@@ -92,28 +108,69 @@ def _sinc(x: Expr) -> Expr:
 
 
 unary("sinc", np.sinc, _sinc, _sinc_grad)
-hypot_ = binary("hypot", np.hypot, (lambda g, a, out: g * (a / out), lambda g, b, out: g * (b / out)), function=lambda a, b: call("sqrt", a * a + b * b), low=0.5)
+hypot_ = binary(
+    "hypot",
+    np.hypot,
+    (lambda g, a, out: g * (a / out), lambda g, b, out: g * (b / out)),
+    function=lambda a, b: call("sqrt", a * a + b * b),
+    low=0.5,
+)
 binary_public(hypot_)
 
 # ------------------------------------------------------------------------------------------------ signs and steps
 
 unary("signbit", np.signbit, lambda x: (x < 0) | ((1 / x) < 0) if x.dtype.is_floating_point else x < 0, result="bool")
-unary("isneginf", np.isneginf, lambda x: call("isinf", x) & (x < 0) if x.dtype.is_floating_point else const(False, dtypes.bool_), result="bool")
-unary("isposinf", np.isposinf, lambda x: call("isinf", x) & (x > 0) if x.dtype.is_floating_point else const(False, dtypes.bool_), result="bool")
+unary(
+    "isneginf",
+    np.isneginf,
+    lambda x: call("isinf", x) & (x < 0) if x.dtype.is_floating_point else const(False, dtypes.bool_),
+    result="bool",
+)
+unary(
+    "isposinf",
+    np.isposinf,
+    lambda x: call("isinf", x) & (x > 0) if x.dtype.is_floating_point else const(False, dtypes.bool_),
+    result="bool",
+)
 copysign_ = pointwise(
-    "copysign", ("a", "b"), np.copysign, result="float", extern=True, samples=draw((3, 4), (4,), low=0.5),
+    "copysign",
+    ("a", "b"),
+    np.copysign,
+    result="float",
+    extern=True,
+    samples=draw((3, 4), (4,), low=0.5),
     vjp={"a": lambda g, a, b: where(a.eq(0), 0.0, g * a.sign() * where(signbit(b), -1.0, 1.0)), "b": lambda g: g * 0.0},
 )
 heaviside_ = pointwise(
-    "heaviside", ("a", "b"), np.heaviside, lambda a, b: select(a.eq(0), b, select(a > 0, const(1, a.dtype), const(0, a.dtype))), samples=draw((3, 4), (4,))
+    "heaviside",
+    ("a", "b"),
+    np.heaviside,
+    lambda a, b: select(a.eq(0), b, select(a > 0, const(1, a.dtype), const(0, a.dtype))),
+    samples=draw((3, 4), (4,)),
 )
 fmax_ = pointwise(
-    "fmax", ("a", "b"), np.fmax, lambda a, b: select(call("isnan", a), b, select(call("isnan", b), a, call("maximum", a, b))) if a.dtype.is_floating_point else call("maximum", a, b),
-    vjp={"a": lambda g, a, b: where((a >= b) | b.isnan(), g, 0.0), "b": lambda g, a, b: where((a >= b) | b.isnan(), 0.0, g)}, samples=draw((3, 4), (4,)),
+    "fmax",
+    ("a", "b"),
+    np.fmax,
+    lambda a, b: (
+        select(call("isnan", a), b, select(call("isnan", b), a, call("maximum", a, b)))
+        if a.dtype.is_floating_point
+        else call("maximum", a, b)
+    ),
+    vjp={"a": lambda g, a, b: where((a >= b) | b.isnan(), g, 0.0), "b": lambda g, a, b: where((a >= b) | b.isnan(), 0.0, g)},
+    samples=draw((3, 4), (4,)),
 )
 fmin_ = pointwise(
-    "fmin", ("a", "b"), np.fmin, lambda a, b: select(call("isnan", a), b, select(call("isnan", b), a, call("minimum", a, b))) if a.dtype.is_floating_point else call("minimum", a, b),
-    vjp={"a": lambda g, a, b: where((a <= b) | b.isnan(), g, 0.0), "b": lambda g, a, b: where((a <= b) | b.isnan(), 0.0, g)}, samples=draw((3, 4), (4,)),
+    "fmin",
+    ("a", "b"),
+    np.fmin,
+    lambda a, b: (
+        select(call("isnan", a), b, select(call("isnan", b), a, call("minimum", a, b)))
+        if a.dtype.is_floating_point
+        else call("minimum", a, b)
+    ),
+    vjp={"a": lambda g, a, b: where((a <= b) | b.isnan(), g, 0.0), "b": lambda g, a, b: where((a <= b) | b.isnan(), 0.0, g)},
+    samples=draw((3, 4), (4,)),
 )
 nextafter_ = pointwise("nextafter", ("a", "b"), np.nextafter, extern=True, samples=draw((3, 4), (4,)))
 for _op in (copysign_, heaviside_, nextafter_):
@@ -151,12 +208,25 @@ def _xlogy_np(a: Any, b: Any) -> Any:
 
 
 xlogy_ = pointwise(
-    "xlogy", ("a", "b"), _xlogy_np, lambda a, b: select(a.eq(0) & ~call("isnan", b), 0, a * call("log", b)), result="float", samples=draw((3, 4), (4,), low=0.3),
-    vjp={"a": lambda g, a, b: g * where(a.eq(0) & (b <= 0), 0.0, where(b > 0, b, 1.0).log() if isinstance(b, Tensor) else math.log(b)), "b": lambda g, a, b: g * a / b},
+    "xlogy",
+    ("a", "b"),
+    _xlogy_np,
+    lambda a, b: select(a.eq(0) & ~call("isnan", b), 0, a * call("log", b)),
+    result="float",
+    samples=draw((3, 4), (4,), low=0.3),
+    vjp={
+        "a": lambda g, a, b: g * where(a.eq(0) & (b <= 0), 0.0, where(b > 0, b, 1.0).log() if isinstance(b, Tensor) else math.log(b)),
+        "b": lambda g, a, b: g * a / b,
+    },
 )
 binary_public(xlogy_)
 logaddexp2_ = pointwise(
-    "logaddexp2", ("a", "b"), np.logaddexp2, extern=True, result="float", samples=draw((3, 4), (4,)),
+    "logaddexp2",
+    ("a", "b"),
+    np.logaddexp2,
+    extern=True,
+    result="float",
+    samples=draw((3, 4), (4,)),
     vjp={"a": lambda g, a, out: g * (a - out).exp2(), "b": lambda g, b, out: g * (b - out).exp2()},
 )
 binary_public(logaddexp2_, inplace_too=False)
@@ -184,7 +254,15 @@ def _normal() -> Any:
 
 
 unary_public(
-    pointwise("erfc", ("x",), _each(lambda x: math.erfc(x)), result="float", vjp={"x": lambda g, x: -g * _TWO_OVER_SQRT_PI * (-(x * x)).exp()}, samples=draw((3, 4)), extern=True)
+    pointwise(
+        "erfc",
+        ("x",),
+        _each(lambda x: math.erfc(x)),
+        result="float",
+        vjp={"x": lambda g, x: -g * _TWO_OVER_SQRT_PI * (-(x * x)).exp()},
+        samples=draw((3, 4)),
+        extern=True,
+    )
 )
 
 
@@ -212,7 +290,9 @@ def _log_ndtr(x: float) -> float:
     return -0.5 * x * x - math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(-z + 3 * z * z - 15 * z**3)
 
 
-log_ndtr_ = extern("log_ndtr", _each(_log_ndtr), lambda g, x, out: g * (-(x * x) * 0.5 - out).exp() / math.sqrt(2 * math.pi), in_special=True)
+log_ndtr_ = extern(
+    "log_ndtr", _each(_log_ndtr), lambda g, x, out: g * (-(x * x) * 0.5 - out).exp() / math.sqrt(2 * math.pi), in_special=True
+)
 
 
 def _erfcx(x: float) -> float:
@@ -283,7 +363,13 @@ def _polygamma_np(x: Any, n: int) -> Any:
 lgamma_ = extern("lgamma", _each(_lgamma), lambda g, x: g * x.digamma(), low=0.3, high=4)
 extern("digamma", _digamma_np, lambda g, x: g * apply(polygamma_, (x,), (1,)), low=0.3, high=4)
 polygamma_ = pointwise(
-    "polygamma", ("x",), _polygamma_np, attrs=("n",), result="float", extern=True, vjp={"x": lambda g, x, n: g * apply(polygamma_, (x,), (n + 1,))},
+    "polygamma",
+    ("x",),
+    _polygamma_np,
+    attrs=("n",),
+    result="float",
+    extern=True,
+    vjp={"x": lambda g, x, n: g * apply(polygamma_, (x,), (n + 1,))},
     samples=lambda: [((_rng.uniform(0.5, 4, (3, 4)),), (n,)) for n in (1, 2)],
 )
 zeta_ = pointwise("zeta", ("a", "b"), _zeta_np, result="float", extern=True, samples=draw((3, 4), (4,), low=1.5, high=5))
@@ -351,8 +437,13 @@ def _entr(x: Expr) -> Expr:
 
 
 entr_ = pointwise(
-    "entr", ("x",), lambda x: np.where(x > 0, -x * np.log(np.where(x > 0, x, 1)), np.where(x == 0, 0, -np.inf).astype(x.dtype)), _entr, result="float",
-    vjp={"x": lambda g, x: g * (-x.log() - 1)}, samples=draw((3, 4), low=0.2),
+    "entr",
+    ("x",),
+    lambda x: np.where(x > 0, -x * np.log(np.where(x > 0, x, 1)), np.where(x == 0, 0, -np.inf).astype(x.dtype)),
+    _entr,
+    result="float",
+    vjp={"x": lambda g, x: g * (-x.log() - 1)},
+    samples=draw((3, 4), low=0.2),
 )
 SPECIAL["entr"] = lambda input: apply(entr_, (input,))
 

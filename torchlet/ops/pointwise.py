@@ -241,6 +241,7 @@ for _name, _op in {"add": add_, "sub": sub_, "mul": mul_, "truediv": div_, "floo
 
 # ------------------------------------------------------------------------------------------------ comparison, logic
 
+_np: Any
 COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 for _name, _np in COMPARE.items():
     _op = binary(_name, _np, result="bool")

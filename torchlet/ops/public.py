@@ -11,7 +11,7 @@ from torchlet.autograd import inplace
 from torchlet.op import Op, apply
 from torchlet.tensor import Tensor
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {}  # torchlet.NAME
+FUNCTIONS: dict[str, Any] = {}  # torchlet.NAME: functions, and a few classes and words
 METHODS: dict[str, Any] = {}  # Tensor.NAME
 F = TypeVar("F", bound=Callable[..., Any])
 

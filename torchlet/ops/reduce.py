@@ -62,7 +62,9 @@ def _wide(x: Any) -> Any:
 
 
 def _total(x: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
-    return np.add.reduce(_wide(x), axis=dims, keepdims=keepdim, dtype=None if x.dtype.kind not in "biu" else np.int64)
+    kind: Any = None if x.dtype.kind not in "biu" else np.int64
+    total: Any = np.add.reduce  # NumPy's stub knows no `keepdims` that is a variable
+    return total(_wide(x), axis=dims, keepdims=keepdim, dtype=kind)
 
 
 sum_ = reduction("sum", "sum", _total, lambda g, x_spec, dims, keepdim: restore(g, x_spec, dims, keepdim), "sum")

@@ -50,8 +50,14 @@ def _running_np(x: Any, dim: int, largest: bool) -> Any:
 
 
 running_ = define(
-    "running_extreme", ("x",), _running_np, _index_spec, None, ("dim", "largest"),
-    samples=lambda: [((_rng.standard_normal((3, 4)),), (d, up)) for d, up in ((0, True), (1, False))], doc="The positions of the running maximum or minimum.",
+    "running_extreme",
+    ("x",),
+    _running_np,
+    _index_spec,
+    None,
+    ("dim", "largest"),
+    samples=lambda: [((_rng.standard_normal((3, 4)),), (d, up)) for d, up in ((0, True), (1, False))],
+    doc="The positions of the running maximum or minimum.",
 )
 
 
@@ -74,7 +80,12 @@ def cummin(input: Tensor, dim: int) -> ValuesIndices:
 
 
 logcumsumexp_: Op = define(
-    "logcumsumexp", ("x",), lambda x, dim: np.logaddexp.accumulate(_wide(x), axis=dim).astype(x.dtype) if x.ndim else x.copy(), lambda x, dim: x, None, ("dim",),
+    "logcumsumexp",
+    ("x",),
+    lambda x, dim: np.logaddexp.accumulate(_wide(x), axis=dim).astype(x.dtype) if x.ndim else x.copy(),
+    lambda x, dim: x,
+    None,
+    ("dim",),
     {"x": lambda g, x, out, dim: flip(cumsum(flip(g * (-out).exp(), dim), dim), dim) * x.exp() if g.ndim else g},
     lambda: [((_rng.standard_normal((3, 4)),), (d,)) for d in (0, 1)],
 )
@@ -121,7 +132,9 @@ def gradient(input: Tensor, *, spacing: float = 1.0, dim: Any = None, edge_order
     for d in dims:
         n = input.shape[d]
         if n < edge_order + 1 or edge_order != 1:
-            raise RuntimeError(f"gradient: size {n} in dimension {d} and edge_order {edge_order}; expected at least 2 elements and edge_order 1")
+            raise RuntimeError(
+                f"gradient: size {n} in dimension {d} and edge_order {edge_order}; expected at least 2 elements and edge_order 1"
+            )
         first, last = input.narrow(d, 1, 1) - input.narrow(d, 0, 1), input.narrow(d, n - 1, 1) - input.narrow(d, n - 2, 1)
         middle = (input.narrow(d, 2, n - 2) - input.narrow(d, 0, n - 2)) / 2 if n > 2 else input.narrow(d, 0, 0)
         out.append(cat([first, middle, last], d) / spacing)
@@ -142,7 +155,12 @@ def _mode_np(x: Any, dim: int) -> Any:
 
 
 mode_ = define(
-    "mode", ("x",), _mode_np, lambda x, dim: Spec((*x.shape[:dim], 1, *x.shape[dim + 1 :]), dtypes.int64, x.device), None, ("dim",),
+    "mode",
+    ("x",),
+    _mode_np,
+    lambda x, dim: Spec((*x.shape[:dim], 1, *x.shape[dim + 1 :]), dtypes.int64, x.device),
+    None,
+    ("dim",),
     samples=lambda: [((np.array([[3, 1, 3, 1], [2, 2, 0, 1.0]]),), (d,)) for d in (0, 1)],
 )
 
@@ -200,7 +218,11 @@ def _quantile(name: str, input: Tensor, q: Any, dim: int | None, keepdim: bool, 
     ordered = sort(x, -1).values
     bad = x.isnan()
     last = (~bad).sum(-1, keepdim=True) - 1 if skip_nan else x.shape[-1] - 1
-    place = cast(last.clamp(min=0), x.dtype) * reshape(levels, (-1,)) if skip_nan else expand(reshape(levels, (-1,)) * float(last), (*x.shape[:-1], levels.numel()))
+    place = (
+        cast(last.clamp(min=0), x.dtype) * reshape(levels, (-1,))
+        if skip_nan
+        else expand(reshape(levels, (-1,)) * float(last), (*x.shape[:-1], levels.numel()))
+    )
     low = {"nearest": place.round, "higher": place.ceil}.get(interpolation, place.floor)()
     out = gather(ordered, -1, cast(low, dtypes.int64))
     if interpolation in ("linear", "midpoint"):
@@ -257,11 +279,19 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
 
 
 @public()
-def histogram(input: Tensor, bins: Any, *, range: Sequence[float] | None = None, weight: Tensor | None = None, density: bool = False) -> tuple[Tensor, Tensor]:
+def histogram(
+    input: Tensor, bins: Any, *, range: Sequence[float] | None = None, weight: Tensor | None = None, density: bool = False
+) -> tuple[Tensor, Tensor]:
     """(counts, edges) of the elements in `bins` intervals, or between the given edges."""
     a = input.detach().numpy().reshape(-1)
     edges: Any = bins.detach().numpy() if isinstance(bins, Tensor) else bins
-    counts, found = np.histogram(a, edges, range, weights=None if weight is None else weight.detach().numpy().reshape(-1), density=density)
+    counts, found = np.histogram(
+        a,
+        edges,
+        None if range is None else (range[0], range[1]),
+        weights=None if weight is None else weight.detach().numpy().reshape(-1),
+        density=density,
+    )
     return wrap(counts.astype(input.dtype.np)), wrap(found.astype(input.dtype.np))
 
 
@@ -299,7 +329,9 @@ def corrcoef(input: Tensor) -> Tensor:
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary") -> Tensor:
     """The p-distance of every row of x1 to every row of x2: (…, m, k) and (…, n, k) -> (…, m, n)."""
     if x1.ndim < 2 or x2.ndim < 2 or x1.shape[-1] != x2.shape[-1]:
-        raise RuntimeError(f"cdist: X1 and X2 must have at least 2 dimensions and the same number of columns; got shapes {tuple(x1.shape)} and {tuple(x2.shape)}")
+        raise RuntimeError(
+            f"cdist: X1 and X2 must have at least 2 dimensions and the same number of columns; got shapes {tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
     return norm(unsqueeze(x1, -2) - unsqueeze(x2, -3), p, -1)
 
 
@@ -373,7 +405,9 @@ def _scatter_reduce_spec(x: Spec, index: Spec, src: Spec, dim: int, reduce: str,
     if x.dtype is not src.dtype:
         raise RuntimeError(f"scatter_reduce: Expected self.dtype to be equal to src.dtype; got {x.dtype.name} and {src.dtype.name}")
     if index.ndim != x.ndim or any(n > m for n, m in zip(index.shape, src.shape, strict=True)):
-        raise RuntimeError(f"scatter_reduce: index has shape {index.shape} for an input of shape {x.shape} and a source of shape {src.shape}")
+        raise RuntimeError(
+            f"scatter_reduce: index has shape {index.shape} for an input of shape {x.shape} and a source of shape {src.shape}"
+        )
     return x
 
 
@@ -382,7 +416,9 @@ def _counts(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return apply(scatter_sum_, (ones, index), (tuple(x.shape), dim))
 
 
-def _shares(g: Tensor, x: Tensor, index: Tensor, src: Tensor, out: Tensor, dim: int, reduce: str, include_self: bool) -> tuple[Tensor, Tensor]:
+def _shares(
+    g: Tensor, x: Tensor, index: Tensor, src: Tensor, out: Tensor, dim: int, reduce: str, include_self: bool
+) -> tuple[Tensor, Tensor]:
     """The gradients of the input and of the source."""
     touched = _counts(x, index, dim)
     kept: Any = 1.0 if include_self else cast(touched.eq(0), x.dtype)
@@ -407,12 +443,20 @@ def _shares(g: Tensor, x: Tensor, index: Tensor, src: Tensor, out: Tensor, dim: 
 
 def _reduce_samples() -> list[Any]:
     i = np.array([[0, 2], [1, 3], [3, 3]])
-    draw = lambda *s: _rng.uniform(0.5, 2, s)  # noqa: E731
-    return [((draw(3, 4), i, draw(3, 2)), (1, how, own)) for how, own in (("sum", True), ("mean", False), ("prod", True), ("amax", True), ("amin", False))]
+    draw = lambda *s: _rng.uniform(0.5, 2, s)
+    return [
+        ((draw(3, 4), i, draw(3, 2)), (1, how, own))
+        for how, own in (("sum", True), ("mean", False), ("prod", True), ("amax", True), ("amin", False))
+    ]
 
 
 scatter_reduce_op: Op = define(
-    "scatter_reduce", ("x", "index", "src"), _scatter_reduce_np, _scatter_reduce_spec, None, ("dim", "reduce", "include_self"),
+    "scatter_reduce",
+    ("x", "index", "src"),
+    _scatter_reduce_np,
+    _scatter_reduce_spec,
+    None,
+    ("dim", "reduce", "include_self"),
     {
         "x": lambda g, x, index, src, out, dim, reduce, include_self: _shares(g, x, index, src, out, dim, reduce, include_self)[0],
         "src": lambda g, x, index, src, out, dim, reduce, include_self: _shares(g, x, index, src, out, dim, reduce, include_self)[1],
@@ -497,4 +541,6 @@ def poisson(input: Tensor, generator: Generator | None = None) -> Tensor:
 @public(method=False)
 def binomial(count: Tensor, prob: Tensor, generator: Generator | None = None) -> Tensor:
     """How many of `count` trials succeed with the given probability."""
-    return wrap(np.asarray(_numbers(generator).binomial(count.detach().numpy().astype(np.int64), prob.detach().numpy())).astype(count.dtype.np))
+    return wrap(
+        np.asarray(_numbers(generator).binomial(count.detach().numpy().astype(np.int64), prob.detach().numpy())).astype(count.dtype.np)
+    )

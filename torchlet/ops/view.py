@@ -227,7 +227,8 @@ def _basic_spec(x: Spec, items: Items) -> Spec:
 
 
 def _basic_index(out: tuple[Index, ...], in_shape: tuple[int, ...], items: Items) -> tuple[Index, ...]:
-    source, o = [], 0
+    source: list[Index] = []
+    o = 0
     for it in items:
         if it[0] == "n":
             o += 1

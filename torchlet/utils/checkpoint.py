@@ -46,7 +46,9 @@ class _Again(autograd.Function):
         return (None, None, None, *[v.grad if isinstance(v, Tensor) else None for v in values])
 
 
-def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | None = None, preserve_rng_state: bool = True, **kwargs: Any) -> Any:
+def checkpoint(
+    function: Callable[..., Any], *args: Any, use_reentrant: bool | None = None, preserve_rng_state: bool = True, **kwargs: Any
+) -> Any:
     """`function(*args, **kwargs)`, keeping only its arguments for the gradient; random numbers are the same when it runs again.
 
     In compiled code it is a plain call: the compiler itself decides what to keep and what to compute again.

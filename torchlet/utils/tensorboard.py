@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,21 @@ def _number(value: Any) -> float:
 class SummaryWriter:
     """Writes events to a file below `log_dir` (runs/<date>_<machine> by default)."""
 
-    def __init__(self, log_dir: str | None = None, comment: str = "", purge_step: int | None = None, max_queue: int = 10, flush_secs: int = 120, filename_suffix: str = ""):
+    def __init__(
+        self,
+        log_dir: str | None = None,
+        comment: str = "",
+        purge_step: int | None = None,
+        max_queue: int = 10,
+        flush_secs: int = 120,
+        filename_suffix: str = "",
+    ):
         if not log_dir:
             log_dir = os.path.join("runs", f"{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}{comment}")
         self.log_dir = str(log_dir)
         os.makedirs(self.log_dir, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{id(self)}{filename_suffix}"
-        self._file = open(os.path.join(self.log_dir, name), "wb")
+        self._file = Path(self.log_dir, name).open("wb")  # noqa: SIM115  open until `close`
         self._below: dict[str, SummaryWriter] = {}
         self._event(_bytes(3, b"brain.Event:2"), None, None)
 
@@ -78,11 +87,21 @@ class SummaryWriter:
     def _summary(self, tag: str, value: bytes, step: int | None, walltime: float | None) -> None:
         self._event(_bytes(5, _bytes(1, _bytes(1, tag.encode()) + value)), step, walltime)
 
-    def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None, walltime: float | None = None, new_style: bool = False, double_precision: bool = False) -> None:
+    def add_scalar(
+        self,
+        tag: str,
+        scalar_value: Any,
+        global_step: int | None = None,
+        walltime: float | None = None,
+        new_style: bool = False,
+        double_precision: bool = False,
+    ) -> None:
         """A number at a step."""
         self._summary(tag, _varint(2 << 3 | 5) + struct.pack("<f", _number(scalar_value)), global_step, walltime)
 
-    def add_scalars(self, main_tag: str, tag_scalar_dict: dict[str, Any], global_step: int | None = None, walltime: float | None = None) -> None:
+    def add_scalars(
+        self, main_tag: str, tag_scalar_dict: dict[str, Any], global_step: int | None = None, walltime: float | None = None
+    ) -> None:
         """Several numbers in one diagram, each in a folder of its own."""
         for tag, value in tag_scalar_dict.items():
             folder = os.path.join(self.log_dir, f"{main_tag}_{tag}".replace("/", "_"))
@@ -93,10 +112,20 @@ class SummaryWriter:
     def add_text(self, tag: str, text_string: str, global_step: int | None = None, walltime: float | None = None) -> None:
         """A text at a step."""
         metadata = _bytes(9, _bytes(1, _bytes(1, b"text")))
-        tensor = _bytes(8, _varint(1 << 3) + _varint(7) + _bytes(2, _bytes(2, _varint(1 << 3) + _varint(1))) + _bytes(8, str(text_string).encode()))
+        tensor = _bytes(
+            8, _varint(1 << 3) + _varint(7) + _bytes(2, _bytes(2, _varint(1 << 3) + _varint(1))) + _bytes(8, str(text_string).encode())
+        )
         self._summary(f"{tag}/text_summary", metadata + tensor, global_step, walltime)
 
-    def add_histogram(self, tag: str, values: Any, global_step: int | None = None, bins: Any = 64, walltime: float | None = None, max_bins: int | None = None) -> None:
+    def add_histogram(
+        self,
+        tag: str,
+        values: Any,
+        global_step: int | None = None,
+        bins: Any = 64,
+        walltime: float | None = None,
+        max_bins: int | None = None,
+    ) -> None:
         """How values are distributed at a step."""
         a = np.asarray(force(values) if isinstance(values, Tensor) else values, np.float64).reshape(-1)
         counts, edges = np.histogram(a, bins if isinstance(bins, int) else 64)
