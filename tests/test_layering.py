@@ -15,7 +15,10 @@ LAYERS = [  # from the ground up; a module may import from its own layer and tho
     "op",
     "autograd",
     "ops einops_backend",
-    "random nn optim data checkpoint serialize cuda compiler kernels runtime fft linalg special functional testing fx jit profiler multiprocessing version backends distributed",
+    (
+        "random nn optim data checkpoint serialize cuda compiler kernels runtime fft linalg special functional testing "
+        "fx jit profiler multiprocessing version backends distributed"
+    ),
     "utils accelerator amp distributions serialization",
     "func settings",
     "gradients compat",

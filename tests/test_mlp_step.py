@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 def training_step(optimizer="sgd", sizes=(20, 16, 12, 10), batch=24, clip=None):
     torch.manual_seed(0)
     layers = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     opt = {"sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2)}[optimizer](
@@ -41,7 +43,7 @@ def training_step(optimizer="sgd", sizes=(20, 16, 12, 10), batch=24, clip=None):
 
 def segment_values(optimizer, clip):
     """The compiled step's plan with the arrays and numbers of its next call."""
-    model, step, x, y = training_step(optimizer, clip=clip)
+    _, step, x, y = training_step(optimizer, clip=clip)
     compiled = torch.compile(step)
     for _ in range(2):
         compiled(x, y)

@@ -161,7 +161,7 @@ def test_pickles_are_not_read() -> None:
     with zipfile.ZipFile(f, "w") as z:
         z.writestr("archive/data.pkl", pickle.dumps(pathlib.PurePosixPath("x")))
     f.seek(0)
-    with pytest.raises(RuntimeError, match="it names 'pathlib.PurePosixPath'.*nothing is executed"):
+    with pytest.raises(RuntimeError, match=r"it names 'pathlib\.PurePosixPath'.*nothing is executed"):
         tl.load(f)
 
 

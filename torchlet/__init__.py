@@ -71,12 +71,14 @@ _LAZY = {
     "torchlet.settings": (
         "SymBool SymFloat SymInt are_deterministic_algorithms_enabled get_autocast_cpu_dtype get_autocast_gpu_dtype get_default_device "
         "get_deterministic_debug_mode get_float32_matmul_precision get_num_interop_threads get_num_threads is_anomaly_enabled "
-        "is_autocast_cpu_enabled is_inference_mode_enabled is_storage is_warn_always_enabled set_default_device set_deterministic_debug_mode "
+        "is_autocast_cpu_enabled is_inference_mode_enabled is_storage is_warn_always_enabled set_default_device "
+        "set_deterministic_debug_mode "
         "set_float32_matmul_precision set_flush_denormal set_num_interop_threads set_num_threads set_warn_always typename "
         "use_deterministic_algorithms"
     ),
     "": (
-        "accelerator amp backends compat compiler cuda distributed distributions fft func functional fx gradients jit linalg multiprocessing "
+        "accelerator amp backends compat compiler cuda distributed distributions fft func functional fx gradients jit "
+        "linalg multiprocessing "
         "profiler serialization serialize settings special storage testing version"
     ),
 }

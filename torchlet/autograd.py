@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import dtypes, op as op_module, storage
+from torchlet import dtypes, storage
+from torchlet import op as op_module
 from torchlet.op import STATE, Composite, Op, apply, as_spec
 from torchlet.spec import CPU, Spec, device
 from torchlet.storage import DeviceArray
@@ -264,12 +265,20 @@ def check_inplace(op: Op, target: Tensor, recording: bool) -> None:
     if not recording:
         return
     if target._meta.requires_grad and is_leaf(target):
-        raise RuntimeError(f"{op.name}_: a leaf Variable that requires grad is being used in an in-place operation.\nhelp: wrap it in `with torchlet.no_grad():`")
+        raise RuntimeError(
+            f"{op.name}_: a leaf Variable that requires grad is being used in an in-place operation."
+            "\nhelp: wrap it in `with torchlet.no_grad():`"
+        )
     base = target._base
     if base is not None and base[0]._meta.requires_grad and is_leaf(base[0]):  # type: ignore[index]
-        raise RuntimeError(f"{op.name}_: a view of a leaf Variable that requires grad is being used in an in-place operation.\nhelp: wrap it in `with torchlet.no_grad():`")
+        raise RuntimeError(
+            f"{op.name}_: a view of a leaf Variable that requires grad is being used in an in-place operation."
+            "\nhelp: wrap it in `with torchlet.no_grad():`"
+        )
     if not target._meta.dtype.has_gradient:
-        raise RuntimeError(f"{op.name}_: only Tensors of floating point dtype can require gradients; the target has dtype {target._meta.dtype.name}")
+        raise RuntimeError(
+            f"{op.name}_: only Tensors of floating point dtype can require gradients; the target has dtype {target._meta.dtype.name}"
+        )
 
 
 def check_result(op: Op, target: Spec, result: Spec) -> None:
@@ -400,7 +409,11 @@ class OpNode(Node):
         for value in (self.kept or {}).values():
             if isinstance(value, Saved) and value.tensor is target:
                 before = wrap(storage.copy(target._np))
-                before._meta, before._node, before._out = before._meta.replace(requires_grad=target._meta.requires_grad), target._node, target._out
+                before._meta, before._node, before._out = (
+                    before._meta.replace(requires_grad=target._meta.requires_grad),
+                    target._node,
+                    target._out,
+                )
                 value.tensor, value.version = before, 0
 
     def saved_version(self, version: int) -> None:
@@ -416,7 +429,8 @@ class OpNode(Node):
             return [None] * len(self.edges)
         if self.freed:
             raise RuntimeError(
-                f"{self.op.name} backward: Trying to backward through the graph a second time (or directly access saved tensors after they have "
+                f"{self.op.name} backward: Trying to backward through the graph a second time (or directly access saved tensors "
+                "after they have "
                 "already been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad().\n"
                 "help: specify retain_graph=True"
             )
@@ -455,7 +469,9 @@ class OpNode(Node):
             if name.endswith("_specs"):
                 first = len(self.op.inputs) - 1
                 return [self._spec(i) for i in range(first, len(self.in_metas))]
-            raise TypeError(f"{self.op.name}: its gradient rule asks for '{name}'; it has inputs {self.op.inputs}, attributes {self.op.attrs}")
+            raise TypeError(
+                f"{self.op.name}: its gradient rule asks for '{name}'; it has inputs {self.op.inputs}, attributes {self.op.attrs}"
+            )
         if isinstance(value, Saved):
             t = value.get(self.op)
             if t is self.out_shadow and STATE.grad:  # double backward: the saved output leads back to this node
@@ -486,19 +502,6 @@ def fit(g: Tensor, m: Meta) -> Tensor:
     if g._meta.dtype is not m.dtype:
         g = apply(op_module.OPS["cast"], (g,), (m.dtype,))
     return g
-
-
-class Accumulated(Node):
-    """The tape's view of a whole compiled segment or a user's Function: subclasses give `backward`."""
-
-    __slots__ = ()
-
-    def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
-        """Gradients of the inputs."""
-        raise TypeError(f"{type(self).__name__} has no backward")
-
-    def release(self) -> None:
-        """Let go of what was saved."""
 
 
 # ------------------------------------------------------------------------------------------------ the engine
@@ -542,7 +545,10 @@ def grad(
         if g is None and materialize_grads:
             g = _filled(0, t._meta)
         if g is None and not allow_unused:
-            raise RuntimeError("grad: One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if this is the desired behavior.")
+            raise RuntimeError(
+                "grad: One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if "
+                "this is the desired behavior."
+            )
         result.append(g)
     return tuple(result)
 
@@ -567,10 +573,15 @@ def _seeds(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> lis
         m = t._meta
         if g is None:
             if m.numel != 1:
-                raise RuntimeError(f"backward: grad can be implicitly created only for scalar outputs; the tensor has shape {tuple(m.shape)}\nhelp: pass gradient=")
+                raise RuntimeError(
+                    f"backward: grad can be implicitly created only for scalar outputs; the tensor has shape {tuple(m.shape)}"
+                    "\nhelp: pass gradient="
+                )
             g = _filled(1, m)
         elif g._meta.shape != m.shape:
-            raise RuntimeError(f"backward: Mismatch in shape: the gradient has shape {tuple(g._meta.shape)}; expected the tensor's {tuple(m.shape)}")
+            raise RuntimeError(
+                f"backward: Mismatch in shape: the gradient has shape {tuple(g._meta.shape)}; expected the tensor's {tuple(m.shape)}"
+            )
         out.append((edge, g))
     return out
 
@@ -696,7 +707,7 @@ def walk_back(
                 leaves[key] = (leaf, run_hooks(leaf._hooks, g))
             if leaf._accumulated_hooks and record is not None:
                 record.refuse()
-        for key, (leaf, g) in leaves.items():
+        for key, (_, g) in leaves.items():
             for i in captured.get(key, ()):
                 collected[i] = g
         if not retain_graph and not create_graph:
@@ -908,7 +919,7 @@ class Context:
         self._materialize = value
 
 
-class FunctionNode(Accumulated):
+class FunctionNode(Node):
     """A user's Function on the tape."""
 
     __slots__ = ("function", "ctx", "freed", "arguments")
@@ -920,7 +931,9 @@ class FunctionNode(Accumulated):
     def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         """Call the user's backward."""
         if self.freed:
-            raise RuntimeError(f"{self.function.__name__}: Trying to backward through the graph a second time\nhelp: specify retain_graph=True")
+            raise RuntimeError(
+                f"{self.function.__name__}: Trying to backward through the graph a second time\nhelp: specify retain_graph=True"
+            )
         if self.ctx._materialize:
             grads = [_filled(0, m) if g is None else g for g, m in zip(grads, self.metas, strict=True)]
         with users_code():
@@ -929,7 +942,10 @@ class FunctionNode(Accumulated):
         if len(listed) > len(self.edges) and all(x is None for x in listed[len(self.edges):]):
             listed = listed[: len(self.edges)]
         if len(listed) != len(self.edges):
-            raise RuntimeError(f"function {self.function.__name__}Backward returned an incorrect number of gradients (expected {len(self.edges)}, got {len(listed)})")
+            raise RuntimeError(
+                f"function {self.function.__name__}Backward returned an incorrect number of gradients (expected "
+                f"{len(self.edges)}, got {len(listed)})"
+            )
         return listed
 
     def release(self) -> None:

@@ -120,7 +120,12 @@ def tensor_text(a: Array, dtype: dtypes.dtype, notes: list[str], prefix: str = "
     a = a.astype(np.float32) if dtype in (dtypes.bfloat16, dtypes.float16) else a
     indent = len(prefix)
     suffixes = []
-    usual: tuple[dtypes.dtype, ...] = (dtypes.get_default_dtype(), dtypes.int64, dtypes.bool_, dtypes.complex_of(dtypes.get_default_dtype()))
+    usual: tuple[dtypes.dtype, ...] = (
+        dtypes.get_default_dtype(),
+        dtypes.int64,
+        dtypes.bool_,
+        dtypes.complex_of(dtypes.get_default_dtype()),
+    )
     if a.size == 0:
         text = "[]"
         if a.ndim != 1:

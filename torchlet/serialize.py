@@ -400,7 +400,9 @@ def save_file(tensors: Mapping[str, Tensor], filename: File, metadata: Mapping[s
         if not isinstance(t, Tensor):
             raise TypeError(f"save_file: {name!r} is a {type(t).__name__}; expected a Tensor")
         if t.dtype.name not in _SAFE_NAMES:
-            raise TypeError(f"save_file: {name!r} has dtype {t.dtype.name}, which the format does not know; expected one of {', '.join(_SAFE_NAMES)}")
+            raise TypeError(
+                f"save_file: {name!r} has dtype {t.dtype.name}, which the format does not know; expected one of {', '.join(_SAFE_NAMES)}"
+            )
         a = np.ascontiguousarray(as_host(force(t)))
         header[name] = {"dtype": _SAFE_NAMES[t.dtype.name], "shape": list(t.shape), "data_offsets": [position, position + a.nbytes]}
         position += a.nbytes

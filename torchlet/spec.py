@@ -54,7 +54,7 @@ class device:
         if isinstance(type, device):
             return type
         if isinstance(type, int):
-            type, index = "cuda", type
+            index, type = type, "cuda"
         if ":" in type:
             type, _, number = type.partition(":")
             if not number.isdigit():

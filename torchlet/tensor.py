@@ -148,9 +148,7 @@ class Parameter(Tensor):
 class Node:
     """A step of the eager tape: which rule turns the gradient of the output into gradients of the inputs.
 
-    `edges[i]` leads to input i: a `Node` with an output number, an `AccumulateGrad`, or None where no gradient is wanted.
-    `backward(grads, needs) -> list of gradients` is given by subclasses in `autograd.py`.
-    """
+    `edges[i]` leads to input i: a `Node` with an output number, an `AccumulateGrad`, or None where no gradient is wanted.    """
 
     __slots__ = ("edges", "hooks", "metas", "__weakref__")
 
@@ -158,6 +156,13 @@ class Node:
         self.edges = edges
         self.metas = metas  # of the outputs
         self.hooks: dict[int, Any] | None = None
+
+    def backward(self, grads: list[Any], needs: Any) -> list[Any]:
+        """Gradients of the inputs that are needed from gradients of the outputs; given by subclasses."""
+        raise TypeError(f"{type(self).__name__} has no backward")
+
+    def release(self) -> None:
+        """Let go of what was saved."""
 
 
 new = object.__new__

@@ -759,6 +759,12 @@ class Node:
     def __init__(self, edges: tuple[tuple[Any, _int] | None, ...], metas: tuple[Meta, ...]):
         ...
 
+    def backward(self, grads: list[Any], needs: Any) -> list[Any]:
+        ...
+
+    def release(self) -> None:
+        ...
+
 new = object.__new__
 
 def wrap(array: Array, requires_grad: _bool=..., store: Storage | None=..., cls: _type[Tensor]=...) -> Tensor:

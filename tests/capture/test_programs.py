@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import math
 import threading
 
@@ -73,7 +74,7 @@ def randn(*shape, seed=0, grad=False):
 def mlp(seed=0, sizes=(6, 8, 3)):
     torch.manual_seed(seed)
     layers = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -775,7 +776,7 @@ def train_classifier(compile):
 
 @program
 def optimizer_state_dict_survives(compile):
-    out, opt = training(compile, lambda p: torch.optim.AdamW(p, lr=0.05), steps=3)
+    _, opt = training(compile, lambda p: torch.optim.AdamW(p, lr=0.05), steps=3)
     return plain(opt.state_dict())
 
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TypeVar
 
 from torchlet.compiler.function import (
-    CompiledFunction, compile, disable, explain, is_compiling, kernels, mark_dynamic, reset, stats,
+    CompiledFunction,
+    compile,
+    disable,
+    explain,
+    is_compiling,
+    kernels,
+    mark_dynamic,
+    reset,
+    stats,
 )
 
 F = TypeVar("F")
@@ -40,4 +48,18 @@ def is_exporting() -> bool:
 
 
 is_dynamo_compiling = is_compiling
-__all__ = ["PIPELINE", "allow_in_graph", "is_dynamo_compiling", "is_exporting", "CompiledFunction", "compile", "disable", "explain", "is_compiling", "kernels", "mark_dynamic", "reset", "stats"]
+__all__ = [
+    "PIPELINE",
+    "allow_in_graph",
+    "is_dynamo_compiling",
+    "is_exporting",
+    "CompiledFunction",
+    "compile",
+    "disable",
+    "explain",
+    "is_compiling",
+    "kernels",
+    "mark_dynamic",
+    "reset",
+    "stats",
+]

@@ -300,7 +300,7 @@ class Run:
         if s.t is not None:
             self.moved = True
         t = s.t = new(Tensor)
-        t._run, t._step, t._meta, t._store = self, s, s.meta, Storage()
+        t._run, t._step, t._meta, t._store = self, s, s.meta, Storage()  # type: ignore[assignment]
         return t  # type: ignore[no-any-return]
 
     def step_inplace(self, op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
@@ -372,7 +372,7 @@ class Run:
         s.writes = tuple(s.checks[starts[i] + k][0] for i in op.writes for k in range(len(lists[i])))  # type: ignore[misc]
         if not s.fresh and not self.constants:
             n = sum(key[1])
-            s.known = tuple(slot for slot, _ in s.checks[:n]), tuple(kind for _, kind in s.checks[n:])  # type: ignore[assignment]
+            s.known = tuple(slot for slot, _ in s.checks[:n]), tuple(kind for _, kind in s.checks[n:])  # type: ignore[assignment,misc]
         self._take(s)
         self.writes_pending = True
 
@@ -690,11 +690,15 @@ class Run:
                     why = f"{path.reasons[reason]}: {reason or 'a value was read'}"
                     raise CompileError(f"compile(fullgraph=True): {self.owner.name} is more than one segment; the first ends at {why}")
                 self._launch(path, stepwise)
-            elif path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots) or (  # which outputs can anyone still see?  They are counted at C speed
-                min(map(_refcount, map(_get_t, quiet.alive)), default=3) <= 2
-                or sum(map(_refcount, map(_get_t, quiet.dead))) != quiet.count
-                or sum(map(len, quiet.notes)) != quiet.size
-                or any(map(_get_weak, map(_get_t, quiet.watched)))
+            elif (
+                path.written_outside
+                and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots)
+                or (  # which outputs can anyone still see?  They are counted at C speed
+                    min(map(_refcount, map(_get_t, quiet.alive)), default=3) <= 2
+                    or sum(map(_refcount, map(_get_t, quiet.dead))) != quiet.count
+                    or sum(map(len, quiet.notes)) != quiet.size
+                    or any(map(_get_weak, map(_get_t, quiet.watched)))
+                )
             ):
                 self._launch(path, "")
             else:

@@ -12,7 +12,7 @@ from torchlet.tensor import Storage, Tensor
 
 
 class _Taping(Builder):
-    """A builder whose tensors are on the tape, so that the eager engine walks the graph; gradients get the line of what they differentiate."""
+    """A builder whose tensors are on the tape, so that the eager engine walks the graph; gradients get the user's lines."""
 
     def __init__(self) -> None:
         super().__init__()

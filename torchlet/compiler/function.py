@@ -248,7 +248,7 @@ def _compile_module(module: Any, dynamic: bool | None, fullgraph: bool, backend:
     again = _compile_module, (module, dynamic, fullgraph, backend, dump, replay)  # how a copy or an unpickled one is made
     members = {"__call__": lambda self, *args, **kwargs: call(*args, **kwargs), "__reduce_ex__": lambda self, protocol: again}
     compiled_class = type(cls.__name__, (cls,), {**members, "__module__": cls.__module__})
-    twin = object.__new__(compiled_class)
+    twin: Any = object.__new__(compiled_class)
     object.__setattr__(twin, "__dict__", module.__dict__)
     _CALLS[twin] = call
     return twin
@@ -395,9 +395,16 @@ def describe(f: CompiledFunction) -> Explanation:
                 externs = f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""
                 lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}{externs}")
                 lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
-                lines.extend(f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48) + f" {short(n.source)}" for n in exe.externs)
+                lines.extend(
+                    f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48)
+                    + f" {short(n.source)}"
+                    for n in exe.externs
+                )
     if HOST_CALLS:
-        lines.append("so far copied to the host and back, because they have no loops: " + ", ".join(f"{k} ({n} times)" for k, n in HOST_CALLS.most_common()))
+        lines.append(
+            "so far copied to the host and back, because they have no loops: "
+            + ", ".join(f"{k} ({n} times)" for k, n in HOST_CALLS.most_common())
+        )
     return Explanation("\n".join(lines), len(f.paths), total)
 
 
@@ -433,7 +440,15 @@ class _DryRun(Run):
         values = interpret(seg.graph, [slots[i].t._np for i in seg.inputs], [self.scalars[i] for i in seg.scalars])
         made = {s: v for s, v in zip(seg.outputs, values, strict=True) if s is not None}
         for s in alive:
-            source = wrap(made[s]) if s in made else wrap(interpret(_alone(seg.graph, seg.alive_nodes[s]), [slots[i].t._np for i in seg.inputs], [self.scalars[i] for i in seg.scalars])[0])
+            source = (
+                wrap(made[s])
+                if s in made
+                else wrap(
+                    interpret(
+                        _alone(seg.graph, seg.alive_nodes[s]), [slots[i].t._np for i in seg.inputs], [self.scalars[i] for i in seg.scalars]
+                    )[0]
+                )
+            )
             t = s.t
             t._np, t._store = source._np, source._store
             s.t = None
@@ -458,10 +473,10 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
 
     def note(t: Tensor, value: Any) -> None:
         grads.setdefault(id(t), (t, t._grad))
-        seen.fset(t, value)
+        seen.fset(t, value)  # type: ignore[attr-defined]
 
     grad_mode = STATE.grad
-    Tensor.grad = property(seen.fget, note, seen.fdel)  # type: ignore[attr-defined]
+    Tensor.grad = property(seen.fget, note, seen.fdel)  # type: ignore
     STATE.run = run
     try:
         if not STATE.grad:
@@ -471,7 +486,7 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
         run.flush("the call ended", last=True)
         del result
     finally:
-        Tensor.grad = seen  # type: ignore[attr-defined]
+        Tensor.grad = seen  # type: ignore
         STATE.run = None
         _set_grad(grad_mode)
         for t, g in grads.values():

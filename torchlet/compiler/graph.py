@@ -83,7 +83,7 @@ class Graph:
 
 
 class Builder:
-    """Makes nodes, each value once. Also a dispatch target (`with builder:`): rules and bodies written in torchlet operations build graph."""
+    """Makes nodes, each value once. Also a dispatch target (`with builder:`): rules and bodies in torchlet operations build graph."""
 
     writes_pending = False
     walking = 0

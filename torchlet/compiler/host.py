@@ -10,7 +10,13 @@ from torchlet.runtime.cpu import arena
 
 
 def emit_launch(
-    executable: Executable, inputs: int, pools: list[bool], scalars: list[int], written: list[tuple[int, int]], bound: list[tuple[int, bool]], returns: bool,
+    executable: Executable,
+    inputs: int,
+    pools: list[bool],
+    scalars: list[int],
+    written: list[tuple[int, int]],
+    bound: list[tuple[int, bool]],
+    returns: bool,
 ) -> str:
     """The text of `launch(numbers)`.
 
@@ -27,7 +33,10 @@ def emit_launch(
     values = [f"numbers[{i}]" for i in scalars]
     if executable.is_single:
         if executable.plan.arena_bytes:
-            lines += [f"    if arena({executable.plan.arena_bytes}) != executable._base:", f"        executable._move(arena({executable.plan.arena_bytes}))"]
+            lines += [
+                f"    if arena({executable.plan.arena_bytes}) != executable._base:",
+                f"        executable._move(arena({executable.plan.arena_bytes}))",
+            ]
         lines += [f"    pack_pointers(pointers, 0, {', '.join(addresses)})"]
         if values:
             lines += [f"    pack_scalars(scalars, 0, {', '.join(values)})"]

@@ -145,7 +145,9 @@ def phase_roots(phase: Phase) -> Iterator[Expr]:
     for s in phase.stores:
         yield s.value
         yield from data_terms(s.index)
-    for e in walk(*[s.value for s in phase.stores], *[x for r in phase.reductions for x in ((r.a, r.b) if isinstance(r, Dot) else (r.value,))]):
+    for e in walk(
+        *[s.value for s in phase.stores], *[x for r in phase.reductions for x in ((r.a, r.b) if isinstance(r, Dot) else (r.value,))]
+    ):
         if e.op in ("load", "index"):
             yield from data_terms(e.attr[1] if e.op == "load" else e.attr)  # type: ignore[index,arg-type]
 

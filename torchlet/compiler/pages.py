@@ -16,10 +16,12 @@ from typing import Any
 import networkx as nx
 
 from torchlet.compiler import tile
-from torchlet.compiler.codegen import cpu as c_codegen, triton as triton_codegen
+from torchlet.compiler.codegen import cpu as c_codegen
+from torchlet.compiler.codegen import triton as triton_codegen
 from torchlet.compiler.execute import Executable
 from torchlet.compiler.graph import Graph, Names, identifier, to_text
-from torchlet.compiler.loop_text import PRELUDE, readable, to_python, to_text as loops_to_text
+from torchlet.compiler.loop_text import PRELUDE, readable, to_python
+from torchlet.compiler.loop_text import to_text as loops_to_text
 from torchlet.compiler.loops import Kernel, data_terms
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot

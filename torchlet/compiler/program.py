@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from torchlet import autograd, dtypes, storage
-from torchlet.autograd import Accumulated, Saved, edge_of, execute, execute_inplace, force, walk_back
+from torchlet.autograd import Saved, edge_of, execute, execute_inplace, force, walk_back
 from torchlet.compiler.differentiate import differentiate
 from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
@@ -24,6 +24,7 @@ from torchlet.op import OPS, STATE, apply
 from torchlet.runtime.cuda import CudaError
 from torchlet.spec import CPU, device
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
+from torchlet.tensor import Node as TapeNode
 
 _refcount = sys.getrefcount
 
@@ -63,7 +64,9 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
         found = scalar_nodes.get(index)
         if found is None:
             t = types[index]
-            found = scalar_nodes[index] = b.scalar(dtypes.bool_ if issubclass(t, bool) else dtypes.int64 if issubclass(t, int) else dtypes.float64)
+            found = scalar_nodes[index] = b.scalar(
+                dtypes.bool_ if issubclass(t, bool) else dtypes.int64 if issubclass(t, int) else dtypes.float64
+            )
         return found
 
     def outside(slot: Any) -> Node:
@@ -272,7 +275,8 @@ class Program:
         """(where the segment runs, its graph's inputs that are on the host all the same, its outputs that are)."""
         slots, seg = self.path.slots, self.segment
         inputs = [slots[i].t._meta.device for i in seg.inputs]
-        outputs = [slots[seg.inputs[t]].t._meta.device if s is None else s.meta.device for s, t in zip(seg.outputs, seg.graph.targets, strict=True)]
+        ends = zip(seg.outputs, seg.graph.targets, strict=True)
+        outputs = [s.meta.device if t is None else slots[seg.inputs[t]].t._meta.device for s, t in ends]
         place = next((d for d in (*inputs, *outputs) if d is not CPU), CPU)
         if place is CPU:
             return CPU, [], []
@@ -400,7 +404,7 @@ class Backward:
             t._node, t._out = node, k
 
 
-class SegmentNode(Accumulated):
+class SegmentNode(TapeNode):
     """A whole segment on the tape: its gradients are computed by one compiled program."""
 
     __slots__ = ("half", "kept", "inputs", "scalars", "freed", "arrays")
@@ -415,12 +419,17 @@ class SegmentNode(Accumulated):
     def _check(self) -> None:
         if self.freed:
             raise RuntimeError(
-                "backward: Trying to backward through the graph a second time (or directly access saved tensors after they have already been freed). "
-                "Saved intermediate values of the graph are freed when you call .backward() or autograd.grad().\nhelp: specify retain_graph=True"
+                "backward: Trying to backward through the graph a second time (or directly access saved tensors after they "
+                "have already been freed). "
+                "Saved intermediate values of the graph are freed when you call .backward() or autograd.grad()."
+                "\nhelp: specify retain_graph=True"
             )
         for k in self.half.written:
             if any(saved is self.inputs[k] for saved in self.kept):
-                raise RuntimeError("backward: one of the variables needed for gradient computation has been modified by an inplace operation inside the compiled call")
+                raise RuntimeError(
+                    "backward: one of the variables needed for gradient computation has been modified by an inplace operation "
+                    "inside the compiled call"
+                )
 
     def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of the inputs; with create_graph, the segment is walked operation by operation so that they can be differentiated."""
@@ -470,14 +479,17 @@ class SegmentNode(Accumulated):
         self.kept, self.inputs, self.arrays = [], [], []
 
 
-class _Released(Accumulated):
+class _Released(TapeNode):
     """What a backward pass inside the segment has used up."""
 
     __slots__ = ()
 
     def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         """Always raises."""
-        raise RuntimeError("backward: Trying to backward through the graph a second time. Saved intermediate values of the graph are freed when you call .backward().\nhelp: specify retain_graph=True")
+        raise RuntimeError(
+            "backward: Trying to backward through the graph a second time. Saved intermediate values of the graph are "
+            "freed when you call .backward().\nhelp: specify retain_graph=True"
+        )
 
 
 _SEGMENT = OPS["clone"]
@@ -517,7 +529,15 @@ def run_stepwise(path: Any, alive: Sequence[Any], scalars: Sequence[Any], reason
                 result = execute(s.op, tuple(args), s.attrs)
                 if s in visible:
                     t = s.t
-                    t._np, t._store, t._meta, t._node, t._out, t._base, t._ptr = result._np, result._store, result._meta, result._node, result._out, result._base, 0
+                    t._np, t._store, t._meta, t._node, t._out, t._base, t._ptr = (
+                        result._np,
+                        result._store,
+                        result._meta,
+                        result._node,
+                        result._out,
+                        result._base,
+                        0,
+                    )
                     result = t
                     s.t = None
                 env[s] = result

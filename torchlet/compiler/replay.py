@@ -228,7 +228,7 @@ class Plan:
         made = []
         for s in self.alive:
             t = s.t = new(Tensor)
-            t._meta, t._store = s.meta, Storage()
+            t._meta, t._store = s.meta, Storage()  # type: ignore[assignment]
             made.append(t)
         program = self.program
         for leaf, _ in self.grads:  # the function dropped them too; their memory is free for the new ones
@@ -336,7 +336,8 @@ class Replayer:
             if what:
                 known.plan, known.seen, known.reason = None, [], f"a followed call differed: {what}"
                 raise CompileError(
-                    f"compile(replay=True): call {known.calls} of {self.owner.name} did something else than the calls that were replayed before it. "
+                    f"compile(replay=True): call {known.calls} of {self.owner.name} did something else than the calls that were "
+                    "replayed before it. "
                     f"First difference: {what}\nhelp: pass what changes as an argument, or compile without replay"
                 )
             return result

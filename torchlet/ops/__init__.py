@@ -5,7 +5,26 @@
 from __future__ import annotations
 
 from torchlet.op import OPS
-from torchlet.ops import arrange, complex, composite, contract, create, einsum, fourier, index, layout, linalg, mathematics, methods, order, pointwise, reduce, statistics, view
+from torchlet.ops import (
+    arrange,
+    complex,
+    composite,
+    contract,
+    create,
+    einsum,
+    fourier,
+    index,
+    layout,
+    linalg,
+    mathematics,
+    methods,
+    order,
+    pointwise,
+    reduce,
+    statistics,
+    view,
+)
+
 from torchlet.ops import attention, convolve, pool, recurrent  # isort: skip
 from torchlet.ops import construct, lists  # isort: skip
 from torchlet.ops.public import FUNCTIONS, METHODS

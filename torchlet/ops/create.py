@@ -13,10 +13,11 @@ from torchlet import dtypes
 from torchlet.autograd import inplace
 from torchlet.dtypes import dtype as DType
 from torchlet.expr import Expr, call, cast, expr
-from torchlet.op import Generate, apply, define
+from torchlet.op import Generate, define
 from torchlet.ops.place import make
 from torchlet.ops.public import METHODS, public
-from torchlet.spec import CPU, Spec, device as Device
+from torchlet.spec import CPU, Spec
+from torchlet.spec import device as Device
 from torchlet.tensor import Tensor, wrap
 
 # ------------------------------------------------------------------------------------------------ constants and ranges

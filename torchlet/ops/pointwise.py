@@ -11,7 +11,9 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.autograd import inplace
-from torchlet.expr import Expr, call, cast as cast_expr, const, where as select
+from torchlet.expr import Expr, call, const
+from torchlet.expr import cast as cast_expr
+from torchlet.expr import where as select
 from torchlet.op import Check, Op, Pointwise, apply, define, pointwise
 from torchlet.ops.public import METHODS, Draws, as_tensor_like, binary_public, dunder, inplace_dunder, operand, public, unary_public
 from torchlet.spec import Spec

@@ -166,7 +166,8 @@ def _divisor(shape: tuple[int, ...], dims: tuple[int, ...], correction: float) -
 
 def _var_np(x: Any, dims: tuple[int, ...], correction: float, keepdim: bool) -> Any:
     d = _wide(x) - _mean_np(_wide(x), dims, True)
-    return np.asarray(np.divide(np.add.reduce(d * d, axis=dims, keepdims=keepdim), _divisor(x.shape, dims, correction))).astype(x.dtype, copy=False)
+    total: Any = np.add.reduce(d * d, axis=dims, keepdims=keepdim)  # type: ignore[call-overload]
+    return np.asarray(np.divide(total, _divisor(x.shape, dims, correction))).astype(x.dtype, copy=False)
 
 
 var_ = define(

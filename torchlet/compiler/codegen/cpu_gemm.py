@@ -85,7 +85,10 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
 
     def launch(thread: str) -> None:
         at = [text.replace("%", offset) for text, offset in zip(operands, offsets, strict=True)]
-        c.line(f"const tl_gemm_{suffix} g = {{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {f'{kernel.name}_touch' if touch else 0}, &env}};")
+        c.line(
+            f"const tl_gemm_{suffix} g = "
+            f"{{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {f'{kernel.name}_touch' if touch else 0}, &env}};"
+        )
         c.line(f"{run}(&g, {thread});")
 
     if not product.batch:
@@ -226,7 +229,9 @@ def _touch_function(kernel: Kernel, product: Product) -> list[str]:
     if not loads:
         return []
     places = dict.fromkeys([(e.attr[0], e.attr[1]) for e in loads] + [(s.buffer, s.index) for s in product.stores if streams(s.index)])  # type: ignore[index]
-    c = _begin(kernel, product, f"static void {kernel.name}_touch(const tl_env *env, int64_t row0, int64_t row1, int64_t col0, int64_t col1)")
+    c = _begin(
+        kernel, product, f"static void {kernel.name}_touch(const tl_env *env, int64_t row0, int64_t row1, int64_t col0, int64_t col1)"
+    )
     _open_flat(c, product.dot.m, "row", simd=False)
     c.open(f"for (int64_t {c.axis[column]} = col0; {c.axis[column]} < col1; {c.axis[column]} += 16)", axes=(column,))
     written = {s.buffer for s in product.stores}
