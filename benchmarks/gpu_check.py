@@ -484,7 +484,8 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(facts["why"])
     else:
         for section in [s for s in SECTIONS if s in arguments.sections.split(",")]:
-            budget = min(SECTIONS[section], end - time.time())
+            # without a device nobody waits for a lent machine, and a busy one may be slow
+            budget = min(SECTIONS[section] * (4 if arguments.dry else 1), end - time.time())
             if budget < 10:
                 problems.append(f"{section}: no time was left")
                 continue

@@ -667,7 +667,7 @@ def test_gpu_check_runs_dry_and_writes_its_tables(tmp_path: Path, sections: str)
     root = Path(__file__).parent.parent
     env = {**os.environ, "PYTHON": sys.executable}
     command = [str(root / "benchmarks" / "gpu_check.sh"), "--dry", "--out", str(tmp_path), "--sections", sections]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=470)
     assert "problem" not in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
     (found,) = tmp_path.glob("*.json")
     rows = json.loads(found.read_text())["rows"]
