@@ -254,7 +254,7 @@ def test_random_program_does_what_plain_python_does(statements, changes):
 
 
 @pytest.mark.slow
-@settings(max_examples=500, **(_quiet | {"derandomize": False}))
+@settings(max_examples=500, **_quiet)
 @given(program, st.lists(change, min_size=1, max_size=4))
 def test_many_random_programs_do_what_plain_python_does(statements, changes):
     check(statements, changes)
