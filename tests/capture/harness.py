@@ -63,7 +63,7 @@ def same(a: Any, b: Any, where: str = "result", scale: float = 1.0) -> None:
     elif isinstance(a, np.ndarray):
         assert a.shape == b.shape and a.dtype == b.dtype, where
         # fused kernels add in another order than NumPy and use other polynomials: a few float32 ulps
-        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=scale * 3e-5, atol=scale * 3e-6, err_msg=where)
+        np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=3e-5 * scale, atol=3e-6 * scale, err_msg=where)
     elif isinstance(a, float):
         assert a == pytest.approx(b, rel=3e-5, abs=3e-6, nan_ok=True), where
     else:
