@@ -380,3 +380,43 @@ def test_every_attached_name_is_documented_or_special() -> None:
     from torchlet.ops.public import FUNCTIONS
 
     assert [name for name, f in FUNCTIONS.items() if not f.__doc__] == []
+
+
+@pytest.mark.parametrize("compile", [lambda f: f, torch.compile], ids=["eager", "compiled"])
+def test_elementwise_results_keep_the_memory_order_of_their_inputs(compile):
+    """The strides are PyTorch's (2.13), whose TensorIterator lets the first operand that tells decide."""
+    x, y = torch.zeros(2, 3, 4), torch.zeros(4, 3, 2)
+    for f, strides in [
+        (lambda: x.permute(2, 0, 1) * 2, (1, 12, 4)),
+        (lambda: x.permute(2, 0, 1).exp().to(torch.float64), (1, 12, 4)),
+        (lambda: x.transpose(0, 2) + y, (1, 4, 12)),
+        (lambda: y + x.transpose(0, 2), (6, 2, 1)),
+        (lambda: x.transpose(0, 2) + torch.ones(3, 1), (1, 4, 12)),
+        (lambda: x[:, 1:].transpose(0, 1) + 1, (4, 8, 1)),
+        (lambda: x.transpose(0, 1).clone(), (4, 12, 1)),
+        (lambda: x.transpose(0, 1).contiguous(), (8, 4, 1)),
+        (lambda: x.transpose(0, 1).clone(memory_format=torch.contiguous_format), (8, 4, 1)),
+        (lambda: (x.transpose(1, 2) * 2).transpose(1, 2).view(2, 12), (12, 1)),
+        (lambda: x.transpose(0, 2).sum(0), (2, 1)),
+        (lambda: torch.softmax(x.transpose(0, 2), 0), (6, 2, 1)),
+    ]:
+        assert compile(f)().stride() == strides
+
+
+def test_a_compiled_result_in_another_memory_order_has_the_right_elements():
+    x = torch.arange(24.0).view(2, 3, 4)
+    f = torch.compile(lambda x: (x.permute(2, 0, 1) + 1, (x.permute(2, 0, 1) * 2)[1:, :, 1]))
+    for _ in range(2):
+        a, b = f(x)
+        assert a.tolist() == (x.numpy().transpose(2, 0, 1) + 1).tolist() and a.stride() == (1, 12, 4)
+        assert b.tolist() == (x.numpy().transpose(2, 0, 1) * 2)[1:, :, 1].tolist() and b.stride() == (1, 12)
+
+
+def test_gradients_flow_through_results_in_another_memory_order():
+    x = torch.arange(6.0).view(2, 3).requires_grad_()
+    for compile in (lambda f: f, torch.compile):
+        x.grad = None
+        y = compile(lambda x: (x.t() * 2).exp())(x)
+        (y * torch.arange(6.0).view(3, 2)).sum().backward()
+        expected = 2 * np.exp(2 * np.arange(6.0).reshape(2, 3)) * np.arange(6.0).reshape(3, 2).T
+        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 
 from torchlet import dtypes, storage
 from torchlet import op as op_module
-from torchlet.op import STATE, Composite, Op, apply, as_spec
+from torchlet.op import STATE, Composite, Op, apply, as_spec, result_strides
 from torchlet.spec import CPU, Spec, device
 from torchlet.storage import DeviceArray
 from torchlet.tensor import Meta, Node, Storage, Tensor, new, share, wrap
@@ -121,15 +121,18 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
     Raises RuntimeError, IndexError or TypeError with the wording of the operator's spec.
     """
     arrays = []
-    needs = False
+    needs = in_order = False
     for x in inputs:
         if isinstance(x, Tensor):
             a = x._np
             if a is None:
                 a = force(x)
             arrays.append(a)
-            if x._meta.requires_grad:
+            m = x._meta
+            if m.requires_grad:
                 needs = True
+            if not m.contiguous:
+                in_order = True
         else:
             arrays.append(x)
     if needs and STATE.grad:
@@ -146,6 +149,10 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
             t._base = _view_of(source, op, attrs)
     else:
         t = wrap(out)
+        if in_order or not t._meta.row_major:  # NumPy has its own ideas of the memory order of results
+            wanted = result_strides(op, t._meta.shape, [(x._meta.shape, x._meta.strides) for x in inputs if isinstance(x, Tensor)])
+            if t._meta.strides != wanted:
+                t = wrap(storage.in_layout(out, wanted))
     if needs and op.vjp and t._meta.dtype.has_gradient:
         t._meta = t._meta.replace(requires_grad=True)
         t._node = OpNode(op, inputs, attrs, t)

@@ -20,7 +20,7 @@ import numpy as np
 
 from torchlet import dtypes, expr
 from torchlet.expr import Expr
-from torchlet.spec import Spec, broadcast_shapes, result_type
+from torchlet.spec import Spec, broadcast_shapes, contiguous_strides, elementwise_strides, result_type
 from torchlet.tensor import Array, Tensor
 
 OPS: dict[str, Op] = {}
@@ -154,6 +154,7 @@ class Op:
     barrier   its result's shape or legality depends on data: never deferred
     writes    update operators only: which input lists are overwritten (see `update`)
     check     how to find out beforehand whether it fails on data
+    keeps_order  its result keeps the memory order of its inputs, as PyTorch's elementwise operators do; else it is row-major
     """
 
     name: str
@@ -169,6 +170,7 @@ class Op:
     doc: str = ""
     is_view: bool = field(default=False)
     check: Check | None = None
+    keeps_order: bool = False
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -196,7 +198,7 @@ def define(
     name: str, inputs: Sequence[str], eager: Callable[..., Array], spec: Callable[..., Spec], lower: Lowering = None,
     attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, barrier: bool = False,
-    writes: tuple[int, ...] = (), doc: str = "", check: Check | None = None,
+    writes: tuple[int, ...] = (), doc: str = "", check: Check | None = None, keeps_order: bool = False,
 ) -> Op:
     """Enter an operator into the table. Raises ValueError when the name is taken."""
     if name in OPS:
@@ -215,9 +217,17 @@ def define(
         doc,
         isinstance(lower, View),
         check,
+        keeps_order,
     )
     OPS[name] = op
     return op
+
+
+def result_strides(op: Op, shape: tuple[int, ...], layouts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[int, ...]:
+    """Strides in elements of a result that is no view, given (shape, strides) of each tensor among the inputs."""
+    if not op.keeps_order or not layouts:
+        return contiguous_strides(shape)
+    return elementwise_strides(shape, tuple(layouts))
 
 
 # ------------------------------------------------------------------------------------------------ pointwise family
@@ -282,7 +292,7 @@ def pointwise(
         return out if out.__class__ is np.ndarray else np.asarray(out)
 
     lower = None if extern else Pointwise(function or (lambda *xs: expr.call(name, *xs)), result)
-    return define(name, inputs, eager, spec, lower, attrs, vjp, samples, doc=doc, check=check)
+    return define(name, inputs, eager, spec, lower, attrs, vjp, samples, doc=doc, check=check, keeps_order=True)
 
 
 def _alike(values: tuple[Any, ...], d: np.dtype[Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from torchlet import dtypes, errors
@@ -17,6 +18,8 @@ __all__ = [
     "CPU",
     "broadcast_shapes",
     "contiguous_strides",
+    "elementwise_strides",
+    "memory_order",
     "numel",
     "result_type",
     "normalize_dim",
@@ -118,6 +121,64 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
         out.append(step)
         step *= max(n, 1)
     return tuple(reversed(out))
+
+
+@lru_cache(maxsize=4096)
+def elementwise_strides(shape: tuple[int, ...], operands: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> tuple[int, ...]:
+    """Strides in elements of an elementwise result, by the rule of PyTorch's TensorIterator: the memory order of the operands is kept.
+
+    `operands`: (shape, strides) of each, broadcast to `shape`. The first operand that tells two dimensions apart decides their order.
+    """
+    strides = operands[0][1]
+    if all(o == (shape, strides) for o in operands) and _is_dense(shape, strides):
+        return strides
+    rank = len(shape)
+    steps = []
+    for own, given in operands:
+        lead = rank - len(own)
+        steps.append([0] * lead + [0 if n == 1 != m else s for n, s, m in zip(own, given, shape[lead:], strict=True)])
+
+    def is_after(inner: int, outer: int) -> int:
+        """1 where dimension `inner` has to come after `outer`, -1 where it stands right, 0 where nothing tells."""
+        for s in steps:
+            a, b = s[inner], s[outer]
+            if a and b:
+                if a != b:
+                    return 1 if a > b else -1
+                if shape[inner] > shape[outer]:
+                    return 1
+        return 0
+
+    order = list(range(rank - 1, -1, -1))  # dimensions from the innermost to the outermost
+    for i in range(1, rank):
+        here = i
+        for k in range(i - 1, -1, -1):
+            compared = is_after(order[k], order[here])
+            if compared > 0:
+                order[k], order[here] = order[here], order[k]
+                here = k
+            elif compared < 0:
+                break
+    out, step = [1] * rank, 1
+    for d in order:
+        out[d] = step
+        step *= max(shape[d], 1)
+    return tuple(out)
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """True if the elements fill their memory, each place once, in some order of the dimensions."""
+    step = 1
+    for s, n in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
+        if s != step:
+            return False
+        step *= n
+    return True
+
+
+def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions of a dense layout from the outermost to the innermost in memory."""
+    return tuple(sorted(range(len(shape)), key=lambda d: (-strides[d], shape[d] != 1, d)))
 
 
 def broadcast_shapes(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:

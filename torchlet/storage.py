@@ -10,7 +10,7 @@ import numpy as np
 from torchlet.spec import CPU, device
 
 __all__ = [
-    "DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "is_pinned", "open_device", "pinned",
+    "DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "empty_strided", "in_layout", "is_pinned", "open_device", "pinned",
     "transfer", "update", "view_of", "zeros",
 ]
 
@@ -116,6 +116,23 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], place: device = CPU) -> 
         return np.zeros(shape, dtype)
     out = _memory().empty(tuple(shape), dtype, place)
     _memory().clear(out)
+    return out
+
+
+def empty_strided(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], place: device = CPU) -> Any:
+    """Memory for an array whose elements lie dense with the given strides (in elements), its contents unknown."""
+    steps = tuple([s * dtype.itemsize for s in strides])
+    if place is CPU:
+        return np.ndarray(shape, dtype, strides=steps)
+    out = _memory().empty(shape, dtype, place)
+    out.strides = steps
+    return out
+
+
+def in_layout(array: Any, strides: tuple[int, ...]) -> Any:
+    """A copy of the elements with the given dense strides (in elements)."""
+    out = empty_strided(array.shape, strides, array.dtype, device_of(array))
+    out[...] = array
     return out
 
 

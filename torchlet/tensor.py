@@ -22,7 +22,7 @@ class Meta:
     `weak` marks a Python number inside a graph under construction.
     """
 
-    __slots__ = ("shape", "dtype", "strides", "requires_grad", "shared", "device", "weak", "spec", "contiguous", "numel")
+    __slots__ = ("shape", "dtype", "strides", "requires_grad", "shared", "device", "weak", "spec", "contiguous", "row_major", "numel")
     table: ClassVar[dict[tuple[Any, ...], Meta]] = {}
 
     shape: Size
@@ -33,7 +33,8 @@ class Meta:
     device: device
     weak: bool
     spec: Spec
-    contiguous: bool
+    contiguous: bool  # the elements lie in row-major order without gaps
+    row_major: bool  # and the strides of dimensions of size 1 are those of fresh memory, too
     numel: int
 
     @staticmethod
@@ -46,6 +47,8 @@ class Meta:
             strides = contiguous_strides(shape)
         key = (shape, dtype, strides, requires_grad, shared, device, weak)
         found = Meta.table.get(key)
+        if found is None and 0 in shape and strides != contiguous_strides(shape):  # nothing is there to lie anywhere
+            found = Meta.table[key] = Meta.get(shape, dtype, None, requires_grad, shared, device, weak)
         if found is None:
             m = object.__new__(Meta)
             m.shape, m.dtype, m.strides, m.requires_grad, m.shared, m.device, m.weak = (
@@ -60,6 +63,7 @@ class Meta:
             m.spec = Spec(tuple(shape), dtype, device, weak)
             m.numel = m.spec.numel
             dense = contiguous_strides(shape)
+            m.row_major = strides == dense
             m.contiguous = m.numel == 0 or all(n == 1 or a == b for n, a, b in zip(shape, strides, dense, strict=True))
             found = Meta.table.setdefault(key, m)
         return found

@@ -28,6 +28,7 @@ class Meta:
     weak: _bool
     spec: Spec
     contiguous: _bool
+    row_major: _bool
     numel: _int
 
     @staticmethod

@@ -40,7 +40,7 @@ def compare(program: Program) -> None:
 def plain(x: Any) -> Any:
     """Observations without tensors, so that they can be compared."""
     if isinstance(x, torch.Tensor):
-        return ["tensor", str(tuple(x.shape)), x.dtype, x.requires_grad, x.detach().clone().numpy()]
+        return ["tensor", str(tuple(x.shape)), x.stride(), x.dtype, x.requires_grad, x.detach().clone().numpy()]
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return plain(dataclasses.astuple(x))
     if isinstance(x, dict):
@@ -50,20 +50,20 @@ def plain(x: Any) -> Any:
     return x
 
 
-def same(a: Any, b: Any, where: str = "result", scale: float = 1.0) -> None:
+def same(a: Any, b: Any, where: str = "result") -> None:
     """Assert that two observations are equal, numbers up to rounding."""
     if isinstance(a, list):
         assert isinstance(b, list) and len(a) == len(b), f"{where}: {a} != {b}"
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}[{i}]", scale)
+            same(x, y, f"{where}[{i}]")
     elif isinstance(a, dict):
         assert isinstance(b, dict) and a.keys() == b.keys(), where
         for k in a:
-            same(a[k], b[k], f"{where}[{k!r}]", scale)
+            same(a[k], b[k], f"{where}[{k!r}]")
     elif isinstance(a, np.ndarray):
         assert a.shape == b.shape and a.dtype == b.dtype, where
         # fused kernels add in another order than NumPy and use other polynomials: a few float32 ulps
-        np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=3e-5 * scale, atol=3e-6 * scale, err_msg=where)
+        np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=3e-5, atol=3e-6, err_msg=where)
     elif isinstance(a, float):
         assert a == pytest.approx(b, rel=3e-5, abs=3e-6, nan_ok=True), where
     else:

@@ -196,10 +196,14 @@ class World:
             self.t[args[0]] = randn(3, 2, seed=3).t()
 
 
-def run(compile: Any, statements: list[tuple[bool, Any]], changes: list[Any]) -> Any:
-    """The program over several calls; everything that can be seen after each."""
+def run(compile: Any, statements: list[tuple[bool, Any]], changes: list[Any], nudge: np.random.Generator | None = None) -> Any:
+    """The program over several calls; everything that can be seen after each. `nudge`: start from weights moved by one rounding."""
     torch.manual_seed(0)
     world = World()
+    if nudge is not None:
+        with torch.no_grad():
+            for x in (*world.t.values(), *world.w.values()):
+                x.mul_(torch.tensor((1 + nudge.choice([-1, 1], (2, 3)) * 2.0**-23).astype(np.float32)))
 
     def call() -> Any:
         t = dict(world.t)
@@ -234,8 +238,44 @@ def check(statements: list[tuple[bool, Any]], changes: list[Any]) -> None:
         expected = run(lambda f: f, statements, changes)
         if any(not np.isfinite(a).all() or np.abs(a).max(initial=0) > 1e3 for a in arrays(expected)):
             return  # where numbers explode, rounding decides
-        # programs train several times on numbers they double: float32 rounding grows with every step (7e-5 was seen)
-        same(expected, run(torch.compile, statements, changes), scale=100.0)
+        compiled = run(torch.compile, statements, changes)
+        try:
+            same(expected, compiled)
+        except AssertionError:
+            # training on numbers that grow amplifies rounding: measured on the plain program, whose inputs are moved by one rounding
+            nudged = [run(lambda f: f, statements, changes, np.random.default_rng(i)) for i in range(6)]
+            if any(shape_of(x) != shape_of(expected) for x in nudged):
+                raise  # one rounding decides which branch is taken: nothing can be said of amounts
+            same(*within(expected, compiled, nudged))
+
+
+def within(expected: Any, compiled: Any, nudged: list[Any]) -> tuple[Any, Any]:
+    """The two observations, with every number of `compiled` that is no farther off than a few roundings of the inputs replaced."""
+    if isinstance(expected, dict):
+        pairs = {k: within(v, compiled[k], [n[k] for n in nudged]) for k, v in expected.items()} if expected.keys() == compiled.keys() else {}
+        return (expected, compiled) if not pairs else ({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
+    if isinstance(expected, list):
+        if len(expected) != len(compiled):
+            return expected, compiled
+        parts = [within(v, compiled[i], [n[i] for n in nudged]) for i, v in enumerate(expected)]
+        return [a for a, _ in parts], [b for _, b in parts]
+    if isinstance(expected, float) or (isinstance(expected, np.ndarray) and expected.dtype.kind == "f"):
+        if np.shape(expected) == np.shape(compiled) and type(expected) is type(compiled):
+            room = 8 * np.max([np.abs(np.subtract(n, expected, dtype=float)) for n in nudged], axis=0)
+            near = np.abs(np.subtract(compiled, expected, dtype=float)) <= room
+            compiled = np.where(near, expected, compiled) if isinstance(expected, np.ndarray) else expected if near else compiled
+    return expected, compiled
+
+
+def shape_of(x: Any) -> Any:
+    """An observation without its float numbers."""
+    if isinstance(x, dict):
+        return {k: shape_of(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [shape_of(v) for v in x]
+    if isinstance(x, np.ndarray):
+        return (x.shape, str(x.dtype)) if x.dtype.kind == "f" else x.tolist()
+    return float if isinstance(x, float) else x
 
 
 def arrays(x: Any) -> list[Any]:
@@ -245,13 +285,42 @@ def arrays(x: Any) -> list[Any]:
     return [a for y in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()) for a in arrays(y)]
 
 
-_quiet = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+_quiet = dict(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
-@settings(max_examples=30, **_quiet)
+@settings(max_examples=30, derandomize=True, **_quiet)
 @given(program, st.lists(change, min_size=1, max_size=4))
 def test_random_program_does_what_plain_python_does(statements, changes):
     check(statements, changes)
+
+
+@pytest.mark.parametrize(
+    "statements, changes",
+    [
+        # an input whose strides change: what is computed from it keeps its memory order, so `view` refuses it as in eager
+        (
+            [
+                (False, ("unary", "a", "contiguous", "b")), (False, ("binary", "a", "add", "a", "a")),
+                (False, ("inplace", "a", "view", "a", False)),
+            ],
+            [("shape", "b")],
+        ),
+        # rounding grows with every training step
+        ([(False, ("train", "a", "w")), (False, ("binary", "b", "add", "b", "b")), (True, ("train", "b", "w"))], [("k", 0.0)] * 3),
+    ],
+)
+def test_programs_that_once_differed_do_what_plain_python_does(statements, changes):
+    check(statements, changes)
+
+
+def test_a_wrong_number_is_not_taken_for_rounding():
+    statements, changes = [(False, ("train", "a", "w")), (True, ("binary", "b", "add", "b", "b"))], [("k", 0.0)] * 3
+    expected = run(lambda f: f, statements, changes)
+    nudged = [run(lambda f: f, statements, changes, np.random.default_rng(i)) for i in range(6)]
+    wrong = run(lambda f: f, statements, changes)
+    arrays(wrong)[-1][0, 0] += 1e-3
+    with pytest.raises(AssertionError):
+        same(*within(expected, wrong, nudged))
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from torchlet import autograd, dtypes
 from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, open_composite, result_device
 from torchlet.compiler.program import Program, run_stepwise
 from torchlet.errors import CompileError
-from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec
+from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec, result_strides
 from torchlet.spec import CPU
 from torchlet.tensor import Meta, Storage, Tensor, new
 
@@ -509,7 +509,7 @@ class Run:
         if x._np is not None:
             return value(None, x)
         maker = x._step
-        while isinstance(maker, Step) and maker.kind == "op" and (maker.op.is_view or maker.op.name in ("cast", "clone")):
+        while isinstance(maker, Step) and maker.kind == "op" and (maker.op.is_view or maker.op.name in ("cast", "clone", "clone_in_order")):
             maker = maker.checks[0][0]
         if isinstance(maker, Step) and maker.kind == "op" and maker.op.name in _POSITIONS:  # the first and the last that it can give
             source, dims = maker.checks[0][0], maker.attrs[_POSITIONS[maker.op.name]]
@@ -602,7 +602,8 @@ class Run:
         spec = op.spec(*[as_spec(x) if m is None else m.spec for x, m in zip(inputs, metas, strict=True)], *attrs)
         needs = needs and bool(op.vjp) and spec.dtype.is_floating_point
         if not op.is_view:
-            return Meta.get(spec.shape, spec.dtype, None, needs, False, result_device(op, inputs, attrs), spec.weak)
+            strides = result_strides(op, spec.shape, [(m.shape, m.strides) for m in metas if m is not None and not m.weak])
+            return Meta.get(spec.shape, spec.dtype, strides, needs, False, result_device(op, inputs, attrs), spec.weak)
         m = metas[0]
         assert m is not None
         size = m.dtype.itemsize

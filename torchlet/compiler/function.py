@@ -438,7 +438,11 @@ class _DryRun(Run):
         seg = segment_of(path, alive, self.owner.name, lambda t: "")
         slots = path.slots
         values = interpret(seg.graph, [slots[i].t._np for i in seg.inputs], [self.scalars[i] for i in seg.scalars])
-        made = {s: v for s, v in zip(seg.outputs, values, strict=True) if s is not None}
+        made = {
+            s: v if order is None else v.transpose([order.index(d) for d in range(v.ndim)])
+            for s, v, order in zip(seg.outputs, values, seg.orders, strict=True)
+            if s is not None
+        }
         for s in alive:
             source = (
                 wrap(made[s])

@@ -22,7 +22,7 @@ from torchlet.compiler.partition import partition
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, apply
 from torchlet.runtime.cuda import CudaError
-from torchlet.spec import CPU, device
+from torchlet.spec import CPU, contiguous_strides, device, memory_order
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
 from torchlet.tensor import Node as TapeNode
 
@@ -40,6 +40,7 @@ class Segment:
     inputs: list[int]  # positions in path.slots
     scalars: list[int]  # positions among the call's numbers
     outputs: list[Any]  # the step whose value output k is, or None for a write to an outside tensor
+    orders: list[tuple[int, ...] | None]  # dimensions of output k from the outermost to the innermost in memory, where not row-major
     written: list[int]  # positions in path.slots of outside tensors that are overwritten
     alive_nodes: dict[Any, Node] = field(default_factory=dict)  # the value of every step that is visible afterwards
     input_nodes: dict[int, Node] = field(default_factory=dict)
@@ -146,14 +147,19 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
     outputs: list[Node] = []
     targets: list[int | None] = []
     of_step: list[Any] = []
+    orders: list[tuple[int, ...] | None] = []
     names: list[str] = []
     alive_nodes: dict[Any, Node] = {}
     for s in alive:
         alive_nodes[s] = read(s)
         base = base_of(s)
         if base not in position and base not in of_step:
-            outputs.append(read(base))
+            m = base.meta
+            order = None if m.contiguous else memory_order(m.shape, m.strides)
+            # the graph computes such an output with its dimensions in memory order
+            outputs.append(read(base) if order is None else b.node(OPS["permute"], (read(base),), (order,)))
             targets.append(None)
+            orders.append(order)
             of_step.append(base)
             names.append("" if base.t is None else slot_name(base.t))
     written = []
@@ -165,10 +171,11 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
         if node is not input_nodes[i]:
             outputs.append(node)
             targets.append(inputs_order.index(i))
+            orders.append(None)
             of_step.append(None)
             names.append(input_nodes[i].name)
     graph = Graph(name, tuple(input_nodes.values()), tuple(scalar_nodes.values()), tuple(outputs), tuple(targets), tuple(names))
-    return Segment(graph, inputs_order, list(scalar_nodes), of_step, written, alive_nodes, input_nodes)
+    return Segment(graph, inputs_order, list(scalar_nodes), of_step, orders, written, alive_nodes, input_nodes)
 
 
 def base_of(slot: Any) -> Any:
@@ -186,8 +193,8 @@ class _Pool:
 
     __slots__ = ("spec", "entries")
 
-    def __init__(self, node: Node, place: device):
-        self.spec = (node.spec.shape, node.spec.dtype.np, place)
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], place: device):
+        self.spec = (shape, strides, dtype, place)
         self.entries: list[tuple[Any, int]] = []
         self.take()
 
@@ -198,7 +205,7 @@ class _Pool:
             if _refcount(entry[0]) == _UNHELD:
                 entries[0], entries[k] = entry, entries[0]  # the one held longest is looked at first next time
                 return entry
-        array = storage.empty(*self.spec)
+        array = storage.empty_strided(*self.spec)
         entry = (array, storage.address(array))
         if len(entries) < 3:
             entries.insert(0, entry)
@@ -250,7 +257,13 @@ class Program:
         self.graph = graph
         self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs)
         places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
-        self.pools = [_Pool(n, p) if t is None else None for n, t, p in zip(graph.outputs, graph.targets, places, strict=True)]
+        # what a backward half keeps comes after the outputs of the segment
+        layouts = [None if s is None or order is None else s.meta for s, order in zip(seg.outputs, seg.orders, strict=True)]
+        layouts += [None] * (len(graph.outputs) - len(layouts))
+        self.pools = [
+            _Pool((m or n.spec).shape, m.strides if m else contiguous_strides(n.spec.shape), n.spec.dtype.np, p) if t is None else None
+            for n, m, t, p in zip(graph.outputs, layouts, graph.targets, places, strict=True)
+        ]
         # alive steps: either output k of the graph, or a view to be made of its base afterwards
         self.direct = [(position[s], s) for s in alive if s in position]
         self.views = [s for s in alive if s not in position]

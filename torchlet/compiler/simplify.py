@@ -142,7 +142,7 @@ def _is(x: Value, number: float) -> bool:
     return not isinstance(x, Node) and not isinstance(x, bool) and x == number
 
 
-@_rule("clone", "detach", "alias")
+@_rule("clone", "clone_in_order", "detach", "alias")
 def _copies_are_their_source(b: Builder, n: Node) -> Value | None:
     return n.inputs[0]
 

@@ -13,7 +13,7 @@ from torchlet.dtypes import dtype as DType
 from torchlet.op import STATE, apply
 from torchlet.ops.create import finish, full_
 from torchlet.ops.place import place_of, to_device_
-from torchlet.ops.pointwise import cast, cast_, clone_
+from torchlet.ops.pointwise import cast, cast_, clone_, clone_in_order_
 from torchlet.ops.public import FUNCTIONS, METHODS, public
 from torchlet.ops.view import detach_ as detach_op
 from torchlet.spec import CPU, Size, Spec, normalize_dim
@@ -451,8 +451,9 @@ def type_as(self: Tensor, other: Tensor) -> Tensor:
 
 @public()
 def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
-    """A copy in fresh memory; gradients flow through."""
-    return apply(clone_, (input,))
+    """A copy in fresh memory; gradients flow through. It keeps the memory order, unless `memory_format` asks for row-major."""
+    row_major = input._meta.contiguous or memory_format is FUNCTIONS["contiguous_format"]
+    return apply(clone_ if row_major else clone_in_order_, (input,))
 
 
 @public("copy_", function=False)

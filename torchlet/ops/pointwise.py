@@ -468,11 +468,15 @@ def _cast_np(x: Any, dtype: dtypes.dtype) -> Any:
 
 cast_ = define(
     "cast", ("x",), _cast_np, lambda x, dtype: Spec(x.shape, dtype, x.device), Pointwise(lambda x, dtype: cast_expr(x, dtype), "cast"), ("dtype",),
-    vjp={"x": lambda g, x_spec: cast(g, x_spec.dtype)}, samples=lambda: [((_rng.standard_normal((3, 4)),), (d,)) for d in (dtypes.float32, dtypes.float16, dtypes.int64)],
+    vjp={"x": lambda g, x_spec: cast(g, x_spec.dtype)}, samples=lambda: [((_rng.standard_normal((3, 4)),), (d,)) for d in (dtypes.float32, dtypes.float16, dtypes.int64)], keeps_order=True,
 )
 clone_ = define(
     "clone", ("x",), lambda x: np.array(x, copy=True, order="C"), lambda x: x, Pointwise(lambda x: x, "same"),
     vjp={"x": lambda g: g}, samples=draw((3, 4)), doc="A copy in fresh, contiguous memory.",
+)
+clone_in_order_ = define(
+    "clone_in_order", ("x",), lambda x: np.array(x, copy=True, order="K"), lambda x: x, Pointwise(lambda x: x, "same"),
+    vjp={"x": lambda g: g}, samples=draw((3, 4)), doc="A copy in fresh memory, in the same memory order.", keeps_order=True,
 )
 
 
