@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import ml_dtypes
@@ -420,3 +422,14 @@ def test_gradients_flow_through_results_in_another_memory_order():
         (y * torch.arange(6.0).view(3, 2)).sum().backward()
         expected = 2 * np.exp(2 * np.arange(6.0).reshape(2, 3)) * np.arange(6.0).reshape(3, 2).T
         np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-5)
+
+
+def test_importing_torchlet_leaves_slow_modules_for_later():
+    """What only some programs need: bfloat16's NumPy type, the compiler, temporary files, Triton."""
+    code = "import sys, torchlet; print([m for m in ('ml_dtypes', 'triton', 'networkx', 'tempfile', 'torchlet.compiler') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_an_array_of_bfloat16_made_before_torchlet_used_the_type_is_understood():
+    code = "import numpy as np, ml_dtypes, torchlet; print(torchlet.from_numpy(np.ones(2, ml_dtypes.bfloat16)).dtype)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "torchlet.bfloat16"

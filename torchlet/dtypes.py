@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import ml_dtypes
+import importlib
+import sys
+from typing import Any
+
 import numpy as np
 
 __all__ = [
     "dtype", "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool_",
     "complex64", "complex128", "half", "float_", "double", "short", "int_", "long", "cfloat", "cdouble", "ALL", "FLOATS", "INTS",
-    "from_numpy", "of_scalar", "promote_types", "get_default_dtype", "set_default_dtype",
+    "finfo", "from_numpy", "of_scalar", "promote_types", "get_default_dtype", "set_default_dtype",
 ]
 
 
@@ -16,20 +19,29 @@ class dtype:
     """An element type. There is one object per type, so `is` compares.
 
     Attributes: `name` ("float32"), `np` (the NumPy dtype), `itemsize` (bytes), `category` (0 bool, 1 integer, 2 float, 3 complex),
-    `has_gradient` (float or complex).
+    `has_gradient` (float or complex). NumPy knows bfloat16 through ml_dtypes, whose import takes longer than most of torchlet's: it
+    waits until somebody asks for `bfloat16.np`.
     """
 
     __slots__ = ("name", "np", "itemsize", "category", "is_floating_point", "is_signed", "is_complex", "has_gradient")
 
-    def __init__(self, name: str, np_type: type, category: int):
+    def __init__(self, name: str, np_type: type | None, category: int):
         self.name = name
-        self.np = np.dtype(np_type)
-        self.itemsize = self.np.itemsize
+        if np_type is not None:
+            self.np = np.dtype(np_type)
+        self.itemsize = 2 if np_type is None else self.np.itemsize
         self.category = category
         self.is_floating_point = category == 2
         self.is_signed = name not in ("uint8", "bool")
         self.is_complex = category == 3
         self.has_gradient = category >= 2
+
+    def __getattr__(self, name: str) -> Any:  # of what `__init__` left out
+        if name != "np":
+            raise AttributeError(f"'dtype' object has no attribute '{name}'")
+        self.np = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        _FROM_NUMPY[self.np] = self
+        return self.np
 
     def __repr__(self) -> str:
         return f"torchlet.{self.name}"
@@ -39,7 +51,7 @@ class dtype:
 
 
 float16 = dtype("float16", np.float16, 2)
-bfloat16 = dtype("bfloat16", ml_dtypes.bfloat16, 2)
+bfloat16 = dtype("bfloat16", None, 2)
 float32 = dtype("float32", np.float32, 2)
 float64 = dtype("float64", np.float64, 2)
 int8 = dtype("int8", np.int8, 1)
@@ -56,13 +68,15 @@ cfloat, cdouble = complex64, complex128
 ALL = (float32, float64, float16, bfloat16, int8, int16, int32, int64, uint8, bool_, complex64, complex128)
 FLOATS = (float16, bfloat16, float32, float64)
 INTS = (uint8, int8, int16, int32, int64)
-_FROM_NUMPY = {d.np: d for d in ALL}
+_FROM_NUMPY = {d.np: d for d in ALL if d is not bfloat16}
 _default = float32
 
 
 def from_numpy(np_dtype: np.dtype) -> dtype:
     """The torchlet dtype of a NumPy dtype. Raises TypeError where there is none (strings, objects, unsigned beyond 8 bits …)."""
     found = _FROM_NUMPY.get(np_dtype) or _FROM_NUMPY.get(np.dtype(np_dtype).newbyteorder("="))
+    if found is None and "ml_dtypes" in sys.modules and np_dtype == bfloat16.np:
+        return bfloat16
     if found is None:
         raise TypeError(
             f"can't convert a numpy array of type {np_dtype}; the supported types are: {', '.join(d.name for d in ALL)}"
@@ -90,6 +104,11 @@ def of_scalar(value: object) -> dtype:
     if isinstance(value, complex):
         return complex_of(_default)
     return int64 if isinstance(value, (int, np.integer)) else _default
+
+
+def finfo(d: dtype) -> Any:
+    """NumPy's description of a floating-point dtype: `max`, `eps`, `smallest_normal` …"""
+    return importlib.import_module("ml_dtypes").finfo(d.np) if d is bfloat16 else np.finfo(d.np)
 
 
 def complex_of(real: dtype) -> dtype:

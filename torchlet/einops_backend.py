@@ -5,7 +5,7 @@ einops finds backends among the subclasses of `einops._backends.AbstractBackend`
 
 from __future__ import annotations
 
-import importlib.abc
+import importlib
 import importlib.machinery
 import sys
 import types
@@ -15,22 +15,22 @@ from typing import Any
 __all__ = ["register_when_imported"]
 
 
-class _Hook(importlib.abc.MetaPathFinder):
+class _Hook:  # no importlib.abc: it imports a tenth of what torchlet does
     """Waits for `einops._backends` (and for `einops.layers.torchlet`, which it provides)."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """The real spec with a loader that registers the backend afterwards; ours for the layers."""
         if fullname == "einops.layers.torchlet":
-            return importlib.machinery.ModuleSpec(fullname, _Layers())
+            return importlib.machinery.ModuleSpec(fullname, _Layers())  # type: ignore[arg-type]
         if fullname != "einops._backends":
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _Loader(importlib.abc.Loader):
+class _Loader:
     """Loads einops' backends, then adds ours."""
 
     def __init__(self, inner: Any):
@@ -46,7 +46,7 @@ class _Loader(importlib.abc.Loader):
         _define_backend(module)
 
 
-class _Layers(importlib.abc.Loader):
+class _Layers:
     """Makes `einops.layers.torchlet`."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:

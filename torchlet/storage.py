@@ -10,8 +10,8 @@ import numpy as np
 from torchlet.spec import CPU, device
 
 __all__ = [
-    "DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "empty_strided", "in_layout", "is_pinned", "open_device", "pinned",
-    "transfer", "update", "view_of", "zeros",
+    "DeviceArray", "address", "as_host", "compute", "contiguous", "copy", "device_of", "empty", "empty_strided", "in_layout",
+    "is_pinned", "open_device", "pinned", "transfer", "update", "view_of", "zeros",
 ]
 
 HostArray = np.ndarray[Any, Any]

@@ -252,8 +252,10 @@ def check(statements: list[tuple[bool, Any]], changes: list[Any]) -> None:
 def within(expected: Any, compiled: Any, nudged: list[Any]) -> tuple[Any, Any]:
     """The two observations, with every number of `compiled` that is no farther off than a few roundings of the inputs replaced."""
     if isinstance(expected, dict):
-        pairs = {k: within(v, compiled[k], [n[k] for n in nudged]) for k, v in expected.items()} if expected.keys() == compiled.keys() else {}
-        return (expected, compiled) if not pairs else ({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
+        if expected.keys() != compiled.keys():
+            return expected, compiled
+        pairs = {k: within(v, compiled[k], [n[k] for n in nudged]) for k, v in expected.items()}
+        return {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
     if isinstance(expected, list):
         if len(expected) != len(compiled):
             return expected, compiled

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from torchlet import dtypes, storage
@@ -142,7 +141,7 @@ class finfo:
         d = dtypes.get_default_dtype() if type is None else type
         if not d.has_gradient:
             raise TypeError(f"torch.finfo() requires a floating point input type. Use torch.iinfo to handle '{d.name}'")
-        found = ml_dtypes.finfo(dtypes.real_of(d).np)
+        found = dtypes.finfo(dtypes.real_of(d))
         self.dtype, self.bits = d.name, found.bits
         self.eps, self.max, self.min = float(found.eps), float(found.max), float(found.min)
         self.tiny = self.smallest_normal = float(found.smallest_normal)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from torchlet import dtypes
@@ -550,7 +549,7 @@ def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neg
     """NaN and infinities replaced by numbers; infinities by the largest finite ones unless given."""
     if not input.dtype.is_floating_point:
         return input.clone()
-    largest = float(ml_dtypes.finfo(input.dtype.np).max)
+    largest = float(dtypes.finfo(input.dtype).max)
     out = where(input.isnan(), nan, input)
     out = where(out.eq(math.inf), largest if posinf is None else posinf, out)
     return where(out.eq(-math.inf), -largest if neginf is None else neginf, out)
