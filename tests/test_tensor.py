@@ -426,7 +426,8 @@ def test_gradients_flow_through_results_in_another_memory_order():
 
 def test_importing_torchlet_leaves_slow_modules_for_later():
     """What only some programs need: bfloat16's NumPy type, the compiler, temporary files, Triton."""
-    code = "import sys, torchlet; print([m for m in ('ml_dtypes', 'triton', 'networkx', 'tempfile', 'torchlet.compiler') if m in sys.modules])"
+    late = ("ml_dtypes", "triton", "networkx", "tempfile", "torchlet.compiler")
+    code = f"import sys, torchlet; print([m for m in {late} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
