@@ -119,6 +119,8 @@ def _define_backend(backends: Any) -> None:
         def einsum(self, pattern: str, *x: Any) -> Any:
             return torchlet.einsum(pattern, *x)
 
+    backends.TorchletBackend = TorchletBackend  # einops finds it among the subclasses, which hold it weakly
+
 
 def _layers() -> dict[str, Any]:
     nn, layers = sys.modules["torchlet"].nn, importlib.import_module("einops.layers")
