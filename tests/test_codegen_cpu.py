@@ -412,6 +412,10 @@ DOT_ROWS += [(45, 50, 60, ta, tb, d, 0) for d in (F64, BF16, F16, I64) for ta, t
 DOT_ROWS += [(33, 40, 20, 0, 1, F32, 9), (33, 40, 20, 1, 0, F32, 3), (1, 40, 20, 0, 1, F32, 5)]
 
 
+# rows over the threads: columns packed by each thread for itself, and by all of them together
+DOT_ROWS += [(300, 64, 80, 0, 1, F32, 0), (1100, 400, 400, 0, 1, F32, 0)]
+
+
 @cases("dot", *DOT_ROWS)
 def linear(rows: int, columns: int, inner: int, ta: int, tb: int, d: dtype, batch: int) -> Case:
     m, n, k, z = Axis("m", rows), Axis("n", columns), Axis("k", inner), Axis("z", max(batch, 1))

@@ -17,8 +17,11 @@
 #endif
 
 #define SHARED_BYTES (32 << 20)  // packed columns that all threads read
+#define PRIVATE_BYTES (512 << 10)  // packed columns that every thread has for itself
 #define PANELS 8                 // column panels that one packed block of rows meets before the next block
 #define ROW_BLOCKS 8             // row panels whose sums wait in cache between two slices of k
+#define BARRIER_CYCLES 2000      // of two barriers between threads that are awake
+#define AHEAD 16                 // steps of k that a column panel is fetched ahead: it comes from the second-level cache
 #define AXPY_ROWS 4              // up to so many rows skip packing where the columns of b are contiguous,
 #define DOT_ROWS 12              // or where k is
 

@@ -19,6 +19,8 @@ TL_INLINE void N_(micro)(const int mr, const int64_t rs, const int64_t ks, int64
     for (int i = 0; i < mr; i++) x[i][0] = x[i][1] = (VEC){0};
     for (int64_t p = 0; p < k; p++) {
         VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES);
+        __builtin_prefetch(b + AHEAD * ldb);
+        __builtin_prefetch(b + AHEAD * ldb + LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < mr; i++) {
             T s = a[i * rs];
@@ -248,23 +250,29 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
     const int64_t slices = TL_MAX(1, (k + SLICE - 1) / SLICE), slice = (k + slices - 1) / slices;
     const int64_t panels = (n + NR - 1) / NR, panel_size = TL_MAX(1, k) * NR;
     const int direct = !b.eval && b.row == 1 && m <= 2 * MR && nth >= 1;  // too few rows to pay for packing
-    // rows or columns over the threads, whichever leaves the slowest thread less; columns need no barrier
-    const int64_t by_rows = (m + nth - 1) / nth * panels, by_columns = m * ((panels + nth - 1) / nth);
-    const int alone = nth == 1 || direct || by_columns * 20 <= by_rows * 21 || panel_size * (int64_t)sizeof(T) > SHARED_BYTES;
-    const int64_t first = alone ? panels * tid / nth : 0, last = alone ? panels * (tid + 1) / nth : panels;
-    const int64_t r0 = alone ? 0 : m * tid / nth, r1 = alone ? m : m * (tid + 1) / nth;
+    // Rows or columns over the threads, whichever leaves the slowest thread less. Cycles of multiply-adds, and what elements cost that
+    // come from another core: by columns every thread reads all of a, by rows all of b, packed by all of them. Other kernels split a
+    // tensor by its outer dimension, so a result split the other way moves between cores once more.
+    const double moved = 0.8 * (nth - 1) / nth, result = moved * (double)m * n;
+    const double by_rows = (double)k * ((m + nth - 1) / nth * panels) + moved * (double)n * k + (swapped ? result : 0) + BARRIER_CYCLES;
+    const double by_columns = (double)k * (m * ((panels + nth - 1) / nth)) + moved * (double)m * k + (swapped ? 0 : result);
+    const int columns = nth == 1 || direct || by_columns <= by_rows || panel_size * (int64_t)sizeof(T) > SHARED_BYTES;
+    // a small b is packed by every thread for itself: what another core has packed comes slowly
+    const int together = !columns && panels * panel_size * (int64_t)sizeof(T) > PRIVATE_BYTES;
+    const int64_t first = columns ? panels * tid / nth : 0, last = columns ? panels * (tid + 1) / nth : panels;
+    const int64_t r0 = columns ? 0 : m * tid / nth, r1 = columns ? m : m * (tid + 1) / nth;
     const int64_t group = TL_MAX(1, TL_MIN(last - first, SHARED_BYTES / (panel_size * (int64_t)sizeof(T))));
     const int64_t block = (slices > 1 || swapped) ? ROW_BLOCKS * MR : MR;
     const int64_t wide = PANELS * NR, block_room = (block + LANES - 1) / LANES * LANES;
     T *rows = tl_scratch(0, (int64_t)sizeof(T) * TL_MAX(MR * ROW_STRIDE, SLICE * COLUMN_STRIDE));
     T *sums = tl_scratch(1, (int64_t)sizeof(T) * TL_MAX(block_room * wide, 1024 * 16));
-    T *packed = alone ? tl_scratch(3, (int64_t)sizeof(T) * panel_size * (direct ? 1 : group)) : tl_shared();
+    T *packed = together ? tl_shared() : tl_scratch(3, (int64_t)sizeof(T) * panel_size * (direct ? 1 : group));
     for (int64_t g0 = first; g0 < last; g0 += group) {
         const int64_t g1 = TL_MIN(g0 + group, last);
-        const int64_t p0 = alone ? g0 : g0 + (g1 - g0) * tid / nth, p1 = alone ? g1 : g0 + (g1 - g0) * (tid + 1) / nth;
+        const int64_t p0 = together ? g0 + (g1 - g0) * tid / nth : g0, p1 = together ? g0 + (g1 - g0) * (tid + 1) / nth : g1;
         for (int64_t q = p0; q < p1; q++)
             if (!direct || (q + 1) * NR > n) N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), 0, k, packed + (direct ? 0 : q - g0) * panel_size);
-        if (!alone) tl_barrier(nth);
+        if (together) tl_barrier(nth);
         for (int64_t q0 = g0; q0 < g1; q0 += PANELS) {
             const int64_t q1 = TL_MIN(q0 + PANELS, g1), j1 = TL_MIN(q1 * NR, n);
             for (int64_t i0 = r0; i0 < r1; i0 += block) {
@@ -290,7 +298,7 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                 if (swapped) N_(finish)(g, 1, sums, wide, i0, i1, q0 * NR, j1);
             }
         }
-        if (!alone) tl_barrier(nth);
+        if (together) tl_barrier(nth);
     }
 }
 #undef VEC
