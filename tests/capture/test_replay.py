@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import mlp, plain, randn, same, state
+from harness import catch, mlp, plain, randn, same, state
 
 import torchlet as torch
 import torchlet.nn as nn
@@ -203,3 +203,44 @@ def test_forward_with_a_backward_pass_outside_is_replayed():
         model(randn(3, seed=i)).tanh().sum().backward()
         same(plain(state(model)), plain(found))
     assert signature(f).replayed > 5
+
+
+def test_a_step_that_looks_up_positions_is_replayed_and_fails_where_eager_fails():
+    def run(compile):
+        torch.manual_seed(0)
+        table, head = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3)
+        optimizer = torch.optim.SGD([*table.parameters(), *head.parameters()], lr=0.1)
+
+        def step(ids, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(head(table(ids)), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        f = compile(step)
+        out = []
+        for i in range(24):
+            ids, y = torch.tensor([i % 5, 1, 9 if i == 13 else 2]), torch.tensor([0, 1, 7 if i == 19 else 2])
+            out.append(catch(f, ids, y))
+        return f, [plain(x) for x in (*out, *table.parameters(), *head.parameters())]
+
+    _, expected = run(lambda f: f)
+    f, found = run(lambda f: torch.compile(f, replay=True))
+    assert [x[0] for x in expected[:24]].count("IndexError") == 2
+    same(expected, found)
+    assert signature(f).replayed > 8
+
+
+def test_positions_that_change_in_place_are_looked_at_again():
+    table = torch.arange(5.0)
+    f = torch.compile(lambda ids: F.embedding(ids, table.view(5, 1)), replay=True)
+    ids = torch.tensor([0, 1])
+    for _ in range(6):
+        f(ids)
+    assert signature(f).replayed > 0
+    ids[0] = 7
+    with pytest.raises(IndexError):
+        f(ids)
+    ids[0] = 4
+    assert f(ids).tolist() == [[4.0], [1.0]]

@@ -8,7 +8,8 @@ Facts looked at in every call: structure, Meta and identity pattern of the argum
 path reads, which of them have a gradient. A number of an argument is data once calls with different values have shown that it
 is passed on as it is; otherwise its value is a fact too. A number that comes from anywhere else and changes from call to call (Adam's
 step count, the position of a random stream) means that the function is followed in every call; so does a value that is read, a
-segment that ends early, and a tensor that is kept elsewhere than in the result and in `.grad`. `explain` tells which.
+segment that ends early, and a tensor that is kept elsewhere than in the result and in `.grad`. `explain` tells which. Operations
+that may fail on their data (a lookup by positions) are asked before each launch; where one would fail, the call is followed.
 
 What replay cannot see: effects that are no tensor operations (prints, lists that grow, counters) happen in followed calls alone, and Python
 state that changes (a learning rate, `train()/eval()`) is noticed by the next call that is followed.
@@ -18,13 +19,15 @@ from __future__ import annotations
 
 import operator
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torchlet import dtypes
+from torchlet import autograd, dtypes
 from torchlet.compiler.capture import Path, Run, Step, difference, user_line
 from torchlet.errors import CompileError
-from torchlet.op import STATE
+from torchlet.op import STATE, as_spec
+from torchlet.spec import CPU
 from torchlet.tensor import Storage, Tensor, new
 
 MAX_SIGNATURES = 32
@@ -83,9 +86,14 @@ class Observation:
         for i, s in enumerate(self.alive):
             if i not in used:
                 self.refused = f"{s.source}: the result of {s.op.name} is kept elsewhere than in what the function returns"
+        number = {h: k for k, h in enumerate(path.slots)}
+        self.tests = []
         for s in path.steps:
             if s.kind != "event" and s.op.check is not None:
-                self.refused = f"{s.source}: {s.op.name} may fail on data"
+                test = DataTest(s, number)
+                self.tests.append(test)
+                if any(i is None for _, i, _ in test.operands):
+                    self.refused = f"{s.source}: {s.op.name} may fail on data that the call computes"
 
     def differs(self, other: Observation) -> str:
         """In words: how `other` did something else; empty if it did the same, numbers apart."""
@@ -153,6 +161,55 @@ def _build(template: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
     return values if cls is list else tuple(values) if cls is tuple else cls(*values) if hasattr(cls, "_fields") else cls(values)
 
 
+class DataTest:
+    """A step that fails on some data (a position out of range): what it has to be asked before each launch."""
+
+    def __init__(self, step: Step, number: dict[Any, int]):
+        self.check, self.attrs = step.op.check, step.attrs
+        self.specs: list[Any] = []
+        for slot, meta in step.checks:
+            if slot is None:
+                self.specs.append(as_spec(meta() if isinstance(meta, type) else meta.value))
+            else:
+                self.specs.append((meta or (slot.meta if isinstance(slot, Step) else slot.t._meta)).spec)  # type: ignore[union-attr]
+        on_device = any(s.device is not CPU for s in self.specs)  # a look at a device's data would wait for all that was launched
+        positions = () if on_device else self.check.operands(self.specs, self.attrs)
+        # (input, number of the outside tensor, views of it); no tensor where it is a number or computed by the path
+        self.operands = [(k, *_outside(step.checks[k][0], number)) for k in positions]
+        self.passed: list[Any] = []
+
+    def passes(self, sources: Sequence[Tensor]) -> bool:
+        """False where the step would raise with these outside tensors. What was asked of the same data before is not asked again."""
+        tensors = [sources[i] for _, i, _ in self.operands if i is not None]
+        if len(self.passed) == len(tensors) and all(
+            seen() is t and t._store.version == version and not t._store.exported
+            for (seen, version), t in zip(self.passed, tensors, strict=True)
+        ):
+            return True
+        values = list(self.specs)
+        for (k, _, views), t in zip(self.operands, tensors, strict=True):
+            array: Any = t._np
+            for step in views:
+                array = autograd.compute(step.op, [array], step.attrs)
+            values[k] = array
+        try:
+            if tensors:
+                self.check.test(values, self.attrs)
+        except Exception:  # whatever it is, following the call raises it where the user's code stands
+            return False
+        self.passed = [(weakref.ref(t), t._store.version) for t in tensors]
+        return True
+
+
+def _outside(slot: Any, number: dict[Any, int]) -> tuple[int | None, list[Step]]:
+    """(number of the outside tensor, the steps by which `slot` shows or copies it), (None, …) for what the path computes."""
+    views: list[Step] = []
+    while isinstance(slot, Step) and slot.kind == "op" and (slot.op.is_view or slot.op.name in ("cast", "clone", "clone_in_order")):
+        views.insert(0, slot)
+        slot = slot.checks[0][0]
+    return number.get(slot), views
+
+
 class Plan:
     """How a call is done without Python. Raises in its constructor, as a reason, what stands against it."""
 
@@ -185,6 +242,7 @@ class Plan:
             self.stores: set[int] | None = stores if len(stores) == len(self.fixed) else set()
         else:
             self.stores = None
+        self.tests = last.tests
         self.grads = [(last.sources[k], i) for k, i in last.grads]
         if any(not isinstance(t, Tensor) for t, _ in self.grads):
             raise _Refused("an argument receives a gradient")
@@ -211,7 +269,11 @@ class Plan:
                 return False
         if self.stores is not None:
             stores = {id(tensors[j]._store) for _, j in self.taken}
-            return len(stores) == len(self.taken) and stores.isdisjoint(self.stores)
+            if len(stores) != len(self.taken) or not stores.isdisjoint(self.stores):
+                return False
+        if self.tests:
+            sources = [t if isinstance(t, Tensor) else tensors[t] for t in self.last.sources]
+            return all(test.passes(sources) for test in self.tests)
         return True
 
     def run(self, calls: int, tensors: Sequence[Tensor], numbers: list[Any]) -> Any:
