@@ -21,7 +21,7 @@
 #define PANELS 8                 // column panels that one packed block of rows meets before the next block
 #define ROW_BLOCKS 8             // row panels whose sums wait in cache between two slices of k
 #define BARRIER_CYCLES 2000      // of two barriers between threads that are awake
-#define AHEAD 16                 // steps of k that a column panel is fetched ahead: it comes from the second-level cache
+#define LONG_ROW 320             // elements
 #define AXPY_ROWS 4              // up to so many rows skip packing where the columns of b are contiguous,
 #define DOT_ROWS 12              // or where k is
 

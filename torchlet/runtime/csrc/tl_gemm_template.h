@@ -11,25 +11,37 @@ typedef T N_(uvec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)),
 #define OPERAND JOIN(tl_operand, S)
 #define GEMM JOIN(tl_gemm, S)
 
-// c[mr][NR] (+)= a[mr][k] * b[k][NR]
-TL_INLINE void N_(micro)(const int mr, const int64_t rs, const int64_t ks, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb,
-                         T *restrict c, int64_t ldc, int add) {
+// c[mr][NR] (+)= a[mr][k] * b[k][NR]. `by_rows`: row i of a starts at a + i * lda, k contiguous; else column p starts at a + p * lda, rows
+// contiguous. Meanwhile `lines` of memory are fetched that will be read and written when the product is there.
+#define ELEMENT(i) (by_rows ? start[(i) / 3][(i) % 3 * lda] : a[i])  // few starts and small multiples of lda: they fit in registers
+#define STEP \
+    { \
+        VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES); \
+        _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) { \
+            T s = ELEMENT(i); \
+            x[i][0] += s * b0; \
+            x[i][1] += s * b1; \
+        } \
+        a += lda; \
+        _Pragma("GCC unroll 8") for (int i = 0; i < (MR + 2) / 3; i++) start[i]++; \
+        b += ldb; \
+    }
+TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb,
+                         T *restrict c, int64_t ldc, int add, const void *const *restrict lines, int64_t n_lines) {
     VEC x[MR][2];
+    const T *start[(MR + 2) / 3];
+    int64_t p = 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < (MR + 2) / 3; i++) start[i] = a + 3 * i * lda;
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) x[i][0] = x[i][1] = (VEC){0};
-    for (int64_t p = 0; p < k; p++) {
-        VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES);
-        __builtin_prefetch(b + AHEAD * ldb);
-        __builtin_prefetch(b + AHEAD * ldb + LANES);
-#pragma GCC unroll 16
-        for (int i = 0; i < mr; i++) {
-            T s = a[i * rs];
-            x[i][0] += s * b0;
-            x[i][1] += s * b1;
-        }
-        a += ks;
-        b += ldb;
+    for (; p < TL_MIN(n_lines / 2, k); p++) {
+        __builtin_prefetch(lines[2 * p], 1);
+        __builtin_prefetch(lines[2 * p + 1], 1);
+        STEP
     }
+    for (int64_t rest = 2 * p; rest < n_lines; rest++) __builtin_prefetch(lines[rest], 1);
+    for (; p < k; p++) STEP
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) {
         UVEC *to = (UVEC *)(c + i * ldc), *next = (UVEC *)(c + i * ldc + LANES);
@@ -38,16 +50,17 @@ TL_INLINE void N_(micro)(const int mr, const int64_t rs, const int64_t ks, int64
         *next = x[i][1];
     }
 }
+#undef ELEMENT
+#undef STEP
 
-// the kernels of every height, for row blocks packed by rows (k contiguous) and by k (rows contiguous)
-typedef void (*N_(kernel))(int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add);
+// the kernels of every height, by columns and by rows of a
+#define ARGUMENTS \
+    int64_t lda, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add, \
+    const void *const *restrict lines, int64_t n_lines
+typedef void (*N_(kernel))(ARGUMENTS);
 #define HEIGHT(mr) \
-    static void N_(rows_##mr)(int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add) { \
-        N_(micro)(mr, ROW_STRIDE, 1, k, a, b, ldb, c, ldc, add); \
-    } \
-    static void N_(columns_##mr)(int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add) { \
-        N_(micro)(mr, 1, COLUMN_STRIDE, k, a, b, ldb, c, ldc, add); \
-    }
+    static void N_(columns_##mr)(ARGUMENTS) { N_(micro)(mr, 0, lda, k, a, b, ldb, c, ldc, add, lines, n_lines); } \
+    static void N_(rows_##mr)(ARGUMENTS) { N_(micro)(mr, 1, lda, k, a, b, ldb, c, ldc, add, lines, n_lines); }
 HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4) HEIGHT(5) HEIGHT(6)
 #if MR > 6
 HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
@@ -56,15 +69,16 @@ HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
 HEIGHT(13) HEIGHT(14)
 #endif
 #undef HEIGHT
+#undef ARGUMENTS
 static const N_(kernel) N_(kernels)[2][MR + 1] = {
 #define ROW(f) 0, N_(f##_1), N_(f##_2), N_(f##_3), N_(f##_4), N_(f##_5), N_(f##_6)
 #define MORE(f) , N_(f##_7), N_(f##_8), N_(f##_9), N_(f##_10), N_(f##_11), N_(f##_12)
 #if MR > 12
-    {ROW(rows) MORE(rows), N_(rows_13), N_(rows_14)}, {ROW(columns) MORE(columns), N_(columns_13), N_(columns_14)}
+    {ROW(columns) MORE(columns), N_(columns_13), N_(columns_14)}, {ROW(rows) MORE(rows), N_(rows_13), N_(rows_14)}
 #elif MR > 6
-    {ROW(rows) MORE(rows)}, {ROW(columns) MORE(columns)}
+    {ROW(columns) MORE(columns)}, {ROW(rows) MORE(rows)}
 #else
-    {ROW(rows)}, {ROW(columns)}
+    {ROW(columns)}, {ROW(rows)}
 #endif
 #undef ROW
 #undef MORE
@@ -129,25 +143,33 @@ static void N_(pack_columns)(const GEMM *g, const OPERAND *b, int64_t j0, int64_
     }
 }
 
-// a row block: rows i0.. of operand a, by rows where k is contiguous, else by k; returns which (an index of `kernels`)
-static int N_(pack_rows)(const GEMM *g, const OPERAND *a, int64_t rows, int64_t i0, int64_t n, int64_t k0, int64_t k1, T *restrict dst) {
+// where a row block is: rows i0.. of operand a, which lie there by rows (k contiguous) or are packed, and the distance of rows or columns
+typedef struct {
+    const T *at;
+    int64_t stride;
+    int by_rows;  // an index of `kernels`
+} N_(block);
+
+static N_(block) N_(row_block)(const GEMM *g, const OPERAND *a, int64_t rows, int64_t i0, int64_t n, int64_t k0, int64_t k1, T *restrict dst) {
     int64_t k = k1 - k0;
     if (a->eval) {
         a->eval(g->env, i0, i0 + n, k0, k1, dst, ROW_STRIDE, 1);
-        return 0;
+        return (N_(block)){dst, ROW_STRIDE, 1};
     }
     const T *restrict p = a->p + i0 * a->row + k0 * a->col;
     if (a->col == 1) {
+        // long rows are read where they lie, unless all of them fall into one cache set; the misses of short ones overlap in a copy
+        if (k >= LONG_ROW && a->row * (int64_t)sizeof(T) % 4096) return (N_(block)){p, a->row, 1};
         for (int64_t i = 0; i < n; i++) memcpy(dst + i * ROW_STRIDE, p + i * a->row, sizeof(T) * (size_t)k);
-        return 0;
+        return (N_(block)){dst, ROW_STRIDE, 1};
     }
     if (a->row == 1 && i0 + MR <= rows) {  // a constant length copies in registers; what it takes too much is not used
         for (int64_t q = 0; q < k; q++) memcpy(dst + q * COLUMN_STRIDE, p + q * a->col, sizeof(T) * MR);
-        return 1;
+        return (N_(block)){dst, COLUMN_STRIDE, 0};
     }
     for (int64_t q = 0; q < k; q++)
         for (int64_t i = 0; i < n; i++) dst[q * COLUMN_STRIDE + i] = p[i * a->row + q * a->col];
-    return 1;
+    return (N_(block)){dst, COLUMN_STRIDE, 0};
 }
 
 TL_INLINE void N_(finish)(const GEMM *g, int swapped, const T *t, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
@@ -282,15 +304,18 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                     for (int64_t x = 0; x < count; x++) {
                         const int64_t i = i0 + (i1 - i0) * x / count, height = i0 + (i1 - i0) * (x + 1) / count - i;
                         T *to = sums + (i - i0) * wide;
-                        N_(kernel) kernel = N_(kernels)[N_(pack_rows)(g, &a, m, i, height, k0, k1, rows)][height];
+                        const N_(block) r = N_(row_block)(g, &a, m, i, height, k0, k1, rows);
+                        N_(kernel) kernel = N_(kernels)[r.by_rows][height];
                         for (int64_t q = q0; q < q1; q++) {
+                            const void *lines[TL_LINES];
+                            int64_t n_lines = 0;
                             if (g->touch && c == slices - 1) {
                                 const int64_t to_row = i + height, from = q * NR, to_column = TL_MIN(from + NR, n);
-                                if (swapped) g->touch(g->env, from, to_column, i, to_row);
-                                else g->touch(g->env, i, to_row, from, to_column);
+                                n_lines = swapped ? g->touch(g->env, from, to_column, i, to_row, lines) : g->touch(g->env, i, to_row, from, to_column, lines);
                             }
-                            if (direct && (q + 1) * NR <= n) kernel(k1 - k0, rows, b.p + q * NR + k0 * b.col, b.col, to + (q - q0) * NR, wide, c > 0);
-                            else kernel(k1 - k0, rows, packed + (direct ? 0 : q - g0) * panel_size + k0 * NR, NR, to + (q - q0) * NR, wide, c > 0);
+                            const int there = direct && (q + 1) * NR <= n;
+                            const T *panel = there ? b.p + q * NR + k0 * b.col : packed + (direct ? 0 : q - g0) * panel_size + k0 * NR;
+                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0, lines, n_lines);
                         }
                         if (c == slices - 1 && !swapped) N_(finish)(g, 0, to, wide, i, i + height, q0 * NR, j1);
                     }
