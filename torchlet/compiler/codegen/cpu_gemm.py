@@ -230,11 +230,8 @@ def _touch_function(kernel: Kernel, product: Product) -> list[str]:
     if not loads:
         return []
     places = dict.fromkeys([(e.attr[0], e.attr[1]) for e in loads] + [(s.buffer, s.index) for s in product.stores if streams(s.index)])  # type: ignore[index]
-    c = _begin(
-        kernel,
-        product,
-        f"static int64_t {kernel.name}_touch(const tl_env *env, int64_t row0, int64_t row1, int64_t col0, int64_t col1, const void **lines)",
-    )
+    part = "int64_t row0, int64_t row1, int64_t col0, int64_t col1"
+    c = _begin(kernel, product, f"static int64_t {kernel.name}_touch(const tl_env *env, {part}, const void **lines)")
     c.line("int64_t n = 0;")
     _open_flat(c, product.dot.m, "row", simd=False)
     c.open(f"for (int64_t {c.axis[column]} = col0; {c.axis[column]} < col1; {c.axis[column]} += 16)", axes=(column,))
