@@ -339,6 +339,7 @@ class _State(threading.local):
     autocast: Callable[[Op, tuple[Any, ...]], tuple[Any, ...]] | None = None
     autocast_dtype: Any = None
     default_device: Any = None  # where new tensors are made unless said otherwise; None: the CPU
+    gpu: bool = False  # what is captured is to be shown as for a GPU, whatever device its tensors lie on
     place: Any = None  # the device where a gradient rule or a composite's body makes what it makes from numbers alone; None: the CPU
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torchlet import dtypes
@@ -12,20 +13,20 @@ from torchlet.tensor import Tensor
 __all__ = ["decompose"]
 
 
-def decompose(graph: Graph) -> Graph:
-    """The graph without composite operators and without products of which a dimension is 1."""
-    while any(_opens(n) for n in graph.nodes()):
-        graph = rewrite(graph, _open)
+def decompose(graph: Graph, claimed: Callable[[Node], bool] = lambda n: False) -> Graph:
+    """The graph without composite operators, but those that are claimed, and without products of which a dimension is 1."""
+
+    def opens(n: Node) -> bool:
+        return n.op is not None and (
+            (isinstance(n.op.lower, Composite) and not claimed(n)) or (isinstance(n.op.lower, Contract) and _is_thin(n))
+        )
+
+    while any(opens(n) for n in graph.nodes()):
+        graph = rewrite(graph, lambda b, n, inputs: _open(b, n, inputs) if opens(n) else None)
     return graph
 
 
-def _opens(n: Node) -> bool:
-    return n.op is not None and (isinstance(n.op.lower, Composite) or (isinstance(n.op.lower, Contract) and _is_thin(n)))
-
-
 def _open(b: Builder, n: Node, inputs: tuple[Any, ...]) -> Any:
-    if not _opens(n):
-        return None
     assert n.op is not None
     tensors = [b.tensor(x) if isinstance(x, Node) else x for x in inputs]
     with b:

@@ -24,12 +24,12 @@ class _Taping(Builder):
 
     def tape(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...], source: str) -> Tensor:
         """One operation: a node, and its place on the tape."""
-        if not op.vjp and isinstance(op.lower, Composite) and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs):
+        needs = STATE.grad and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs)
+        if needs and not op.vjp and isinstance(op.lower, Composite):
             return op.lower.body(*inputs, **dict(zip(op.attrs, attrs, strict=True)))  # type: ignore[no-any-return]
         out = self.tensor(self.node(op, tuple([self.unwrap(x) for x in inputs]), attrs, source))
         out._store = Storage()
-        wants = STATE.grad and op.vjp and out._meta.dtype.is_floating_point
-        if wants and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs):
+        if needs and op.vjp and out._meta.dtype.is_floating_point:
             out._meta = out._meta.replace(requires_grad=True)
             out._node = OpNode(op, inputs, attrs, out)
             self.lines[out._node] = source

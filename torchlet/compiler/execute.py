@@ -14,6 +14,7 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.compiler import launch, load
+from torchlet.compiler.claim import claims, refusals
 from torchlet.compiler.decompose import decompose
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.interpret import interpret
@@ -32,12 +33,13 @@ Number = int | float | bool
 Array = np.ndarray[Any, Any]
 
 
-def optimize(graph: Graph) -> Graph:
-    """The graph in operators that have loops, simplified until nothing changes."""
-    graph = decompose(graph)
+def optimize(graph: Graph, gpu: bool = False) -> Graph:
+    """The graph in operators that have loops, or on a GPU kernels written by hand, simplified until nothing changes."""
+    claimed = claims if gpu else lambda n: False
+    graph = decompose(graph, claimed)
     size = -1
     while size != (size := len(graph.nodes())):
-        graph = decompose(simplify(graph))
+        graph = decompose(simplify(graph), claimed)
     return graph
 
 
@@ -49,7 +51,7 @@ def compile_graph(
     On a CUDA device the addresses of inputs and outputs are the device's, except those listed in `host_inputs`, `host_outputs`.
     """
     clock = [time.perf_counter()]
-    simple = optimize(graph)
+    simple = optimize(graph, gpu=device is not CPU)
     clock.append(time.perf_counter())
     plan, fused = schedule(simple, name)
     clock.append(time.perf_counter())
@@ -60,7 +62,8 @@ def compile_graph(
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
     cached = len(plan.kernels) - (counts["compiled"] - compiled)
-    exe.stages = {"graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
+    opened = [] if device is CPU else refusals(graph)
+    exe.stages = {"opened": opened, "graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
     return exe
 
 

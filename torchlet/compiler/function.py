@@ -16,8 +16,9 @@ from torchlet import dtypes, errors
 from torchlet.autograd import _set_grad
 from torchlet.compiler import debug
 from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, user_line
+from torchlet.compiler.claim import claims
 from torchlet.compiler.codegen import triton
-from torchlet.compiler.execute import Executable
+from torchlet.compiler.execute import Executable, optimize
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.launch import HOST_CALLS
 from torchlet.compiler.loops import Kernel
@@ -25,6 +26,7 @@ from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.pages import places, short
 from torchlet.compiler.program import Program, segment_of
 from torchlet.compiler.replay import Replayer
+from torchlet.compiler.schedule import schedule
 from torchlet.op import STATE
 from torchlet.tensor import Tensor, wrap
 
@@ -400,6 +402,10 @@ def describe(f: CompiledFunction) -> Explanation:
                     + f" {short(n.source)}"
                     for n in exe.externs
                 )
+                lines.extend(
+                    f"    {op} is computed by its parts, not as one kernel, because {why}".ljust(48) + f" {short(where)}"
+                    for op, why, where in exe.stages.get("opened", [])
+                )
     if HOST_CALLS:
         lines.append(
             "so far copied to the host and back, because they have no loops: "
@@ -481,7 +487,7 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
 
     grad_mode = STATE.grad
     Tensor.grad = property(seen.fget, note, seen.fdel)  # type: ignore
-    STATE.run = run
+    STATE.run, STATE.gpu = run, target != "cpu"
     try:
         if not STATE.grad:
             run.event("grad", False)
@@ -489,7 +495,11 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
         result = owner.function(*args, **kwargs)
         run.flush("the call ended", last=True)
         del result
+        for program in run.programs:
+            if program.backward is not None:
+                program.backward.compiled()
     finally:
+        STATE.gpu = False
         Tensor.grad = seen  # type: ignore
         STATE.run = None
         _set_grad(grad_mode)
@@ -497,10 +507,11 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
             t._grad = g
     found: list[Any] = []
     for program in run.programs:
-        if program.backward is not None:
-            program.backward.compiled()
         for exe in executables(program):
-            found.extend(report(k, target) for k in exe.kernels)
+            planned = exe.kernels
+            if target != "cpu" and any(claims(n) for n in exe.stages["graph"].nodes()):  # kernels that a CPU's plan does not have
+                planned = schedule(optimize(exe.stages["graph"], gpu=True), exe.name)[0].kernels
+            found.extend(report(k, target) for k in planned)
     return found
 
 
@@ -508,6 +519,6 @@ def report(kernel: Kernel, target: str) -> Any:
     """One kernel for one target."""
     if target == "cpu":
         return debug.cpu_report(kernel)
-    return compile_kernel(triton.emit(kernel), target)
+    return compile_kernel(triton.emit(kernel, target), target)
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from torchlet import dtypes
+from torchlet.compiler.claim import group_key
 from torchlet.compiler.graph import Graph, Names, Node
 from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, is_extern, sorted_axes
 from torchlet.dtypes import dtype
 from torchlet.expr import expr, walk
 from torchlet.index import Axis, Index, of
-from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View
+from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View
 
 __all__ = ["Fused", "fuse"]
 
@@ -91,13 +92,13 @@ def named_nodes(graph: Graph) -> list[Node]:
             continue
         assert n.op is not None
         lower = n.op.lower
-        if lower is None or isinstance(lower, Reduce | Contract | ScatterAdd):
+        if lower is None or isinstance(lower, Reduce | Contract | ScatterAdd | Composite):
             named.add(n)
             for x in n.args():
                 if x.kind == "op" and x not in named:
                     if lower is None:
                         named.add(x)
-                    elif isinstance(lower, Contract):
+                    elif isinstance(lower, Contract | Composite):
                         base = _operand(x)
                         if base.kind == "op":
                             named.add(base)
@@ -322,12 +323,23 @@ class _Search:
             for h in self.makers(g):
                 self.above[g] |= self.above[h] | self.mask[h]
             self.built[g] = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
+        self.join_claimed()
 
     def _build(self, g: Group, stores: Mapping[Node, Sequence[Home]] | None = None) -> Built:
         members = set(g.nodes)
         if stores is None:
             stores = {n: (self.homes[n],) for n in g.nodes if n in self.outputs or any(r not in members for r in self.readers[n])}
         return build_kernels(g, self.homes, stores, self.names, self.order, final=False)
+
+    def join_claimed(self) -> None:
+        """Results of one kernel written by hand: they read the same, so nothing can stand between them."""
+        first: dict[object, Node] = {}
+        for n in self.named:
+            if n.op is not None and isinstance(n.op.lower, Composite) and (other := first.setdefault(group_key(n), n)) is not n:
+                a, b = self.group[other], self.group[n]
+                joined = Group((*a.nodes, *b.nodes), a.grid, {**a.coords, **b.coords}, {**a.inner, **b.inner}, a.fixed, alone=True)
+                self.settle(a, b, joined)
+                self.built[joined] = self._build(joined)
 
     def run(self) -> list[Group]:
         """Merge along the values that pass between kernels, the largest first: those save the most memory traffic."""

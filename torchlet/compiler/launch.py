@@ -74,6 +74,9 @@ def _key(kernel: TritonKernel, target: str) -> str:
 @lru_cache(maxsize=4096)
 def _emitted(kernel: Kernel, target: str) -> TritonKernel:
     """The kernel as source in which every name is a position, so that equal layers of a model share one binary."""
+    if kernel.body is not None:
+        buffers = tuple(replace(b, name=f"b{i}") for i, b in enumerate(kernel.buffers))
+        return codegen.emit(Kernel(type(kernel.body).__name__.lower(), (), (), buffers, body=kernel.body), target)
     return codegen.emit(canonical(kernel), target)
 
 

@@ -18,6 +18,7 @@ from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, Scala
 from torchlet.dtypes import bfloat16, bool_, float16, float32, float64, int8, int16, int32, int64, uint8
 from torchlet.expr import const, expr
 from torchlet.index import ZERO, Axis, FloorDiv, Mod, of
+from torchlet.kernels.attention import Attention, Operand
 """
 """The imports that the text of `to_python` needs."""
 
@@ -43,6 +44,8 @@ def to_text(kernel: Kernel) -> str:
     parts = [f"{b.name}: {b.dtype.name}[{b.size}]" + ("" if b.role == "input" else f" {b.role}") for b in kernel.buffers]
     parts += [f"{s.name}: {s.dtype.name}" for s in kernel.scalars]
     lines = [f"kernel {kernel.name}({', '.join(parts)})" + (f"  # {', '.join(kernel.origin)}" if kernel.origin else "")]
+    if kernel.body is not None:
+        return "\n".join([*lines, f"    {kernel.body}"]) + "\n"
     indent = "    "
     for a in kernel.grid:
         lines.append(f"{indent}for {a} < {a.extent}:")
@@ -157,7 +160,7 @@ def to_python(kernel: Kernel) -> str:
     lines.append(f'    "{kernel.name}", {_tuple([str(a) for a in kernel.grid])},')
     for parts in (phases, buffers, scalars):
         lines += ["    (", *(f"        {p}," for p in parts), "    ),"] if parts else ["    (),"]
-    lines += [f"    {tuple(kernel.origin)!r},", ")"]
+    lines += [f"    {tuple(kernel.origin)!r},", *([f"    {kernel.body!r},"] if kernel.body else []), ")"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 Grammar
     Kernel    = name, grid: Axis*, phases: Phase*, buffers: Buffer*, scalars: ScalarArg*
+              | name, buffers: Buffer*, body: Handwritten (a kernel of `torchlet.kernels`, on GPUs)
     Phase     = reduce: Axis*, reductions: (Reduction | Dot)*, stores: Store*
     Reduction = name, combine (sum prod max min any all argmax argmin), value: Expr
     Dot       = name, a: Expr over (batch, m, k), b: Expr over (batch, k, n), with m, n grid axes and k the reduce axis
@@ -23,8 +24,12 @@ argmax and argmin give the int64 position in the row-major order of the reduce a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from torchlet import dtypes
 from torchlet.dtypes import dtype
@@ -105,9 +110,31 @@ class Phase:
     stores: tuple[Store, ...] = ()
 
 
+class Handwritten:
+    """What a kernel computes that is written by hand; a frozen dataclass of numbers, which name buffers by position."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def emit(self, buffers: Sequence[Buffer], target: str) -> tuple[list[str], list[str], int, int, int]:
+        """(lines of the Triton function over pointers b0, b1, …, device functions it calls, programs, warps, stages)."""
+
+    @abstractmethod
+    def interpret(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Run in NumPy on flat arrays, one for each buffer."""
+
+    @abstractmethod
+    def bytes_moved(self, buffers: Sequence[Buffer]) -> int:
+        """Bytes between memory and chip, each element once."""
+
+    @abstractmethod
+    def flops(self) -> int:
+        """Floating-point operations."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One launch. `origin` lists the user's lines (file:line) it computes."""
+    """One launch. `origin` lists the user's lines (file:line) it computes; with a `body` there are neither grid nor phases."""
 
     name: str
     grid: tuple[Axis, ...]
@@ -115,6 +142,7 @@ class Kernel:
     buffers: tuple[Buffer, ...]
     scalars: tuple[ScalarArg, ...] = ()
     origin: tuple[str, ...] = ()
+    body: Handwritten | None = None
 
     @property
     def points(self) -> int:

@@ -10,13 +10,14 @@ from typing import Any
 
 from torchlet import dtypes
 from torchlet import index as ix
+from torchlet.compiler.claim import attention
 from torchlet.compiler.graph import Names, Node
 from torchlet.compiler.interpret import buffer_of, compute_dtype, index_of, register
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store, depends_on
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
 from torchlet.index import Axis, FloorDiv, Index, Mod, of
-from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
+from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
 from torchlet.spec import Spec, contiguous_strides
 
 __all__ = ["Group", "Home", "Refused", "build_kernels", "group_of"]
@@ -124,7 +125,7 @@ def group_of(node: Node) -> Group:
         base, forward = _source_of_views(node)
         axes = _axes(base.spec.shape, "i")
         return Group((node,), axes, {node: forward(tuple(of(a) for a in axes))}, {node: ()}, fixed=False)
-    alone = lower is None or isinstance(lower, ScatterAdd)
+    alone = lower is None or isinstance(lower, ScatterAdd | Composite)
     axes = _axes(node.args()[0].spec.shape if isinstance(lower, ScatterAdd) else shape, "i")
     return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=alone)
 
@@ -359,6 +360,8 @@ def build_kernels(
 ) -> Built:
     """The loop nests of a group. `homes`: nodes that are in memory; `stores`: where members go; a trial needs no name. Raises Refused."""
     emitter = Emitter(homes, names, group.nodes)
+    if (op := group.nodes[0].op) is not None and isinstance(op.lower, Composite):
+        return _claimed(group, emitter, homes, stores, order)
     draft = Draft()
     sizes: dict[str, Buffer] = {}
     written: dict[str, Buffer] = {}
@@ -390,6 +393,35 @@ def build_kernels(
     if final:
         kernel = kernel.renamed(_name(used, kernel))
     return Built((*before, kernel), {n: tuple(c) for n, c in emitter.reads.items()})
+
+
+def _claimed(
+    group: Group, emitter: Emitter, homes: Mapping[Node, Home], stores: Mapping[Node, Sequence[Home]], order: Mapping[Node, int]
+) -> Built:
+    """The kernel written by hand for composites that stayed whole."""
+    numbers: dict[str, int] = {}
+
+    def number(buffer: str) -> int:
+        return numbers.setdefault(buffer, len(numbers))
+
+    def place(x: Node, at: Coords) -> tuple[str, Index]:
+        e = emitter.value(x, at)
+        while e.op == "cast":
+            e = e.args[0]
+        assert e.op == "load" and index_of(e).is_affine(), "operands of claimed operators lie in memory, apart from strides"
+        return buffer_of(e), index_of(e)
+
+    written = {n: stores[n][0] for n in group.nodes if stores.get(n)}
+    body = attention(group.nodes, place, {n: (h.buffer, h.strides) for n, h in written.items()}, number)
+    known = {h.buffer: Buffer(h.buffer, n.spec.dtype, h.size, "output") for n, h in written.items()}
+    for x in emitter.reads:
+        h = homes[x]
+        other = known.get(h.buffer, Buffer(h.buffer, x.spec.dtype, 0))
+        known[h.buffer] = replace(other, size=max(h.size, other.size), role="input" if other.role == "input" else "inout")
+    used = sorted({*emitter.seen, *group.nodes}, key=lambda n: order.get(n, 0))
+    origin = tuple(dict.fromkeys(n.source for n in used if n.source))
+    kernel = Kernel("", (), (), tuple(known[b] for b in numbers), (), origin, body)
+    return Built((kernel.renamed(_name(list(group.nodes), kernel)),), {n: tuple(c) for n, c in emitter.reads.items()})
 
 
 def _roots(phase: Phase) -> list[Expr]:
@@ -523,7 +555,7 @@ def _digest(kernel: Kernel) -> str:
     def shape(index: Index) -> list[object]:
         return [index.const, *((place(t) if isinstance(t, Axis | Expr) else type(t).__name__, c) for t, c in index.terms)]
 
-    parts: list[object] = [[(place(a), a.extent) for a in kernel.grid]]
+    parts: list[object] = [[(place(a), a.extent) for a in kernel.grid], *([repr(kernel.body)] if kernel.body else [])]
     for p in kernel.phases:
         parts.append([(place(a), a.extent) for a in p.reduce])
         for e in walk(*_roots(p)):

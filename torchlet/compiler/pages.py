@@ -139,7 +139,8 @@ def pages(entry: Entry, ptx: bool) -> dict[str, str]:
     out["5_memory.txt"] = "\n".join(memory(h) for h in entry.halves)
     for k in entry.kernels:
         base = f"6_kernels/{k.label}"
-        out[f"{base}.c"] = c_source(k.kernel)
+        if k.kernel.body is None:
+            out[f"{base}.c"] = c_source(k.kernel)
         out.update({f"{base}{end}": text for end, text in triton_source(k.kernel, ptx).items()})
         out[f"{base}_run.py"] = kernel_script(entry, k)
     out["7_host.py"] = "\n\n".join(host(h) for h in entry.halves)

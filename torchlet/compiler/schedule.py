@@ -250,7 +250,7 @@ class _Scheduler:
                 nbytes[homes[n].buffer] = n.spec.numel * n.spec.dtype.itemsize
                 continue
             for kernel in build_kernels(g, homes, self.fused.stores, self.fused.names, self.fused.order).kernels:
-                if kernel.points and any(p.stores for p in kernel.phases):
+                if kernel.body is not None or (kernel.points and any(p.stores for p in kernel.phases)):
                     drafts.append((kernel, [b.name for b in kernel.buffers]))
                     nbytes.update((b.name, b.size * b.dtype.itemsize) for b in kernel.buffers if b.role != "input")
         drafts, lifetimes, arena = self._allocate(drafts, nbytes)

@@ -263,6 +263,8 @@ def _product_tile(kernel: Kernel, machine: Machine) -> Tile:
 
 def bytes_moved(kernel: Kernel) -> int:
     """Bytes that must travel between memory and the chip: each touched element of each buffer once."""
+    if kernel.body is not None:
+        return kernel.body.bytes_moved(kernel.buffers)
     buffers = {b.name: b for b in kernel.buffers}
     memo: dict[Expr, frozenset[Axis]] = {}
 
@@ -283,6 +285,8 @@ _FREE = frozenset(("const", "load", "index", "scalar", "value", "cast", "arg"))
 
 def flops(kernel: Kernel) -> int:
     """Arithmetic operations on floating-point values; a function such as exp counts as one, a multiply-add as two."""
+    if kernel.body is not None:
+        return kernel.body.flops()
     return _dot_flops(kernel) + _other_flops(kernel)
 
 
@@ -300,6 +304,9 @@ def _other_flops(kernel: Kernel) -> int:
 def roofline_us(kernel: Kernel, target: str) -> float:
     """The least time in microseconds that the target's bandwidth and arithmetic allow."""
     machine = MACHINES[target]
+    if kernel.body is not None:
+        rate = machine.half if kernel.buffers[0].dtype.itemsize == 2 else machine.float32
+        return max(kernel.body.flops() / rate, bytes_moved(kernel) / machine.bandwidth) * 1e6
     seconds = 0.0
     dots = [d for p in kernel.phases for d in p.reductions if isinstance(d, Dot)]
     if dots:

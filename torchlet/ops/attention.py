@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from torchlet import dtypes
-from torchlet.op import STATE, Composite, apply, define
+from torchlet.op import STATE, Composite, Op, apply, define
 from torchlet.ops.composite import dropout_, softmax_
 from torchlet.ops.contract import matmul_
 from torchlet.ops.create import arange_, default_generator
 from torchlet.ops.place import make
-from torchlet.ops.pointwise import where
+from torchlet.ops.pointwise import METHODS, log, where
 from torchlet.ops.public import Draws
 from torchlet.ops.reduce import amax_, sum_
 from torchlet.ops.view import expand, reshape, transpose, unsqueeze
@@ -23,6 +23,7 @@ from torchlet.spec import device as Device
 from torchlet.tensor import Tensor
 
 _rng = Draws(13)
+exp = METHODS["exp"]
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
@@ -118,6 +119,203 @@ def _sdpa_spec(query: Spec, key: Spec, value: Spec, p: Any, seed: Any, offset: A
     return Spec((*lead, query.shape[-2], value.shape[-1]), query.dtype, query.device)
 
 
+# ------------------------------------------------------------------------------------------------ without the matrix of weights
+#
+# On a GPU the forward pass keeps, besides its result, the logarithm of the sum of each row's exponentials. Three further
+# operators make the gradients from it. Kernels claim all five (`compiler.claim`); what no kernel claims is opened like any composite.
+
+WIDEST = 256  # the largest head that the kernels hold in registers
+
+
+def unfit(query: Spec, key: Spec, value: Spec, mask: Sequence[Spec], enable_gqa: bool, drops: bool) -> str:
+    """Why no fused kernel computes this attention; empty where one does."""
+    if drops:
+        return "its weights are dropped at random"
+    if query.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
+        return f"its dtype is {query.dtype.name}"
+    widest = WIDEST if query.dtype.itemsize == 2 else WIDEST // 2
+    if max(query.shape[-1], value.shape[-1]) > widest:
+        return f"its heads are {max(query.shape[-1], value.shape[-1])} wide; the kernels take {widest} in {query.dtype.name}"
+    shared = 3 if enable_gqa else 2
+    if len({x.shape[:-shared] for x in (query, key, value)}) > 1 or key.shape[:-2] != value.shape[:-2]:
+        return "query, key and value are broadcast"
+    if any(broadcast_shapes("sdpa", full := (*query.shape[:-1], key.shape[-2]), m.shape) != full for m in mask):
+        return "its mask has more dimensions than query and key"
+    return "it has no elements" if 0 in (*query.shape, *key.shape, *value.shape) else ""
+
+
+def is_fused(query: Tensor, key: Tensor, value: Tensor, mask: Sequence[Tensor], enable_gqa: bool, drops: bool) -> bool:
+    """True where the gradients are to be made for the fused kernels: on a GPU, where they take this attention."""
+    if not (STATE.gpu or query.device.type == "cuda"):
+        return False
+    specs = [x._meta.spec for x in (query, key, value)]
+    return not unfit(specs[0], specs[1], specs[2], [m._meta.spec for m in mask], enable_gqa, drops)
+
+
+def _scores(query: Tensor, key: Tensor, mask: Sequence[Tensor], is_causal: bool, scale: float, enable_gqa: bool) -> Tensor:
+    """The scores in float32 (or float64), minus infinity where attention is not allowed."""
+    key = _repeated(key, query.shape[-3]) if enable_gqa else key
+    scores = apply(matmul_, (query, transpose(key, -2, -1)))
+    scores = (scores.to(dtypes.float32) if scores.dtype.itemsize == 2 else scores) * scale
+    if is_causal:
+        scores = where(_allowed(query.shape[-2], key.shape[-2], query.device), scores, -math.inf)
+    for m in mask:
+        scores = where(m, scores, -math.inf) if m.dtype is dtypes.bool_ else scores + m.to(scores.dtype)
+    return scores
+
+
+def _lse_body(query: Tensor, key: Tensor, value: Tensor, *mask: Tensor, is_causal: bool, scale: float, enable_gqa: bool) -> Tensor:
+    scores = _scores(query, key, mask, is_causal, scale, enable_gqa)
+    dims = (scores.ndim - 1,)
+    top = apply(amax_, (scores,), (dims, False))
+    base = where(top > -math.inf, top, 0.0)
+    return base + log(apply(sum_, (exp(scores - unsqueeze(base, -1)),), (dims, False)))
+
+
+def _score_grads(
+    g: Tensor, lse: Tensor, delta: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Sequence[Tensor], is_causal: bool, scale: float,
+    enable_gqa: bool,
+) -> tuple[Tensor, Tensor]:
+    """(weights, gradients of the scores), in float32."""
+    scores = _scores(query, key, mask, is_causal, scale, enable_gqa)
+    lse = unsqueeze(lse, -1)
+    weights = where(lse > -math.inf, exp(scores - where(lse > -math.inf, lse, 0.0)), 0.0)
+    value = _repeated(value, query.shape[-3]) if enable_gqa else value
+    return weights, weights * (apply(matmul_, (g, transpose(value, -2, -1))) - unsqueeze(delta, -1))
+
+
+def _dq_body(
+    g: Tensor, lse: Tensor, delta: Tensor, query: Tensor, key: Tensor, value: Tensor, *mask: Tensor, is_causal: bool, scale: float,
+    enable_gqa: bool,
+) -> Tensor:
+    _, ds = _score_grads(g, lse, delta, query, key, value, mask, is_causal, scale, enable_gqa)
+    key = _repeated(key, query.shape[-3]) if enable_gqa else key
+    return apply(matmul_, (ds.to(key.dtype), key)) * scale
+
+
+def _dk_body(
+    g: Tensor, lse: Tensor, delta: Tensor, query: Tensor, key: Tensor, value: Tensor, *mask: Tensor, is_causal: bool, scale: float,
+    enable_gqa: bool,
+) -> Tensor:
+    _, ds = _score_grads(g, lse, delta, query, key, value, mask, is_causal, scale, enable_gqa)
+    return _fewer(apply(matmul_, (transpose(ds, -2, -1).to(query.dtype), query)) * scale, key, enable_gqa)
+
+
+def _dv_body(
+    g: Tensor, lse: Tensor, delta: Tensor, query: Tensor, key: Tensor, value: Tensor, *mask: Tensor, is_causal: bool, scale: float,
+    enable_gqa: bool,
+) -> Tensor:
+    weights, _ = _score_grads(g, lse, delta, query, key, value, mask, is_causal, scale, enable_gqa)
+    return _fewer(apply(matmul_, (transpose(weights, -2, -1).to(g.dtype), g)), value, enable_gqa)
+
+
+def _score_grads_np(g: Any, lse: Any, delta: Any, query: Any, key: Any, value: Any, *rest: Any) -> tuple[Any, ...]:
+    """(weights, gradients of the scores, query, repeated key, g) with 16-bit floats widened."""
+    *mask, is_causal, scale, enable_gqa = rest
+    g, q, k, v = (x.astype(np.float32) if x.dtype.itemsize == 2 else x for x in (g, query, key, value))
+    if enable_gqa:
+        k, v = (np.repeat(x, q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = np.matmul(q, k.swapaxes(-2, -1)) * q.dtype.type(scale)
+    if is_causal:
+        scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
+    for m in mask:
+        scores = np.where(m, scores, -np.inf) if m.dtype == bool else scores + m
+    weights = np.exp(scores - np.where(np.isfinite(lse), lse, np.inf)[..., None]).astype(q.dtype)
+    return weights, weights * (np.matmul(g, v.swapaxes(-2, -1)) - delta[..., None]).astype(q.dtype), q, k, g
+
+
+def _lse_np(query: Any, key: Any, value: Any, *rest: Any) -> Any:
+    *mask, is_causal, scale, enable_gqa = rest
+    q, k = (x.astype(np.float32) if x.dtype.itemsize == 2 else x for x in (query, key))
+    k = np.repeat(k, q.shape[-3] // k.shape[-3], -3) if enable_gqa else k
+    scores = np.matmul(q, k.swapaxes(-2, -1)) * q.dtype.type(scale)
+    if is_causal:
+        scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
+    for m in mask:
+        scores = np.where(m, scores, -np.inf) if m.dtype == bool else scores + m
+    top = scores.max(-1, initial=-np.inf)
+    base = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):
+        return (base + np.log(np.exp(scores - base[..., None]).sum(-1))).astype(np.float32)
+
+
+def _fewer_np(g: Any, x: Any, enable_gqa: bool) -> Any:
+    if enable_gqa:
+        g = g.reshape(*g.shape[:-3], x.shape[-3], -1, *g.shape[-2:]).sum(-3)
+    return g.astype(x.dtype)
+
+
+def _dq_np(g: Any, lse: Any, delta: Any, query: Any, key: Any, value: Any, *rest: Any) -> Any:
+    _, ds, _, k, _ = _score_grads_np(g, lse, delta, query, key, value, *rest)
+    return (np.matmul(ds, k) * rest[-2]).astype(query.dtype)
+
+
+def _dk_np(g: Any, lse: Any, delta: Any, query: Any, key: Any, value: Any, *rest: Any) -> Any:
+    _, ds, q, _, _ = _score_grads_np(g, lse, delta, query, key, value, *rest)
+    return _fewer_np(np.matmul(ds.swapaxes(-2, -1), q) * rest[-2], key, rest[-1])
+
+
+def _dv_np(g: Any, lse: Any, delta: Any, query: Any, key: Any, value: Any, *rest: Any) -> Any:
+    weights, _, _, _, g = _score_grads_np(g, lse, delta, query, key, value, *rest)
+    return _fewer_np(np.matmul(weights.swapaxes(-2, -1), g), value, rest[-1])
+
+
+def _lse_samples() -> list[Any]:
+    return [((q, k, v, *mask), (causal, scale, gqa)) for (q, k, v, *mask), (causal, scale, gqa) in _fused_samples()]
+
+
+def _gradient_samples() -> list[Any]:
+    out = []
+    for (q, k, v, *mask), attrs in _fused_samples():
+        lse = _lse_np(q, k, v, *mask, *attrs).astype(q.dtype)
+        g = _rng.standard_normal((*q.shape[:-1], v.shape[-1]))
+        out.append(((g, lse, _rng.standard_normal(lse.shape), q, k, v, *mask), attrs))
+    return out
+
+
+def _fused_samples() -> list[Any]:
+    found = []
+    for (q, k, v, _, _, _, *mask), (causal, scale, gqa, _) in _samples():
+        found.append(((q, k, v, *mask), (causal, scale, gqa)))
+    return found
+
+
+_ATTRS = ("is_causal", "scale", "enable_gqa")
+_GRADIENT = ("g", "lse", "delta", "query", "key", "value", "*mask")
+
+sdpa_lse_ = define(
+    "sdpa_lse", ("query", "key", "value", "*mask"), _lse_np, lambda query, *rest: Spec(query.shape[:-1], dtypes.float32, query.device),
+    Composite(_lse_body), _ATTRS, None, _lse_samples, doc="log(sum(exp(query @ keyᵀ * scale + mask))) of each row.",
+)  # fmt: skip
+sdpa_dq_ = define(
+    "sdpa_dq", _GRADIENT, _dq_np, lambda g, lse, delta, query, *rest: Spec(query.shape, query.dtype, query.device), Composite(_dq_body),
+    _ATTRS, None, _gradient_samples, doc="The gradient of `sdpa` for its query; delta is the sum over a row of g times the result.",
+)  # fmt: skip
+sdpa_dk_ = define(
+    "sdpa_dk", _GRADIENT, _dk_np, lambda g, lse, delta, query, key, *rest: Spec(key.shape, key.dtype, key.device), Composite(_dk_body),
+    _ATTRS, None, _gradient_samples, doc="The gradient of `sdpa` for its key.",
+)  # fmt: skip
+sdpa_dv_ = define(
+    "sdpa_dv", _GRADIENT, _dv_np, lambda g, lse, delta, query, key, value, *rest: Spec(value.shape, value.dtype, value.device),
+    Composite(_dv_body), _ATTRS, None, _gradient_samples, doc="The gradient of `sdpa` for its value.",
+)  # fmt: skip
+
+
+def _from_lse(
+    op: Op, g: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Sequence[Tensor], is_causal: bool, scale: float,
+    enable_gqa: bool,
+) -> Tensor:
+    """One of the three gradients, by the operator that makes the weights again."""
+    attrs = (is_causal, scale, enable_gqa)
+    lse = apply(sdpa_lse_, (query, key, value, *mask), attrs)
+    wide = g.to(dtypes.float32) * out.to(dtypes.float32)
+    delta = apply(sum_, (wide,), ((g.ndim - 1,), False))
+    return apply(op, (g, lse, delta, query, key, value, *mask), attrs)
+
+
+# ------------------------------------------------------------------------------------------------ gradients in other operators
+
+
 def _grads(
     g: Tensor,
     query: Tensor,
@@ -144,6 +342,7 @@ def _grads(
 
 def _query_grad(
     g: Any,
+    out: Any,
     query: Any,
     key: Any,
     value: Any,
@@ -156,11 +355,14 @@ def _query_grad(
     enable_gqa: Any,
     drops: Any,
 ) -> Tensor:
+    if is_fused(query, key, value, mask, enable_gqa, drops):
+        return _from_lse(sdpa_dq_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
     return _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[1]
 
 
 def _key_grad(
     g: Any,
+    out: Any,
     query: Any,
     key: Any,
     value: Any,
@@ -173,12 +375,15 @@ def _key_grad(
     enable_gqa: Any,
     drops: Any,
 ) -> Tensor:
+    if is_fused(query, key, value, mask, enable_gqa, drops):
+        return _from_lse(sdpa_dk_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
     turned = _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[2]
     return _fewer(apply(matmul_, (turned, query)) * scale, key, enable_gqa)
 
 
 def _value_grad(
     g: Any,
+    out: Any,
     query: Any,
     key: Any,
     value: Any,
@@ -191,6 +396,8 @@ def _value_grad(
     enable_gqa: Any,
     drops: Any,
 ) -> Tensor:
+    if is_fused(query, key, value, mask, enable_gqa, drops):
+        return _from_lse(sdpa_dv_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
     turned = _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[3]
     return _fewer(apply(matmul_, (turned, g)), value, enable_gqa)
 

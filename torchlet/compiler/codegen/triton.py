@@ -18,7 +18,7 @@ from pathlib import Path
 from torchlet import dtypes
 from torchlet.compiler import tile as tiling
 from torchlet.compiler.codegen.triton_expr import MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
-from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
+from torchlet.compiler.loops import Dot, Handwritten, Kernel, Phase, Reduction
 from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
 from torchlet.compiler.tile import Tile, extent, index_axes
 from torchlet.expr import Expr, call, cast, const, expr, rewrite
@@ -51,6 +51,8 @@ class TritonKernel:
 
 def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None) -> TritonKernel:
     """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps."""
+    if kernel.body is not None:
+        return _handwritten(kernel, kernel.body, target)
     simple = _without_unit_reductions(collapse_axes(kernel))
     tile = tile or tiling.choose(simple, target)
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
@@ -61,23 +63,39 @@ def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None) -> T
 def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     """The source with header, device functions and signature. `kernel`: as the user gave it."""
     tile = w.tile
+    blocks = {f"BLOCK_{d.upper()}": size for d, size in tile.blocks.items()}
+    arguments = [*w.pointers.values(), *w.scalars.values(), *(f"{b}: tl.constexpr" for b in blocks)]
+    name, text = _text(kernel, arguments, [*w.prologue, *w.root.lines] or ["pass"], w.helpers)
+    signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
+    signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
+    signature |= dict.fromkeys(blocks, "constexpr")
+    return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel)
+
+
+def _handwritten(kernel: Kernel, body: Handwritten, target: str) -> TritonKernel:
+    """The entry point of a kernel of `torchlet.kernels` with the device functions it calls."""
+    lines, helpers, programs, warps, stages = body.emit(kernel.buffers, target)
+    signature = {f"b{i}": POINTER[b.dtype.name] for i, b in enumerate(kernel.buffers)}
+    lines = [f"# b{i}: {b.name}, {b.dtype.name}[{b.size}], {b.role}" for i, b in enumerate(kernel.buffers)] + lines
+    name, text = _text(kernel, list(signature), lines, helpers)
+    return TritonKernel(name, text, signature, {}, (programs, 1, 1), warps, stages, _aligned(kernel), kernel)
+
+
+def _text(kernel: Kernel, arguments: Iterable[str], body: Iterable[str], helpers: Iterable[str]) -> tuple[str, str]:
+    """The function's name, and the source: device functions, then the function."""
     functions = _device_functions()
     name = identifier(kernel.name)
     if name in functions or name in ("tl", "triton", "range", "min", "float") or keyword.iskeyword(name):
         name += "_kernel"
-    blocks = {f"BLOCK_{d.upper()}": size for d, size in tile.blocks.items()}
-    arguments = [*w.pointers.values(), *w.scalars.values(), *(f"{b}: tl.constexpr" for b in blocks)]
-    body = [*w.prologue, *w.root.lines] or ["pass"]
     text = "import triton\nimport triton.language as tl\n\n\n"
-    text += "".join(f"{functions[h][0]}\n\n" for h in _with_callees(w.helpers))
+    text += "".join(f"{functions[h][0]}\n\n" for h in _with_callees(helpers))
     text += f"@triton.jit\ndef {name}({', '.join(arguments)}):\n"
     text += "".join(f"    # {line}\n" for line in kernel.origin)
-    text += "".join(f"    {line}\n" for line in body)
-    signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
-    signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
-    attrs: dict[tuple[int, ...], list[list[object]]] = {(i,): [["tt.divisibility", 16]] for i in range(len(kernel.buffers))}
-    signature |= dict.fromkeys(blocks, "constexpr")
-    return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel)
+    return name, text + "".join(f"    {line}\n" for line in body)
+
+
+def _aligned(kernel: Kernel) -> dict[tuple[int, ...], list[list[object]]]:
+    return {(i,): [["tt.divisibility", 16]] for i in range(len(kernel.buffers))}
 
 
 # ---- tile dimensions -------------------------------------------------------------------------------------------------------------
@@ -375,19 +393,18 @@ def _masks(dims: Iterable[tuple[Axis, Dim]]) -> list[str]:
 
 @functools.cache
 def _device_functions() -> dict[str, tuple[str, frozenset[str]]]:
-    """Text of each function in `kernels.device_math` and the names it uses. Read as text, so that printing needs no triton."""
-    spec = importlib.util.find_spec("torchlet.kernels.device_math")
-    assert spec is not None and spec.origin is not None
-    text = Path(spec.origin).read_text()
-    lines = text.splitlines()
-    return {
-        f.name: (
-            "\n".join(lines[f.decorator_list[0].lineno - 1 : f.end_lineno]) + "\n",
-            frozenset(n.id for n in ast.walk(f) if isinstance(n, ast.Name)),
-        )
-        for f in ast.parse(text).body
-        if isinstance(f, ast.FunctionDef)
-    }
+    """Text of each function of the files of device functions and the names it uses. Read as text, so that printing needs no triton."""
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for module in ("device_math", "flash"):
+        spec = importlib.util.find_spec(f"torchlet.kernels.{module}")
+        assert spec is not None and spec.origin is not None
+        text = Path(spec.origin).read_text()
+        lines = text.splitlines()
+        for f in ast.parse(text).body:
+            if isinstance(f, ast.FunctionDef):
+                names = frozenset(n.id for n in ast.walk(f) if isinstance(n, ast.Name))
+                found[f.name] = "\n".join(lines[f.decorator_list[0].lineno - 1 : f.end_lineno]) + "\n", names
+    return found
 
 
 def _with_callees(helpers: Iterable[str]) -> list[str]:

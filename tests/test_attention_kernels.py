@@ -1,0 +1,244 @@
+"""Fused attention on GPUs: kernels against float64 in Triton's interpreter, which graphs they are chosen for, what compiles offline."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from graphs import graph_of
+from standin import CC, stand_in
+
+import torchlet as torch
+from torchlet import nn
+from torchlet.compiler import loop_text
+from torchlet.compiler.claim import refusals
+from torchlet.compiler.codegen.triton import emit
+from torchlet.compiler.differentiate import differentiate
+from torchlet.compiler.emulate import run_interpreted_triton, run_plan
+from torchlet.compiler.execute import optimize
+from torchlet.compiler.function import kernels
+from torchlet.compiler.graph import Graph
+from torchlet.compiler.offline import compile_kernel
+from torchlet.compiler.schedule import Plan, schedule
+from torchlet.compiler.tile import MACHINES
+from torchlet.kernels.attention import Attention
+from torchlet.op import STATE
+
+F = nn.functional
+rng = np.random.default_rng(3)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def training(f: Callable[..., Any], *arrays: np.ndarray) -> Graph:
+    """f's result and the gradients of its inputs for a gradient that is the last input."""
+    forward = graph_of(f, *arrays)
+    STATE.gpu = True
+    try:
+        joint, _, grads = differentiate(forward, [forward.outputs[0]], [n for n in forward.inputs if n.spec.dtype.is_floating_point])
+    finally:
+        STATE.gpu = False
+    assert None not in grads
+    return replace(joint, output_names=())
+
+
+def expected(f: Callable[..., Any], g: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """The same in float64, operator by operator."""
+    wide = [torch.tensor(a.astype(np.float64) if a.dtype.kind != "b" else a, requires_grad=a.dtype.kind != "b") for a in arrays]
+    out = f(*wide)
+    grads = torch.autograd.grad(out, [t for t in wide if t.requires_grad], torch.tensor(g.astype(np.float64)))
+    return [t.detach().numpy() for t in (out, *grads)]
+
+
+def check_training(f: Callable[..., Any], arrays: list[np.ndarray], tolerance: float) -> Plan:
+    joint = training(f, *arrays)
+    g = normal(*joint.outputs[0].spec.shape).astype(arrays[0].dtype)
+    plan, _ = schedule(optimize(joint, gpu=True), "f")
+    parts = sorted(k.body.part for k in plan.kernels if isinstance(k.body, Attention))
+    assert parts == ["forward", "key_gradient", "query_gradient"]
+    wanted = expected(f, g, *arrays)
+    for run in (run_interpreted_triton, run_plan):
+        for found, exact in zip(run(plan, [*arrays, g]), wanted, strict=True):
+            scale = np.abs(exact).max()
+            np.testing.assert_allclose(found.astype(np.float64), exact, rtol=0, atol=tolerance * scale)
+    return plan
+
+
+SHAPES = {  # query, key, value
+    "square": ((2, 3, 48, 16), (2, 3, 48, 16), (2, 3, 48, 16)),
+    "odd lengths and widths": ((1, 2, 37, 24), (1, 2, 91, 24), (1, 2, 91, 9)),
+    "several blocks": ((1, 1, 150, 16), (1, 1, 140, 16), (1, 1, 140, 16)),
+    "no heads": ((20, 8), (33, 8), (33, 8)),
+    "three dimensions": ((2, 20, 16), (2, 20, 16), (2, 20, 16)),
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_forward_and_gradients_are_those_of_float64(name: str, causal: bool) -> None:
+    f = functools.partial(F.scaled_dot_product_attention, is_causal=causal)
+    check_training(f, [normal(*s) for s in SHAPES[name]], 2e-6)
+
+
+@pytest.mark.parametrize("d,tolerance", [(ml_dtypes.bfloat16, 1e-2), (np.float16, 2e-3)])
+def test_sixteen_bit_inputs_lose_only_what_their_rounding_loses(d: Any, tolerance: float) -> None:
+    f = functools.partial(F.scaled_dot_product_attention, is_causal=True, scale=0.3)
+    check_training(f, [normal(1, 2, 70, 32).astype(d) for _ in range(3)], tolerance)
+
+
+@pytest.mark.parametrize("mask_shape", [(40, 70), (2, 1, 1, 70), (1, 3, 40, 1)])
+def test_a_boolean_mask_is_read_where_it_lies_and_a_row_without_allowed_keys_gives_zeros(mask_shape: tuple[int, ...]) -> None:
+    mask = rng.random(mask_shape) < 0.6
+    mask[..., 0, :] = False
+    f = F.scaled_dot_product_attention
+    plan = check_training(f, [normal(2, 3, 40, 16), normal(2, 3, 70, 16), normal(2, 3, 70, 16), mask], 2e-6)
+    out = run_interpreted_triton(plan, [normal(2, 3, 40, 16), normal(2, 3, 70, 16), normal(2, 3, 70, 16), mask, normal(2, 3, 40, 16)])[0]
+    assert not out[:, :, 0].any()
+
+
+def test_a_float_mask_is_added_and_its_own_gradient_comes_from_the_parts() -> None:
+    f = F.scaled_dot_product_attention
+    check_training(f, [normal(1, 2, 33, 16), normal(1, 2, 20, 16), normal(1, 2, 20, 16), normal(2, 33, 20)], 2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_that_share_keys_and_values(causal: bool) -> None:
+    f = functools.partial(F.scaled_dot_product_attention, is_causal=causal, enable_gqa=True)
+    check_training(f, [normal(2, 6, 40, 16), normal(2, 2, 40, 16), normal(2, 2, 40, 16)], 2e-6)
+
+
+def packed(qkv: Any) -> Any:
+    """As models write it: one matrix for query, key and value, heads merged behind."""
+    q, k, v = qkv.view(2, 40, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(2, 40, 32)
+
+
+def test_packed_heads_are_read_by_stride_without_copies() -> None:
+    plan = check_training(packed, [normal(2, 40, 96)], 2e-6)
+    forward = next(k for k in plan.kernels if k.body)
+    assert [b.name for b in forward.buffers if b.role == "input"] == ["x0"]
+
+
+def test_forward_alone_keeps_nothing_for_a_backward_pass() -> None:
+    plan = schedule(optimize(graph_of(packed, normal(2, 40, 96)), gpu=True), "f")[0]
+    (attention,) = [k for k in plan.kernels if k.body]
+    assert len(attention.buffers) == 2 and "LSE=False" in emit(attention).source
+
+
+def test_the_gradient_of_values_alone_writes_no_gradient_of_keys() -> None:
+    q, k, v = (normal(1, 1, 20, 16) for _ in range(3))
+    joint = training(F.scaled_dot_product_attention, q, k, v)
+    plan, _ = schedule(optimize(replace(joint, outputs=joint.outputs[3:], targets=(None,)), gpu=True), "f")
+    g = normal(1, 1, 20, 16)
+    np.testing.assert_allclose(
+        run_interpreted_triton(plan, [q, k, v, g])[0], expected(F.scaled_dot_product_attention, g, q, k, v)[3], atol=1e-5
+    )
+    assert "DK=False" in emit(plan.kernels[-1]).source
+
+
+# ------------------------------------------------------------------------------------------------ choice
+
+
+def test_dropout_wide_heads_and_float64_are_left_to_the_parts_with_a_reason() -> None:
+    q = normal(1, 2, 8, 16)
+    cases = {
+        "dropped at random": (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), q),
+        "300 wide": (lambda x: F.scaled_dot_product_attention(x, x, x), normal(1, 2, 8, 300)),
+        "float64": (lambda x: F.scaled_dot_product_attention(x, x, x), q.astype(np.float64)),
+        "broadcast": (lambda x: F.scaled_dot_product_attention(x, x[0], x[0]), q),
+    }
+    for why, (f, x) in cases.items():
+        graph = graph_of(f, x)
+        assert [why in text for _, text, _ in refusals(graph)] == [True], why
+        plan = schedule(optimize(graph, gpu=True), "f")[0]
+        assert not any(k.body for k in plan.kernels)
+
+
+def test_on_the_cpu_attention_is_opened() -> None:
+    assert not any(k.body for k in schedule(optimize(graph_of(packed, normal(2, 40, 96))), "f")[0].kernels)
+
+
+def test_a_kernel_as_text_makes_the_same_kernel_again() -> None:
+    kernel = next(k for k in schedule(optimize(graph_of(packed, normal(2, 40, 96)), gpu=True), "f")[0].kernels if k.body)
+    names: dict[str, Any] = {}
+    exec(loop_text.PRELUDE + loop_text.to_python(kernel), names)
+    assert names["kernel"] == kernel
+    assert "Attention(part='forward'" in loop_text.to_text(kernel)
+
+
+def test_kernels_of_a_training_function_show_fused_attention_for_a_gpu_and_loops_for_the_cpu() -> None:
+    x = torch.randn(2, 40, 96, requires_grad=True)
+
+    def step(x: Any) -> Any:
+        packed(x).sum().backward()
+
+    names = [k.name for k in kernels(step, x, target="cuda:90")]
+    assert sum(n.startswith("sdpa") for n in names) == 3
+    assert not any(n.startswith("sdpa") for n in (k.name for k in kernels(step, x, target="cpu")))
+    assert x.grad is None
+
+
+@pytest.mark.skipif(CC is None, reason="no C compiler to build the stand-in driver with")
+def test_a_training_step_on_the_device_runs_three_fused_kernels_and_explains_what_it_left_out() -> None:
+    torch.manual_seed(0)
+    host = torch.randn(2, 40, 96)
+    wanted = torch.tensor(host.numpy(), requires_grad=True)
+    packed(wanted).square().sum().backward()
+    with stand_in() as gpu:
+        x = host.cuda().requires_grad_()
+        compiled = torch.compile(lambda x: packed(x).square().sum())
+        compiled(x).backward()
+        np.testing.assert_allclose(x.grad.cpu().numpy(), wanted.grad.numpy(), atol=1e-4)
+        assert sum(n.startswith("attention") for n in gpu.runs) == 3
+        dropped = torch.compile(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5))
+        dropped(host.cuda())
+        assert "its weights are dropped at random" in str(torch.explain(dropped)(host.cuda()))
+
+
+@pytest.mark.skipif(CC is None, reason="no C compiler to build the stand-in driver with")
+def test_the_dumped_kernel_runs_alone_and_checks_itself(tmp_path: Path) -> None:
+    with stand_in(), torch.debug.dump(str(tmp_path)):
+        torch.compile(packed)(torch.randn(2, 40, 96).cuda())
+    (script,) = tmp_path.glob("*/6_kernels/*sdpa*_run.py")
+    assert not list(tmp_path.glob("*/6_kernels/*sdpa*.c"))
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stdout.count("ok    Triton") == 2, done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ offline
+
+
+def canonical(part: str, d: int, kind: torch.dtype) -> Any:
+    """A kernel of a causal training step, 4 x 8 heads of 1024."""
+    q = np.zeros((4, 8, 1024, d), kind.np)
+    joint = training(functools.partial(F.scaled_dot_product_attention, is_causal=True), q, q, q)
+    plan, _ = schedule(optimize(joint, gpu=True), "f")
+    return next(k for k in plan.kernels if isinstance(k.body, Attention) and k.body.part == part)
+
+
+@pytest.mark.parametrize("part", ["forward", "query_gradient", "key_gradient"])
+def test_heads_of_64_use_tensor_cores_without_spills_on_sm90(part: str) -> None:
+    built = compile_kernel(emit(canonical(part, 64, torch.bfloat16)), "cuda:90")
+    assert built.spill_bytes == 0 and "wgmma" in (built.ptx or "")
+    assert built.flops and built.roofline_us
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("d,kind", [(32, torch.float16), (128, torch.bfloat16), (256, torch.bfloat16), (128, torch.float32)])
+def test_every_width_compiles_for_every_family_of_devices_within_its_shared_memory(target: str, d: int, kind: torch.dtype) -> None:
+    for part in ("forward", "query_gradient", "key_gradient"):
+        built = compile_kernel(emit(canonical(part, d, kind), target), target)
+        assert built.shared_bytes <= MACHINES[target].shared_bytes, part
+        if target == "cuda:90":
+            assert built.spill_bytes == 0, part
