@@ -859,3 +859,57 @@ def test_nothing_stays_patched_after_an_interpreted_run() -> None:
     before = (tl.sum, tl.load, InterpretedFunction.__call__, InterpreterBuilder.create_dot)
     pointwise(lambda x: x + 1.0, random(4))
     assert (tl.sum, tl.load, InterpretedFunction.__call__, InterpreterBuilder.create_dot) == before
+
+
+# ---- one pass over long rows -------------------------------------------------------------------------------------------------------
+
+
+def long_softmax(x: np.ndarray) -> tuple[np.ndarray, str]:
+    rows, columns = x.shape
+    i, j = Axis("i", rows), Axis("j", columns)
+    at = load("x", of(i) * columns + of(j))
+    e = call("exp", at - value("m"))
+    phases = (
+        Phase((j,), (Reduction("m", "max", at),)),
+        Phase((j,), (Reduction("s", "sum", e),)),
+        Phase((j,), (), (Store("y", of(i) * columns + of(j), e / value("s")),)),
+    )
+    y = np.zeros_like(x)
+    return y, execute((i,), phases, {"x": x}, {"y": y}, tile=Tile("rows", {"x": 2, "r": 256}, 4, looped=frozenset("r"))).source
+
+
+def test_maximum_and_sum_of_a_long_row_take_one_pass() -> None:
+    x = random(3, 1100) * 30
+    y, source = long_softmax(x)
+    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    np.testing.assert_allclose(y, e / e.sum(-1, keepdims=True), rtol=3e-6, atol=1e-12)
+    assert source.count("for r_start") == 2 and source.count("tl.load") == 2
+
+
+def test_one_pass_agrees_with_two_about_infinities_and_nan() -> None:
+    x = random(4, 600)
+    x[0, :590] = -np.inf  # whole blocks without a finite value
+    x[1] = -np.inf
+    x[2, 7] = np.nan
+    x[3, 599] = np.inf
+    y, _ = long_softmax(x)
+    e = np.exp(x[0].astype(np.float64) - x[0].max())
+    np.testing.assert_allclose(y[0], e / e.sum(), rtol=3e-6)
+    assert np.isnan(y[1]).all() and np.isnan(y[2]).all() and np.isnan(y[3, 599])
+
+
+def test_logsumexp_of_a_long_row_takes_one_pass_and_keeps_its_infinities() -> None:
+    x = random(4, 700) * 20
+    x[1] = -np.inf
+    x[2, 3] = np.inf
+    x[3, 600] = np.nan
+    i, j = Axis("i", 4), Axis("j", 700)
+    at, m = load("x", of(i) * 700 + of(j)), value("m")
+    base = where(call("isinf", m), const(0, float32), m)
+    total = Reduction("s", "sum", call("exp", at - base))
+    phases = (Phase((j,), (Reduction("m", "max", at),)), Phase((j,), (total,), (Store("y", of(i), call("log", value("s")) + base),)))
+    y = np.zeros(4, np.float32)
+    source = execute((i,), phases, {"x": x}, {"y": y}, tile=Tile("rows", {"x": 1, "r": 128}, 4, looped=frozenset("r"))).source
+    top = x[0].max()
+    np.testing.assert_allclose(y, [top + np.log(np.exp(x[0].astype(np.float64) - top).sum()), -np.inf, np.inf, np.nan], rtol=1e-6)
+    assert source.count("for r_start") == 1

@@ -53,7 +53,7 @@ def compile_graph(
     clock = [time.perf_counter()]
     simple = optimize(graph, gpu=device is not CPU)
     clock.append(time.perf_counter())
-    plan, fused = schedule(simple, name)
+    plan, fused = schedule(simple, name, gpu=device is not CPU)
     clock.append(time.perf_counter())
     counts = load.COUNTS if device is CPU else launch.COUNTS
     compiled = counts["compiled"]

@@ -16,7 +16,6 @@ from torchlet import dtypes, errors
 from torchlet.autograd import _set_grad
 from torchlet.compiler import debug
 from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, user_line
-from torchlet.compiler.claim import claims
 from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, optimize
 from torchlet.compiler.interpret import interpret
@@ -509,8 +508,8 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
     for program in run.programs:
         for exe in executables(program):
             planned = exe.kernels
-            if target != "cpu" and any(claims(n) for n in exe.stages["graph"].nodes()):  # kernels that a CPU's plan does not have
-                planned = schedule(optimize(exe.stages["graph"], gpu=True), exe.name)[0].kernels
+            if target != "cpu":
+                planned = schedule(optimize(exe.stages["graph"], gpu=True), exe.name, gpu=True)[0].kernels
             found.extend(report(k, target) for k in planned)
     return found
 

@@ -10,6 +10,7 @@ from torchlet.compiler.fuse import Fused, fuse
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
 from torchlet.compiler.lower import Group, Home, build_kernels, group_of
+from torchlet.compiler.split import split
 from torchlet.expr import walk
 from torchlet.index import Index
 from torchlet.op import OPS, ScatterAdd
@@ -144,8 +145,8 @@ def _in_nest(p: Phase, index: Index, value: object) -> bool:
 
 
 class _Scheduler:
-    def __init__(self, graph: Graph):
-        self.original = graph
+    def __init__(self, graph: Graph, gpu: bool):
+        self.original, self.gpu = graph, gpu
         self.graph, self.kept = _with_copies(graph)
         made = [k for k in range(len(self.graph.outputs)) if k not in self.kept]
         named = tuple(self.graph.output_names[k] for k in made) if self.graph.output_names else ()
@@ -249,7 +250,8 @@ class _Scheduler:
                 drafts.append((n, [*(homes[x].buffer for x in n.args() if x in homes), homes[n].buffer]))
                 nbytes[homes[n].buffer] = n.spec.numel * n.spec.dtype.itemsize
                 continue
-            for kernel in build_kernels(g, homes, self.fused.stores, self.fused.names, self.fused.order).kernels:
+            built = build_kernels(g, homes, self.fused.stores, self.fused.names, self.fused.order).kernels
+            for kernel in [part for whole in built for part in (split(whole) if self.gpu else [whole])]:
                 if kernel.body is not None or (kernel.points and any(p.stores for p in kernel.phases)):
                     drafts.append((kernel, [b.name for b in kernel.buffers]))
                     nbytes.update((b.name, b.size * b.dtype.itemsize) for b in kernel.buffers if b.role != "input")
@@ -351,9 +353,9 @@ def _aligned(nbytes: int) -> int:
     return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
 
 
-def schedule(graph: Graph, name: str) -> tuple[Plan, Fused]:
+def schedule(graph: Graph, name: str, gpu: bool = False) -> tuple[Plan, Fused]:
     """The launch plan of a graph that `decompose` and `simplify` have been through, and how it was fused."""
-    scheduler = _Scheduler(graph)
+    scheduler = _Scheduler(graph, gpu)
     return scheduler.plan(name), scheduler.fused
 
 

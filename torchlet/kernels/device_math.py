@@ -25,6 +25,13 @@ def product(x, y):
 
 
 @triton.jit
+def add_exp(total, top, x):  # sum of exp(value - top), and the largest value so far; NaN stays in both
+    higher = tl.maximum(top, x, propagate_nan=tl.PropagateNan.ALL)
+    base = tl.where(tl.abs(higher) == float("inf"), 0.0, higher)
+    return total * tl.exp(top - base) + tl.exp(x - base), higher
+
+
+@triton.jit
 def first_max(x, i, y, j):  # the larger value, NaN above all; of equals the one that comes first
     x_nan = x != x
     y_nan = y != y

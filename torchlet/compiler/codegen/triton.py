@@ -160,6 +160,7 @@ def _rows(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     dims = {x: _dim("x", x.extent, block_x, position=0 if rank == 2 else None)} if x.extent > 1 or block_x > 1 else {}
     inside = {a: _dim(a.name, a.extent, tile.blocks[a.name], position=rank - 1) for a in reduce.values()}
     whole = {a: d for a, d in inside.items() if a.name not in tile.looped}
+    phases = _online(phases, frozenset(n for n, name in names.items() if name in tile.looped))
     writer = Writer(replace(kernel, phases=tuple(phases)), tile, {**dims, **whole}, rank, frozenset(dims))
     writer.prologue = [_lanes("x", f"tl.program_id(0){cast}", d, rank) for d in dims.values()]
     writer.prologue += [f"{a.name} = {_arange(d, rank)}{cast}" for a, d in whole.items()]
@@ -167,6 +168,35 @@ def _rows(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     for phase in phases:
         _phase(writer, phase, reduce[extent(phase.reduce)] if phase.reduce else None, inside, rank)
     return writer, -(-x.extent // block_x)
+
+
+def _online(phases: Iterable[Phase], looped: frozenset[int]) -> list[Phase]:
+    """Where a loop finds the maximum of a value and the next one sums exp(value - maximum), one loop does both ("sumexp")."""
+    out: list[Phase] = []
+    for p in phases:
+        before = out[-1] if out else None
+        same = before is not None and p.reduce and extent(before.reduce) == extent(p.reduce) in looped and not before.stores
+        total = p.reductions[0] if len(p.reductions) == 1 else None
+        if same and before is not None and isinstance(total, Reduction) and total.combine == "sum" and total.dtype is dtypes.float32:
+            for top in before.reductions:
+                if isinstance(top, Reduction) and (combine := _shifted_exp(total.value, top)):
+                    both = Reduction(total.name, combine, cast(top.value, dtypes.float32))
+                    out[-1] = replace(p, reductions=(*before.reductions, both))
+                    break
+            else:
+                out.append(p)
+        else:
+            out.append(p)
+    return out
+
+
+def _shifted_exp(e: Expr, top: Reduction) -> str:
+    """The combination that sums exp(value - maximum), where the maximum is `top`, or 0 in its place where it is infinite; else empty."""
+    if top.combine != "max" or top.dtype is not dtypes.float32:
+        return ""
+    value, m = cast(top.value, dtypes.float32), expr("value", (), top.dtype, top.name)
+    finite = call("where", call("isinf", m), 0.0, m)
+    return "sumexp" if e == call("exp", value - m) else "sumexp_finite" if e == call("exp", value - finite) else ""
 
 
 def _phase(w: Writer, phase: Phase, r: Axis | None, inside: Mapping[Axis, Dim], rank: int) -> None:
@@ -196,6 +226,9 @@ def _phase(w: Writer, phase: Phase, r: Axis | None, inside: Mapping[Axis, Dim], 
     w.stores([s for s in phase.stores if s not in nested], w.root, w.grid_axes)
 
 
+_LOWEST = "float('-inf')"
+
+
 class _Combiner:
     """How one reduction is printed: its neutral element, a step of a loop, and the reduction of a block."""
 
@@ -214,11 +247,16 @@ class _Combiner:
         return self.combine in ("argmax", "argmin")
 
     @property
+    def online(self) -> bool:
+        """True for sums of exponentials relative to the largest value so far, which they carry."""
+        return self.combine.startswith("sumexp")
+
+    @property
     def neutral(self) -> str:
         """The number that changes nothing, as text."""
         kind = self.kind
-        if self.combine in ("sum", "prod"):
-            return ("0" if self.combine == "sum" else "1") + (".0" if kind.is_floating_point else "")
+        if self.combine in ("sum", "prod") or self.online:
+            return ("1" if self.combine == "prod" else "0") + (".0" if kind.is_floating_point else "")
         if self.combine in ("any", "all"):
             return str(self.combine == "all")
         low = self.combine in ("max", "argmax")
@@ -241,7 +279,7 @@ class _Combiner:
         elif self.w.deps(e) != self.axes:
             text = f"tl.broadcast_to({text}, {shape})"
         if mask:
-            text = f"tl.where({mask}, {text}, {self.neutral})"
+            text = f"tl.where({mask}, {text}, {_LOWEST if self.online else self.neutral})"
         if not self.indexed:
             return [text]
         position = f"tl.broadcast_to(({block.dims[self.r].text}).to(tl.int32), {shape})"
@@ -254,6 +292,8 @@ class _Combiner:
         self.accumulators = [self.w.name(root, self.reduction.name, f"tl.full({shape}, {self.neutral}, {REGISTER[self.kind.name]})")]
         if self.indexed:
             self.accumulators.append(self.w.name(root, f"{self.reduction.name}_at", f"tl.full({shape}, {2**31 - 1}, tl.int32)"))
+        if self.online:
+            self.accumulators.append(self.w.name(root, f"{self.reduction.name}_top", f"tl.full({shape}, {_LOWEST}, tl.float32)"))
 
     def step(self, block: Block) -> None:
         """Fold a block into the accumulators."""
@@ -261,6 +301,8 @@ class _Combiner:
         a = self.accumulators
         if self.indexed:
             block.lines.append(f"{a[0]}, {a[1]} = {self.function}({a[0]}, {a[1]}, {parts[0]}, {parts[1]})")
+        elif self.online:
+            block.lines.append(f"{a[0]}, {a[1]} = {self.function}({a[0]}, {a[1]}, {bare(parts[0])})")
         elif self.combine in ("max", "min"):
             block.lines.append(f"{a[0]} = {self.function}({a[0]}, {bare(parts[0])})")
         else:
@@ -270,13 +312,18 @@ class _Combiner:
     def function(self) -> str:
         """The device function that combines two values."""
         names = {"max": "maximum", "min": "minimum", "prod": "product", "argmax": "first_max", "argmin": "first_min"}
+        names |= dict.fromkeys(("sumexp", "sumexp_finite"), "add_exp")
         return self.w.helper(names[self.combine])
 
     def reduce(self, parts: list[str], block: Block) -> str:
         """The result as a column [BLOCK_X, 1] (or a scalar where a program has one row)."""
         column = "[:, None]" if self.position else ""
         axis = self.position
-        if self.combine == "sum":
+        if self.online:  # sums of the lanes, each relative to its own maximum
+            top = self.w.name(block, f"{self.reduction.name}_top", f"tl.reduce({parts[1]}, {axis}, {self.w.helper('maximum')}){column}")
+            top = f"tl.where(tl.abs({top}) == float('inf'), 0.0, {top})" if self.combine == "sumexp_finite" else top
+            text = f"tl.sum({parts[0]} * tl.exp({parts[1]} - {top}), axis={axis}){column}"
+        elif self.combine == "sum":
             text = f"tl.sum({bare(parts[0])}, axis={axis}){column}"
         elif self.combine in ("any", "all"):
             text = f"(tl.{'max' if self.combine == 'any' else 'min'}({parts[0]}.to(tl.int32), axis={axis}) != 0){column}"
