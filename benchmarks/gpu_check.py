@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = {"correct": 110, "tables": 130, "steps": 190, "host": 35}  # name -> the most seconds it may take
+SECTIONS = {"correct": 90, "tables": 150, "steps": 190, "host": 30}  # name -> the most seconds it may take
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2}  # of the largest magnitude of the result in float64
 
@@ -183,10 +183,20 @@ def _matmul(m: int, n: int, k: int, dtype: str) -> Any:
     return build
 
 
-def attention(T: Any, size: Callable[..., Any]) -> Any:
-    b, h, s, d = size(8), 12, size(1024), 64
-    q, k, v = (T.randn(b, h, s, d, device="cuda").to(T.bfloat16) for _ in range(3))
-    return lambda: T.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), dict(flops=2 * b * h * s * s * d)
+def _attention(heads: int, length: int, width: int, backward: bool) -> Any:
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        b, h, s, d = size(8), size(heads), size(length), size(width)
+        q, k, v = (T.randn(b, h, s, d, device="cuda").to(T.bfloat16).requires_grad_(backward) for _ in range(3))
+        g = T.randn(b, h, s, d, device="cuda").to(T.bfloat16)
+        flops = 2 * b * h * s * s * d  # two products, half of each
+
+        def run() -> Any:
+            out = T.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return (out, *T.autograd.grad(out, (q, k, v), g)) if backward else out
+
+        return run, dict(flops=flops * 7 // 2 if backward else flops)
+
+    return build
 
 
 def adamw(T: Any, size: Callable[..., Any]) -> Any:
@@ -203,7 +213,7 @@ def adamw(T: Any, size: Callable[..., Any]) -> Any:
     return run, dict(bytes=7 * sum(p.numel() for p in parameters) * 4)
 
 
-def _training(make: Callable[[Any, Callable[..., Any]], Any]) -> Any:
+def _training(make: Callable[[Any, Callable[..., Any]], Any], half: bool = False) -> Any:
     def build(T: Any, size: Callable[..., Any]) -> Any:
         T.manual_seed(0)
         model, loss_of = make(T, size)
@@ -212,7 +222,8 @@ def _training(make: Callable[[Any, Callable[..., Any]], Any]) -> Any:
 
         def step() -> Any:
             optimizer.zero_grad()
-            loss = loss_of(model)
+            with T.autocast("cuda", dtype=T.bfloat16) if half else contextlib.nullcontext():
+                loss = loss_of(model)
             loss.backward()
             optimizer.step()
             return loss
@@ -229,9 +240,15 @@ def _mlp(T: Any, size: Callable[..., Any]) -> Any:
     return model, lambda m: nn.functional.cross_entropy(m(x), y)
 
 
-def _gpt(T: Any, size: Callable[..., Any]) -> Any:
+def _gpt2(T: Any, size: Callable[..., Any]) -> Any:
+    return _gpt(T, size, 32, 1024, 768, 12, 12 if size(4096) == 4096 else 1, 50304)
+
+
+def _gpt(
+    T: Any, size: Callable[..., Any], batch: int = 8, length: int = 512, width: int = 384, heads: int = 6, layers: int = 4, words: int = 8192
+) -> Any:
     nn, F = T.nn, T.nn.functional
-    batch, length, width, heads, layers, words = size(8), size(512), size(384), 6, 4, size(8192)
+    batch, length, width, words = size(batch), size(length), size(width), size(words)
     width = -(-width // heads) * heads
 
     class Block(nn.Module):
@@ -270,9 +287,105 @@ TABLES = {
     "layer norm 16384x4096": layer_norm, "layer norm fwd+bwd 16384x4096": layer_norm_backward, "tanh chain 64 Mi": chain,
     "column sum 32768x2048": column_sum, "cross entropy fwd+bwd 8192x50304": cross_entropy, "AdamW 100 Mi": adamw,
     "matmul 4096 bf16": _matmul(4096, 4096, 4096, "bfloat16"), "matmul 8192x3072x768 bf16": _matmul(8192, 3072, 768, "bfloat16"),
-    "matmul 2048 fp32": _matmul(2048, 2048, 2048, "float32"), "attention d=64 causal 8x12x1024": attention,
+    "matmul 2048 fp32": _matmul(2048, 2048, 2048, "float32"), "attention d=64 causal 8x12x1024": _attention(12, 1024, 64, False),
+    "attention fwd+bwd d=64 causal 8x12x1024": _attention(12, 1024, 64, True),
+    "attention fwd+bwd d=128 causal 8x16x2048": _attention(16, 2048, 128, True),
+    "matmul 32x4096x4096 bf16": _matmul(32, 4096, 4096, "bfloat16"),
 }  # fmt: skip
-STEPS = {"MLP step 784-256-128-10, batch 64": _training(_mlp), "GPT step 4 layers, 384 wide, 8x512, fp32": _training(_gpt)}
+STEPS = {
+    "MLP step 784-256-128-10, batch 64": _training(_mlp),
+    "GPT-2 124M step, bf16 autocast, AdamW, 32x1024": _training(_gpt2, half=True),
+    "GPT step 4 layers, 384 wide, 8x512, fp32": _training(_gpt),
+}
+AUTOTUNED = ("matmul 4096 bf16", "softmax 16384x4096 bf16", "MLP step 784-256-128-10, batch 64")  # torch searches for tens of seconds
+
+
+# ------------------------------------------------------------------------------------------------ jax
+
+
+def jax_rows() -> dict[str, Callable[[], Callable[[], Any]]]:
+    """Rows that jax takes part in: what makes its call, which ends when the device is done. Empty where there is no jax with a device."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if importlib.util.find_spec("jax") is None:
+        return {}
+    jax = importlib.import_module("jax")
+    if jax.default_backend() != "gpu":
+        return {}
+    np, key = jax.numpy, jax.random.PRNGKey(0)
+
+    def compiled(f: Callable[..., Any], *arrays: Any) -> Callable[[], Any]:
+        g = jax.jit(f)
+        return lambda: jax.block_until_ready(g(*arrays))
+
+    def normal(*shape: int, dtype: Any = np.float32) -> Any:
+        return jax.random.normal(key, shape, dtype)
+
+    def softmax(dtype: Any) -> Callable[[], Callable[[], Any]]:
+        return lambda: compiled(lambda x: jax.nn.softmax(x, -1), normal(16384, 4096, dtype=dtype))
+
+    def matmul(m: int, n: int, k: int, dtype: Any) -> Callable[[], Callable[[], Any]]:
+        return lambda: compiled(lambda a, b: np.matmul(a, b, precision="highest"), normal(m, k, dtype=dtype), normal(k, n, dtype=dtype))
+
+    def attention(heads: int, length: int, width: int, backward: bool) -> Callable[[], Callable[[], Any]]:
+        def make() -> Callable[[], Any]:
+            qkv = [normal(8, length, heads, width, dtype=np.bfloat16) for _ in range(4)]
+
+            def forward(q: Any, k: Any, v: Any) -> Any:
+                return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+            def both(q: Any, k: Any, v: Any, g: Any) -> Any:
+                out, back = jax.vjp(forward, q, k, v)
+                return out, back(g)
+
+            return compiled(both, *qkv) if backward else compiled(forward, *qkv[:3])
+
+        return make
+
+    def norm() -> Callable[[], Any]:
+        def f(x: Any, w: Any, b: Any) -> Any:
+            m = x.mean(-1, keepdims=True)
+            return (x - m) * jax.lax.rsqrt(((x - m) ** 2).mean(-1, keepdims=True) + 1e-5) * w + b
+
+        return compiled(f, normal(16384, 4096), np.ones(4096), np.zeros(4096))
+
+    def mlp() -> Callable[[], Any]:
+        sizes = (784, 256, 128, 10)
+        parameters = [(normal(a, b) / a**0.5, np.zeros(b)) for a, b in zip(sizes, sizes[1:])]
+        zeros = jax.tree.map(np.zeros_like, parameters)
+        x, y = normal(64, 784), jax.random.randint(key, (64,), 0, 10)
+
+        def loss(parameters: Any) -> Any:
+            h = x
+            for i, (w, b) in enumerate(parameters):
+                h = h @ w + b
+                h = jax.nn.relu(h) if i < 2 else h
+            return -jax.nn.log_softmax(h)[np.arange(64), y].mean()
+
+        @jax.jit
+        def step(p: Any, m: Any, v: Any, t: Any) -> Any:
+            value, g = jax.value_and_grad(loss)(p)
+            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+            v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+            p = jax.tree.map(
+                lambda p, m, v: p * (1 - 1e-5) - 1e-3 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), p, m, v
+            )
+            return p, m, v, t + 1, value
+
+        state = [parameters, zeros, zeros, np.float32(1)]
+
+        def call() -> Any:
+            *state[:], value = step(*state)
+            return jax.block_until_ready(value)
+
+        return call
+
+    return {
+        "softmax 16384x4096 fp32": softmax(np.float32), "softmax 16384x4096 bf16": softmax(np.bfloat16), "layer norm 16384x4096": norm,
+        "matmul 4096 bf16": matmul(4096, 4096, 4096, np.bfloat16), "matmul 2048 fp32": matmul(2048, 2048, 2048, np.float32),
+        "attention d=64 causal 8x12x1024": attention(12, 1024, 64, False),
+        "attention fwd+bwd d=64 causal 8x12x1024": attention(12, 1024, 64, True),
+        "attention fwd+bwd d=128 causal 8x16x2048": attention(16, 2048, 128, True), "MLP step 784-256-128-10, batch 64": mlp,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ (b) timing
@@ -281,7 +394,9 @@ STEPS = {"MLP step 784-256-128-10, batch 64": _training(_mlp), "GPT step 4 layer
 Contender = tuple[str, Callable[[], Any]]  # its name, and what makes its call
 
 
-def contenders(build: Any, torchlet: Any, torch: Any, size: Callable[..., Any], modes: list[str]) -> Iterator[Contender]:
+def contenders(
+    build: Any, torchlet: Any, torch: Any, size: Callable[..., Any], modes: list[str], name: str = "", jax: dict[str, Any] | None = None
+) -> Iterator[Contender]:
     """Who takes part in a row."""
     yield "torchlet", lambda: torchlet.compile(build(torchlet, size)[0])
     yield "torchlet eager", lambda: build(torchlet, size)[0]
@@ -289,6 +404,37 @@ def contenders(build: Any, torchlet: Any, torch: Any, size: Callable[..., Any], 
         yield "torch eager", lambda: build(torch, size)[0]
         for mode in modes:
             yield f"torch.compile {mode}", lambda mode=mode: torch.compile(build(torch, size)[0], mode=mode)
+        if name in AUTOTUNED:
+            yield "torch.compile max-autotune", lambda: torch.compile(build(torch, size)[0], mode="max-autotune")
+        if name.startswith("attention"):
+            for kernel in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
+                yield f"torch SDPA {kernel.split('_')[0].lower()}", lambda kernel=kernel: with_kernel(torch, kernel, build(torch, size)[0])
+    if jax and name in jax:
+        yield "jax", jax[name]
+
+
+def with_kernel(torch: Any, kernel: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with one of torch's attention kernels."""
+    from torch.nn import attention
+
+    def run() -> Any:
+        with attention.sdpa_kernel(getattr(attention.SDPBackend, kernel)):
+            return call()
+
+    return run
+
+
+def allocated(who: str, torchlet: Any, torch: Any, call: Callable[[], Any] | None = None) -> int:
+    """Bytes that the contender's library has allocated; given a call, at most during it. 0 where the library does not say."""
+    library = torchlet if who.startswith("torchlet") else torch if who.startswith("torch") else None
+    if library is None:
+        return 0
+    if call is None:
+        return int(library.cuda.memory_allocated())
+    library.cuda.reset_peak_memory_stats()
+    call()
+    library.cuda.synchronize()
+    return int(library.cuda.max_memory_allocated())
 
 
 def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Report, dry: bool, deadline: float) -> None:
@@ -298,6 +444,7 @@ def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Rep
     torch = peers(dry)
     if torch is not None:
         torch.backends.cuda.matmul.allow_tf32 = False
+    jax = {} if dry else jax_rows()
     size = (lambda n: max(2, min(n, 16))) if dry else (lambda n: n)
     for name, build in rows.items():
         if time.time() > deadline - 5:
@@ -311,11 +458,12 @@ def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Rep
             report(section=section, row=name, contender="torchlet", status="failed", why=f"{type(error).__name__}: {error}"[:600])
             continue
         calls: dict[str, Callable[[], Any]] = {}
-        for who, make in contenders(build, torchlet, torch, size, modes):
+        for who, make in contenders(build, torchlet, torch, size, modes, name, jax):
             if time.time() > deadline - 10 and calls:
                 report(section=section, row=name, contender=who, status="no time")
                 continue
             try:
+                before = allocated(who, torchlet, torch)  # what other contenders keep
                 start = time.perf_counter()
                 torchlet.manual_seed(0)
                 call = make()
@@ -328,7 +476,8 @@ def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Rep
                     call()
                 synchronize(torchlet, torch)
                 calls[who] = call
-                report(section=section, row=name, contender=who, first_s=first)
+                peak = allocated(who, torchlet, torch, call) - before
+                report(section=section, row=name, contender=who, first_s=first, peak=peak)
             except Exception as error:
                 report(section=section, row=name, contender=who, status="failed", why=f"{type(error).__name__}: {error}"[:600])
         if len(sums) == 2 and not abs(sums["torchlet"] - sums["torchlet eager"]) <= 1e-2 * (abs(sums["torchlet eager"]) + 1e-3):
@@ -546,6 +695,14 @@ def markdown(result: dict[str, Any]) -> str:
             for r in by["wrong"] + by["failed"]
         ]
         text += [f"- ran on the host ({len(on_host)}): {', '.join(on_host)}", ""]
+    peaks = [r for r in rows if r["section"] == "steps" and r.get("peak")]
+    if peaks:
+        names = list(dict.fromkeys(r["contender"] for r in peaks))
+        text += ["## steps: peak memory (MiB) / first call (s)", "", "| row | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for row in dict.fromkeys(r["row"] for r in peaks):
+            mine = {r["contender"]: f"{r['peak'] / 2**20:.0f} / {r['first_s']:.2g}" for r in peaks if r["row"] == row}
+            text.append(f"| {row} | " + " | ".join(mine.get(n, "") for n in names) + " |")
+        text.append("")
     for section, unit in (("tables", "ms"), ("steps", "ms"), ("host", "us")):
         found = [r for r in rows if r["section"] == section]
         names = list(dict.fromkeys(r["contender"] for r in found if "contender" in r))
