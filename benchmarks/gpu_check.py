@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -245,7 +246,8 @@ def _gpt2(T: Any, size: Callable[..., Any]) -> Any:
 
 
 def _gpt(
-    T: Any, size: Callable[..., Any], batch: int = 8, length: int = 512, width: int = 384, heads: int = 6, layers: int = 4, words: int = 8192
+    T: Any, size: Callable[..., Any], batch: int = 8, length: int = 512, width: int = 384, heads: int = 6, layers: int = 4,
+    words: int = 8192,
 ) -> Any:
     nn, F = T.nn, T.nn.functional
     batch, length, width, words = size(batch), size(length), size(width), size(words)
@@ -350,7 +352,7 @@ def jax_rows() -> dict[str, Callable[[], Callable[[], Any]]]:
 
     def mlp() -> Callable[[], Any]:
         sizes = (784, 256, 128, 10)
-        parameters = [(normal(a, b) / a**0.5, np.zeros(b)) for a, b in zip(sizes, sizes[1:])]
+        parameters = [(normal(a, b) / a**0.5, np.zeros(b)) for a, b in itertools.pairwise(sizes)]
         zeros = jax.tree.map(np.zeros_like, parameters)
         x, y = normal(64, 784), jax.random.randint(key, (64,), 0, 10)
 

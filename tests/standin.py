@@ -20,6 +20,7 @@ import numpy as np
 from torchlet import compiler, storage
 from torchlet.compiler import eager, launch
 from torchlet.compiler.codegen.triton import TritonKernel
+from torchlet.compiler.group import Grouped
 from torchlet.compiler.interpret import interpret_kernel
 from torchlet.config import config
 from torchlet.runtime.cuda import Function, LaunchInfo, driver
@@ -85,6 +86,14 @@ class StandIn:
             for (i,) in kernel.attrs:
                 if pointers[i] % 16:
                     return 716  # as the real thing: the kernel was compiled for aligned addresses
+            if isinstance(kernel.kernel.body, Grouped):
+                first, count = 2 * len(kernel.kernel.body.lengths), len(kernel.kernel.buffers)
+                words = kernel.kernel.scalars
+                table = (ctypes.c_uint64 * (first + count + len(words))).from_address(pointers[0])[first:]
+                pointers, bits = table[:count], np.array(table[count:], np.uint64)
+                scalars = [float(x.view(np.float64)) if s.dtype.is_floating_point else int(x.view(np.int64)) for s, x in zip(words, bits)]
+                if kernel.constexprs["ALIGN"] == 16 and any(p % 16 for p in pointers):
+                    return 716
             arrays = []
             for b, p in zip(kernel.kernel.buffers, pointers, strict=True):
                 nbytes = b.size * b.dtype.itemsize

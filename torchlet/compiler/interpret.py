@@ -198,7 +198,7 @@ def position(index: Index, known: Known, axes: dict[Axis, Array], buffers: dict[
 def interpret_kernel(kernel: Kernel, arrays: Sequence[Array], scalars: Sequence[Number] = ()) -> None:
     """Run a kernel on flat arrays, one for each of its buffers, which it writes in place. Needs memory for the whole nest at once."""
     if kernel.body is not None:
-        kernel.body.interpret(arrays)
+        kernel.body.interpret(arrays, scalars)
         return
     buffers = {b.name: a for b, a in zip(kernel.buffers, arrays, strict=True)}
     numbers = {s.name: np.asarray(v, s.dtype.np) for s, v in zip(kernel.scalars, scalars, strict=True)}

@@ -28,7 +28,7 @@ from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot
 from torchlet.config import config
 from torchlet.errors import CompileError, UnsupportedError
 from torchlet.runtime import cc, cuda
-from torchlet.runtime.cuda import Device, Function, Launch, LaunchGraph, LaunchInfo
+from torchlet.runtime.cuda import Device, Function, Launch, LaunchGraph, LaunchInfo, TableLaunch
 from torchlet.spec import contiguous_strides, numel
 from torchlet.spec import device as Place
 from torchlet.storage import DeviceArray
@@ -76,7 +76,7 @@ def _emitted(kernel: Kernel, target: str) -> TritonKernel:
     """The kernel as source in which every name is a position, so that equal layers of a model share one binary."""
     if kernel.body is not None:
         buffers = tuple(replace(b, name=f"b{i}") for i, b in enumerate(kernel.buffers))
-        return codegen.emit(Kernel(type(kernel.body).__name__.lower(), (), (), buffers, body=kernel.body), target)
+        return codegen.emit(replace(kernel, name=type(kernel.body).__name__.lower(), buffers=buffers, origin=()), target)
     return codegen.emit(canonical(kernel), target)
 
 
@@ -216,10 +216,14 @@ class CudaExecutable:
             where = [self._position[s] for s in step.slots] + [first_scalar + i for i in step.scalars]
             loose = {i for i, at in enumerate(where[: len(step.slots)]) if at in misaligned}
             if loose:
-                kernel = replace(kernel, attrs={k: v for k, v in kernel.attrs.items() if k[0] not in loose})
+                if kernel.table is not None:
+                    kernel = replace(kernel, constexprs={**kernel.constexprs, "ALIGN": 1})
+                else:
+                    kernel = replace(kernel, attrs={k: v for k, v in kernel.attrs.items() if k[0] not in loose})
             function = load(kernel, self.device)
             types = [t for t in kernel.signature.values() if t != "constexpr"]
-            launches.append(Launch(function, kernel.grid, types, step.kernel.name, step.kernel.origin))
+            about = (function, kernel.grid, types, step.kernel.name, step.kernel.origin)
+            launches.append(Launch(*about) if kernel.table is None else TableLaunch(*about, table=kernel.table, count=len(step.slots)))
             sources.append(_picker(where))
         flush()
         self._variants[misaligned] = parts

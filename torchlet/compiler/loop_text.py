@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from torchlet import dtypes, expr
+from torchlet.compiler.group import Grouped
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
 from torchlet.compiler.simplify_loops import substitute_axes
 from torchlet.expr import Expr, const_value, walk
@@ -14,6 +15,7 @@ from torchlet.index import Axis, FloorDiv, Index
 __all__ = ["PRELUDE", "readable", "to_python", "to_text"]
 
 PRELUDE = """\
+from torchlet.compiler.group import Grouped
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store
 from torchlet.dtypes import bfloat16, bool_, float16, float32, float64, int8, int16, int32, int64, uint8
 from torchlet.expr import const, expr
@@ -45,6 +47,9 @@ def to_text(kernel: Kernel) -> str:
     parts += [f"{s.name}: {s.dtype.name}" for s in kernel.scalars]
     lines = [f"kernel {kernel.name}({', '.join(parts)})" + (f"  # {', '.join(kernel.origin)}" if kernel.origin else "")]
     if kernel.body is not None:
+        if isinstance(kernel.body, Grouped):
+            lines += [f"    for each of {len(kernel.body.lengths)} members, of lengths {kernel.body.lengths}:", to_text(kernel.body.member)]
+            return "\n".join(lines)
         return "\n".join([*lines, f"    {kernel.body}"]) + "\n"
     indent = "    "
     for a in kernel.grid:
@@ -113,6 +118,11 @@ def _counter(letter: str) -> Iterator[str]:
 def to_python(kernel: Kernel) -> str:
     """Statements that make the kernel again, with axes renamed by `readable`, under the name `kernel`. They need `PRELUDE`."""
     kernel = readable(kernel)
+    body = repr(kernel.body) if kernel.body else ""
+    before = ""
+    if isinstance(kernel.body, Grouped):
+        before = to_python(kernel.body.member).replace("kernel = Kernel(", "member = Kernel(")
+        body = f"Grouped(member, {kernel.body.lengths!r})"
     lines = [f'{a} = Axis("{a.name}", {a.extent})' for a in dict.fromkeys([*kernel.grid, *(a for p in kernel.phases for a in p.reduce)])]
     names: dict[Expr, str] = {}
     fresh = _counter("e")
@@ -160,8 +170,8 @@ def to_python(kernel: Kernel) -> str:
     lines.append(f'    "{kernel.name}", {_tuple([str(a) for a in kernel.grid])},')
     for parts in (phases, buffers, scalars):
         lines += ["    (", *(f"        {p}," for p in parts), "    ),"] if parts else ["    (),"]
-    lines += [f"    {tuple(kernel.origin)!r},", *([f"    {kernel.body!r},"] if kernel.body else []), ")"]
-    return "\n".join(lines) + "\n"
+    lines += [f"    {tuple(kernel.origin)!r},", *([f"    {body},"] if body else []), ")"]
+    return before + "\n".join(lines) + "\n"
 
 
 def _phase(p: Phase, text: Callable[[Expr], str], index: Callable[[Index], str]) -> str:

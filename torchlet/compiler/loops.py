@@ -2,7 +2,7 @@
 
 Grammar
     Kernel    = name, grid: Axis*, phases: Phase*, buffers: Buffer*, scalars: ScalarArg*
-              | name, buffers: Buffer*, body: Handwritten (a kernel of `torchlet.kernels`, on GPUs)
+              | name, buffers: Buffer*, body: Handwritten (a kernel of `torchlet.kernels`, or a group, on GPUs)
     Phase     = reduce: Axis*, reductions: (Reduction | Dot)*, stores: Store*
     Reduction = name, combine (sum prod max min any all argmax argmin), value: Expr
     Dot       = name, a: Expr over (batch, m, k), b: Expr over (batch, k, n), with m, n grid axes and k the reduce axis
@@ -116,11 +116,7 @@ class Handwritten:
     __slots__ = ()
 
     @abstractmethod
-    def emit(self, buffers: Sequence[Buffer], target: str) -> tuple[list[str], list[str], int, int, int]:
-        """(lines of the Triton function over pointers b0, b1, …, device functions it calls, programs, warps, stages)."""
-
-    @abstractmethod
-    def interpret(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    def interpret(self, arrays: Sequence[np.ndarray[Any, Any]], scalars: Sequence[Any] = ()) -> None:
         """Run in NumPy on flat arrays, one for each buffer."""
 
     @abstractmethod

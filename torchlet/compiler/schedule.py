@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torchlet.compiler.fuse import Fused, fuse
 from torchlet.compiler.graph import Graph, Node
+from torchlet.compiler.group import form_of, grouped
 from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
 from torchlet.compiler.lower import Group, Home, build_kernels, group_of
 from torchlet.compiler.split import split
@@ -266,6 +267,8 @@ class _Scheduler:
                 placed = [homes.get(x) if isinstance(x, Node) else None for x in what.inputs]
                 inputs = tuple(None if h is None else (self.slots[h.buffer], h.strides) for h in placed)
                 steps.append(Extern(what, inputs, self.slots[homes[what].buffer]))
+        if self.gpu:
+            steps, lifetimes = _in_groups(steps, lifetimes)
         return Plan(name, self.original, tuple(steps), arena, tuple(lifetimes))
 
     def _allocate(
@@ -299,6 +302,45 @@ class _Scheduler:
             out.append((what, touched))
         self.slots.update({b: Slot("arena", offset) for b, offset in at.items()})
         return out, [Lifetime(b, nbytes[b], self.slots[b], first[b], last[b], reuses.get(b, "")) for b in at], arena.size
+
+
+def _in_groups(steps: list[KernelLaunch | Extern], lifetimes: list[Lifetime]) -> tuple[list[KernelLaunch | Extern], list[Lifetime]]:
+    """Elementwise launches of one form that stand side by side and do not touch what others write, as one launch for each form."""
+    out: list[KernelLaunch | Extern] = []
+    moved: dict[int, int] = {}
+    waiting: dict[Kernel, list[int]] = {}
+    touched: set[Slot] = set()
+    written: set[Slot] = set()
+
+    def close() -> None:
+        for form, members in waiting.items():
+            launches = [s for i in members if isinstance(s := steps[i], KernelLaunch)]
+            moved.update(dict.fromkeys(members, len(out)))
+            if len(launches) <= 1:
+                out.extend(steps[i] for i in members)
+            else:
+                kernel = grouped([s.kernel for s in launches], form)
+                out.append(KernelLaunch(kernel, tuple(x for s in launches for x in s.slots), tuple(x for s in launches for x in s.scalars)))
+        waiting.clear()
+        touched.clear()
+        written.clear()
+
+    for i, step in enumerate(steps):
+        if not isinstance(step, KernelLaunch):
+            close()
+            moved[i] = len(out)
+            out.append(step)
+            continue
+        writes = {slot for b, slot in zip(step.kernel.buffers, step.slots, strict=True) if b.role != "input"}
+        if writes & touched or written & set(step.slots) or any(w.kind == "arena" for w in writes):
+            close()
+        waiting.setdefault(form_of(step.kernel) or step.kernel, []).append(i)
+        touched |= set(step.slots)
+        written |= writes
+        if any(w.kind == "arena" for w in writes):  # places in the arena overlap in more ways than slots tell
+            close()
+    close()
+    return out, [replace(b, first=moved[b.first], last=moved[b.last]) for b in lifetimes]
 
 
 def _may_replace(kernel: Kernel, old: str, new: str) -> bool:

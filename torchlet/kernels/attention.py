@@ -161,7 +161,7 @@ class Attention(Handwritten):
 
     # -------------------------------------------------------------------------------------------- meaning and cost
 
-    def interpret(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    def interpret(self, arrays: Sequence[np.ndarray[Any, Any]], scalars: Sequence[Any] = ()) -> None:
         """Run on the buffers as flat arrays, in float32 (float64 inputs: float64)."""
         known = {o.name: self._view(o, arrays[o.buffer]) for o in self.operands}
         wide = {n: a if n == "mask" and a.dtype == bool else a.astype(np.float64) for n, a in known.items()}

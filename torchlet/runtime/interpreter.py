@@ -45,6 +45,9 @@ def run(kernel: TritonKernel, arrays: Sequence[np.ndarray], scalars: Sequence[fl
     Raises TypeError where an array's dtype is not the signature's, ValueError where it is not contiguous.
     """
     names = source.load(kernel.source)
+    if kernel.table is not None:
+        held = arrays  # they must outlive the run
+        arrays, scalars = [kernel.table([a.ctypes.data for a in held], scalars)], ()
     kinds = [k for k in kernel.signature.values() if k != "constexpr"]
     arguments = [_pointer(a, k) for a, k in zip(arrays, kinds[: len(arrays)], strict=True)]
     arguments += [_scalar(s, k) for s, k in zip(scalars, kinds[len(arrays) :], strict=True)]

@@ -11,19 +11,24 @@ import ast
 import functools
 import importlib.util
 import keyword
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from torchlet import dtypes
 from torchlet.compiler import tile as tiling
-from torchlet.compiler.codegen.triton_expr import MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
-from torchlet.compiler.loops import Dot, Handwritten, Kernel, Phase, Reduction
+from torchlet.compiler.codegen.triton_expr import ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
+from torchlet.compiler.group import BLOCK, Grouped
+from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
 from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
 from torchlet.compiler.tile import Tile, extent, index_axes
 from torchlet.expr import Expr, call, cast, const, expr, rewrite
 from torchlet.index import Axis, Index, of, unflatten
 from torchlet.kernels import matmul
+from torchlet.kernels.attention import Attention
 
 POINTER = {f"{kind}{bits}": f"*{letter}{bits}" for kind, letter in (("float", "fp"), ("int", "i")) for bits in (16, 32, 64)}
 POINTER |= {"bfloat16": "*bf16", "int8": "*i8", "uint8": "*u8", "bool": "*u8"}
@@ -47,12 +52,16 @@ class TritonKernel:
     num_stages: int
     attrs: Mapping[tuple[int, ...], list[list[object]]]
     kernel: Kernel | None = None
+    table: Callable[[Sequence[int], Sequence[float]], np.ndarray[Any, Any]] | None = None
+    """With one, the only argument is a pointer to this, made of the buffers' addresses and the numbers."""
 
 
 def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None) -> TritonKernel:
     """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps."""
-    if kernel.body is not None:
+    if isinstance(kernel.body, Attention):
         return _handwritten(kernel, kernel.body, target)
+    if isinstance(kernel.body, Grouped):
+        return _grouped(kernel, kernel.body)
     simple = _without_unit_reductions(collapse_axes(kernel))
     tile = tile or tiling.choose(simple, target)
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
@@ -72,13 +81,49 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel)
 
 
-def _handwritten(kernel: Kernel, body: Handwritten, target: str) -> TritonKernel:
+def _handwritten(kernel: Kernel, body: Attention, target: str) -> TritonKernel:
     """The entry point of a kernel of `torchlet.kernels` with the device functions it calls."""
     lines, helpers, programs, warps, stages = body.emit(kernel.buffers, target)
     signature = {f"b{i}": POINTER[b.dtype.name] for i, b in enumerate(kernel.buffers)}
     lines = [f"# b{i}: {b.name}, {b.dtype.name}[{b.size}], {b.role}" for i, b in enumerate(kernel.buffers)] + lines
     name, text = _text(kernel, list(signature), lines, helpers)
     return TritonKernel(name, text, signature, {}, (programs, 1, 1), warps, stages, _aligned(kernel), kernel)
+
+
+def _grouped(kernel: Kernel, body: Grouped) -> TritonKernel:
+    """One elementwise form over many tensors, found by a table; whole blocks are written without masks, so with wide accesses."""
+    n, tile = len(body.lengths), Tile("flat", {"x": BLOCK}, num_warps=4)
+    lines = [
+        "pid = tl.program_id(0)",
+        f"each = tl.arange(0, {tiling.power_of_two(n)})",
+        f"member = tl.sum((tl.load(table + each, mask=each < {n}, other={1 << 40}) <= pid).to(tl.int32), axis=0) - 1",
+        f"length = tl.load(table + {n} + member)",
+        "x = (pid - tl.load(table + member).to(tl.int32)) * BLOCK_X + tl.arange(0, BLOCK_X)",
+    ]
+    helpers = set[str]()
+    for full in (True, False):
+        w = Writer(body.member, tile, {body.member.grid[0]: Dim("x", None if full else "x_mask", 0, "BLOCK_X")}, 1)
+        for phase in body.member.phases:
+            w.stores(phase.stores, w.root, w.grid_axes)
+        if full:
+            for i, b in enumerate(body.member.buffers):
+                address = f"tl.load(table + {2 * n + i} + member * {body.width}).to(tl.pointer_type({MEMORY[b.dtype.name]}))"
+                lines.append(f"{w.pointers[b.name]} = tl.multiple_of({address}, ALIGN)")
+            first = 2 * n + n * body.width
+            for i, s in enumerate(body.member.scalars):
+                word = f"tl.load(table + {first + i} + member * {len(body.member.scalars)})"
+                kind = ARGUMENT[s.dtype.name]
+                lines.append(f"{w.scalars[s.name]} = {word}.to({kind}{', bitcast=True' if s.dtype.is_floating_point else ''})")
+            lines.append("if (pid - tl.load(table + member) + 1) * BLOCK_X <= length:")
+        else:
+            lines += ["else:", "    x_mask = x < length"]
+        lines += [f"    {line}" for line in w.root.lines]
+        helpers |= w.helpers
+    constants = {"BLOCK_X": BLOCK, "ALIGN": 16}
+    name, text = _text(kernel, ["table", *(f"{c}: tl.constexpr" for c in constants)], lines, helpers)
+    signature = {"table": "*i64", **dict.fromkeys(constants, "constexpr")}
+    attrs: dict[tuple[int, ...], list[list[object]]] = {(0,): [["tt.divisibility", 16]]}
+    return TritonKernel(name, text, signature, constants, (body.programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel, body.table)
 
 
 def _text(kernel: Kernel, arguments: Iterable[str], body: Iterable[str], helpers: Iterable[str]) -> tuple[str, str]:

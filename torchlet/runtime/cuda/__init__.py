@@ -20,10 +20,10 @@ from torchlet.runtime.cuda.devices import (
     write,
 )
 from torchlet.runtime.cuda.driver import RECENT, CudaError, DriverError, OutOfMemoryError, note
-from torchlet.runtime.cuda.launch import Function, Launch, LaunchGraph, LaunchInfo
+from torchlet.runtime.cuda.launch import Function, Launch, LaunchGraph, LaunchInfo, TableLaunch
 
 __all__ = [
     "RECENT", "Block", "CudaError", "Device", "DriverError", "Event", "Function", "Launch", "LaunchGraph", "LaunchInfo", "OutOfMemoryError",
-    "Properties", "Stream", "clear", "device", "device_count", "download", "empty", "is_pinned", "note", "opened", "pinned_empty",
-    "upload", "write",
+    "Properties", "Stream", "TableLaunch", "clear", "device", "device_count", "download", "empty", "is_pinned", "note", "opened",
+    "pinned_empty", "upload", "write",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes as C
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from torchlet.config import config
 from torchlet.runtime.cuda.devices import Block, Device
@@ -127,6 +129,26 @@ class Launch:
             self.function.device.synchronize()
         except CudaError as error:
             raise CudaError(f"kernel {self.name} (lines {', '.join(self.lines) or 'unknown'}) failed\n{error}") from None
+
+
+class TableLaunch(Launch):
+    """A launch whose argument is a table in device memory, which `table(addresses, numbers)` makes of `count` addresses and numbers."""
+
+    def __init__(
+        self, function: Function, grid: Sequence[int], types: Sequence[str], name: str, lines: Sequence[str], *,
+        table: Callable[[Sequence[int], Sequence[float]], np.ndarray[Any, Any]], count: int,
+    ):  # fmt: skip
+        super().__init__(function, grid, types, name, lines)
+        self._table, self._count = table, count
+        self._rows: Block | None = None
+
+    def bind(self, values: Sequence[Any]) -> None:
+        """Copy the table, in the order of the current stream."""
+        rows, device = self._table(values[: self._count], values[self._count :]), self.function.device
+        if self._rows is None:
+            self._rows = device.allocate(rows.nbytes, f"table of kernel {self.name}")
+        device.copy_in(self._rows.address, rows.ctypes.data, rows.nbytes, device.stream.cuda_stream)
+        super().bind((self._rows.address,))
 
 
 class LaunchGraph:
