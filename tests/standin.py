@@ -138,7 +138,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     path.write_bytes(_built())  # a file of its own each time, so that the library starts anew
     caches = (driver.load, driver.launcher, device_module.device_count)
     tables: list[Any] = [device_module._DEVICES, launch._FUNCTIONS, eager._OPS, launch.HOST_CALLS]
-    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of, launch._key
+    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of, launch._key, launch.precompile
     for c in caches:
         c.cache_clear()
     for t in tables:
@@ -155,6 +155,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     launch._key = lambda kernel, target: f"{before[3](kernel, target)}-{_sizes(kernel)}"
     if not real_cubins:
         launch.cubin_of = fake_cubin
+        launch.precompile = lambda kernels, target: None
     try:
         with config(libcuda=str(path)):
             yield standin
@@ -169,7 +170,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
                 d.close()
     finally:
         launch.ON_LOAD.remove(watch)
-        launch.cubin_of, launch._key = before[2:]
+        launch.cubin_of, launch._key, launch.precompile = before[2:]
         storage.in_use = before[1]
         device_module.THREAD.context = None
         device_module.THREAD.streams.clear()

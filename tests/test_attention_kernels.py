@@ -19,6 +19,7 @@ from standin import CC, stand_in
 import torchlet as torch
 from torchlet import nn
 from torchlet.compiler import loop_text
+from torchlet.compiler.attention import Attention
 from torchlet.compiler.claim import refusals
 from torchlet.compiler.codegen.triton import emit
 from torchlet.compiler.differentiate import differentiate
@@ -29,8 +30,7 @@ from torchlet.compiler.graph import Graph
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.schedule import Plan, schedule
 from torchlet.compiler.tile import MACHINES
-from torchlet.kernels.attention import Attention
-from torchlet.op import STATE
+from torchlet.op import OPS, STATE
 
 F = nn.functional
 rng = np.random.default_rng(3)
@@ -144,6 +144,15 @@ def test_the_gradient_of_values_alone_writes_no_gradient_of_keys() -> None:
         run_interpreted_triton(plan, [q, k, v, g])[0], expected(F.scaled_dot_product_attention, g, q, k, v)[3], atol=1e-5
     )
     assert "DK=False" in emit(plan.kernels[-1]).source
+
+
+def test_the_logarithms_of_row_sums_alone() -> None:
+    q, k = normal(2, 33, 16), normal(2, 20, 16)
+    graph = graph_of(lambda q, k: OPS["sdpa_lse"](q, k, k, is_causal=True, scale=0.5, enable_gqa=False), q, k)
+    plan = schedule(optimize(graph, gpu=True), "f")[0]
+    scores = np.where(np.tri(33, 20) > 0, q.astype(np.float64) @ k.swapaxes(-2, -1) * 0.5, -np.inf)
+    np.testing.assert_allclose(run_interpreted_triton(plan, [q, k])[0], np.log(np.exp(scores).sum(-1)), rtol=1e-5, atol=1e-6)
+    assert "OUT=False" in emit(plan.kernels[0]).source
 
 
 # ------------------------------------------------------------------------------------------------ choice

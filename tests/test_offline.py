@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from torchlet import dtypes
+from torchlet.compiler import launch
 from torchlet.compiler.codegen.triton import TritonKernel, emit
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store
 from torchlet.compiler.offline import TARGETS, compile_kernel
 from torchlet.compiler.tile import MACHINES, bytes_moved, choose, flops, roofline_us
+from torchlet.config import config
 from torchlet.dtypes import bfloat16, bool_, dtype, float32, float64, int64
+from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, expr, where
 from torchlet.index import ZERO, Axis, Index, of
 from torchlet.runtime.cc import cache_folder
@@ -286,3 +291,19 @@ def test_large_buffers_are_addressed_with_64_bits() -> None:
             if "arange" in line:
                 assert "tl.int64" in line, line
     assert compile_kernel(emit(softmax(2**12, 2**20)), "cuda:90").spill_bytes == 0
+
+
+def test_many_kernels_are_compiled_by_several_processes_into_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "FEW", 1)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    kernels = [emit(gelu(1 << n)) for n in (8, 9, 10)]
+    broken = "import triton\n\n\n@triton.jit\ndef missing(x_ptr, y_ptr, BLOCK_X):\n    nonsense()\n"
+    kernels.append(replace(kernels[0], name="missing", source=broken))
+    with config(cache_dir=str(tmp_path)):
+        launch.precompile(kernels, "cuda:90")
+        before = launch.COUNTS["compiled"]
+        for k in kernels[:3]:
+            assert launch.cubin_of(k, "cuda:90")[0][:4] == b"\x7fELF"
+        assert launch.COUNTS["compiled"] == before
+        with pytest.raises(CompileError, match="missing"):
+            launch.cubin_of(kernels[3], "cuda:90")

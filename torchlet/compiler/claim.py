@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torchlet import index as ix
+from torchlet.compiler.attention import PARTS, Attention, Operand
 from torchlet.compiler.graph import Graph, Node
 from torchlet.index import Axis, Index, of
-from torchlet.kernels.attention import PARTS, Attention, Operand
 from torchlet.op import Composite
 from torchlet.ops.attention import unfit
 

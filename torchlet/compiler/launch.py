@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import operator
 import os
+import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -37,7 +40,7 @@ __all__ = ["COUNTS", "HOST_CALLS", "CudaExecutable", "cubin_of", "precompile", "
 
 Number = int | float | bool
 GRAPH_AFTER = 3  # calls after which a segment's launches become a CUDA graph: making one costs about as much as ten launches a kernel
-COUNTS = {"kernels": 0, "compiled": 0, "launches": 0, "graph_launches": 0, "graph_updates": 0}
+COUNTS = {"kernels": 0, "compiled": 0, "compile_failures": 0, "launches": 0, "graph_launches": 0, "graph_updates": 0}
 HOST_CALLS: Counter[str] = Counter()  # operators that ran on the host although their tensors lie on a device
 
 
@@ -111,13 +114,38 @@ def _compile(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)})
 
 
+FEW = 4  # kernels below which a further process costs more than it saves: it imports Triton first
+
+
 def precompile(kernels: Sequence[TritonKernel], target: str) -> None:
-    """Put the kernels' cubins into the disk cache, several at once: ptxas is a process of its own."""
+    """Put the kernels' cubins into the disk cache, by several processes: threads of one would wait for each other.
+
+    What fails is met again, with its name, where the kernel is loaded.
+    """
     missing = list({key: k for k in kernels if cc.read_entry(key := _key(k, target)) is None}.values())
-    if len(missing) > 1:
-        with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 8)) as pool:
-            for done in [pool.submit(cubin_of, k, target) for k in missing]:
-                done.exception()  # what fails is raised again, with its name, where the kernel is loaded
+    count = min(len(missing) // FEW, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+    if count < 2:
+        return
+    missing.sort(key=lambda k: -len(k.source))  # long texts take longest: they are dealt out first
+    bare = [replace(k, kernel=None, table=None) for k in missing]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    workers = []
+    for i in range(1, count):
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "torchlet.compiler.compile_worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        workers.append(worker)
+        assert worker.stdin is not None
+        with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:
+            pickle.dump((str(cc.cache_folder()), target, bare[i::count]), pipe)
+    for kernel in missing[::count]:  # this process takes its share
+        with contextlib.suppress(CompileError):
+            cubin_of(kernel, target)
+    for worker in workers:
+        if worker.wait():
+            COUNTS["compile_failures"] += 1
+    COUNTS["compiled"] += len(missing) - len(missing[::count])
 
 
 _FUNCTIONS: dict[tuple[int, str], Function] = {}

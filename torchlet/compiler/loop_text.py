@@ -20,7 +20,7 @@ from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, Scala
 from torchlet.dtypes import bfloat16, bool_, float16, float32, float64, int8, int16, int32, int64, uint8
 from torchlet.expr import const, expr
 from torchlet.index import ZERO, Axis, FloorDiv, Mod, of
-from torchlet.kernels.attention import Attention, Operand
+from torchlet.compiler.attention import Attention, Operand
 """
 """The imports that the text of `to_python` needs."""
 

@@ -129,7 +129,7 @@ class _Cut:
 
         kernel = map_kernel(replace(self.kernel, grid=(*further, *self.kernel.grid), phases=(phase,)), known)
         read = [e.attr[0] for e in walk(*kernel.roots()) if e.op == "load"]  # type: ignore[index]
-        written = {s.buffer for s in phase.stores}
+        written = list(dict.fromkeys(s.buffer for s in phase.stores))
         buffers = []
         for name in dict.fromkeys([*read, *written]):
             role = "input" if name not in written else "inout" if name in read else "output"

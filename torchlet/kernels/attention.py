@@ -1,234 +1,242 @@
-"""Flash attention as kernels of a plan: what a launch computes, its Triton entry point, its meaning in NumPy, its cost.
+"""Attention without the matrix of weights, for one head: device functions that `compiler.attention` puts behind an entry point.
 
-The matrix of weights is never in memory: the forward pass keeps the logarithm of each row's sum, from which the backward passes
-make the weights again, block by block. The work on one head is in `kernels.flash`; an entry point finds the head's matrices
-in the buffers, whatever their strides.
+Scores live in units of log 2, so that exp2 serves. Rows of queries and of keys beyond their ends are never stored, and count
+as zeros where they are read. MASK: 0 none, 1 True where attention is allowed, 2 added to the scores.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from torchlet.compiler.loops import Buffer, Handwritten
-
-__all__ = ["Attention", "Operand"]
-
-PARTS = {  # what each kernel reads and may write
-    "forward": (("q", "k", "v", "mask"), ("out", "lse")),
-    "query_gradient": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dq",)),
-    "key_gradient": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dk", "dv")),
-}
-_ROWS_ONLY = ("lse", "delta")  # one number a row
+import triton
+import triton.language as tl
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """A stack of matrices inside buffer number `buffer`: the first element, the strides of the stack's dimensions, of rows, of columns."""
-
-    name: str
-    buffer: int
-    start: int
-    stack: tuple[int, ...]
-    row: int
-    column: int = 0
-
-
-@dataclass(frozen=True)
-class Attention(Handwritten):
-    """One of the three kernels over `stack` (batch …, heads) of problems with `rows` queries of width d and `columns` values of width dv.
-
-    `group`: how many heads share a key and a value; the last stack strides of k, v, dk and dv are those of shared heads.
-    """
-
-    part: str
-    stack: tuple[int, ...]
-    rows: int
-    columns: int
-    d: int
-    dv: int
-    group: int
-    causal: bool
-    scale: float
-    operands: tuple[Operand, ...]
-
-    # -------------------------------------------------------------------------------------------- Triton
-
-    def _tile(self, target: str, itemsize: int) -> tuple[int, int, int, int]:
-        """(queries, keys, warps, stages) of a program, by width and bytes of an element: what keeps the sums in registers."""
-        width = _power_of_two(max(self.d, self.dv))
-        hip = target.startswith("hip")
-        if self.part == "forward":
-            table = {2: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)}, 4: {64: (64, 32, 4, 2), 128: (32, 32, 4, 2)}}
-        elif self.part == "query_gradient":
-            table = {2: {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)}, 4: {64: (32, 32, 4, 1), 128: (32, 32, 8, 1)}}
+@triton.jit
+def load_tile(x, start, line, e, STEP: tl.constexpr, E: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr):
+    """Elements (start + line, e) of a matrix; `line` and `e` are a column and a row, or the other way round. FULL: no end is near."""
+    base = x + tl.cast(start, tl.int64) * STEP
+    if FULL:
+        if WIDTH & (WIDTH - 1) == 0:
+            return tl.load(base + line * STEP + e * E)
         else:
-            table = {2: {64: (64, 128, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)}, 4: {64: (32, 32, 4, 1), 128: (32, 32, 8, 1)}}
-        m, n, warps, stages = table[itemsize].get(max(width, 64), (16, 16, 4, 1))
-        if hip:
-            m, n, stages = min(m, 64), min(n, 64), 1
-        return min(m, max(16, _power_of_two(self.rows))), min(n, max(16, _power_of_two(self.columns))), warps, stages
-
-    def emit(self, buffers: Sequence[Buffer], target: str) -> tuple[list[str], list[str], int, int, int]:
-        """(lines of the entry point, device functions it calls, programs, warps, stages)."""
-        kinds = [b.dtype.name for b in buffers]
-        m, n, warps, stages = self._tile(target, buffers[self._operand("q").buffer].dtype.itemsize)
-        reads, writes = PARTS[self.part]
-        tiles = -(-self.columns // n) if self.part == "key_gradient" else -(-self.rows // m)
-        stack = self._problems()
-        lines = ["pid = tl.program_id(0)"]
-        # the rows at the end look at most keys: those programs are started first; of keys it is those at the start
-        last_first = self.causal and self.part != "key_gradient"
-        lines.append(f"tile = {f'{tiles - 1} - ' if last_first else ''}pid % {tiles}")
-        rest, digits = f"(pid // {tiles}).to(tl.int64)", []
-        for i, extent in reversed(list(enumerate(stack))):
-            if extent > 1:
-                lines.append(f"i{i} = {rest} % {extent}" if any(e > 1 for e in stack[:i]) else f"i{i} = {rest}")
-                digits.append((i, extent))
-                if any(e > 1 for e in stack[:i]):
-                    lines.append(f"rest{i} = {rest} // {extent}")
-                    rest = f"rest{i}"
-        known = {o.name: o for o in self.operands}
-        for name in (*reads, *writes):
-            o = known.get(name)
-            if o is None:  # not there: any pointer will do
-                lines.append(f"{name} = b{self.operands[0].buffer}")
-                continue
-            terms = [f"b{o.buffer}", *([str(o.start)] if o.start else [])]
-            for i, _ in digits:
-                # a program of the key gradient is at a shared head; elsewhere it is at a head, which belongs to a shared one
-                shared = name in ("k", "v", "dk", "dv")
-                last = i == len(stack) - 1 and self.group > 1
-                if last and self.part == "key_gradient" and not shared:
-                    factor, digit = o.stack[i] * self.group, f"i{i}"
-                else:
-                    factor, digit = o.stack[i], f"i{i} // {self.group}" if last and shared and self.part != "key_gradient" else f"i{i}"
-                if factor:
-                    terms.append(f"({digit}) * {factor}" if "/" in digit else f"{digit} * {factor}")
-            lines.append(f"{name} = {' + '.join(terms)}")
-        constants = self._constants(known, kinds)
-        constants |= {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": _lanes(self.d), "BLOCK_DV": _lanes(self.dv)}
-        four = buffers[self._operand("q").buffer].dtype.itemsize == 4
-        constants["PRECISION"] = "ieee" if target.startswith("hip") or not four else "tf32x3"
-        lines.append(f"attention_{self.part}(")
-        lines.append(f"    tile, {', '.join((*reads, *writes))},")
-        line = "   "
-        for key, value in constants.items():
-            word = f" {key}={value!r},"
-            if len(line) + len(word) > 120:
-                lines.append(line)
-                line = "   "
-            line += word
-        return [*lines, line, ")"], [f"attention_{self.part}"], tiles * math.prod(stack), warps, stages
-
-    def _constants(self, known: Mapping[str, Operand], kinds: Sequence[str]) -> dict[str, Any]:
-        mask = known.get("mask")
-        out: dict[str, Any] = {"ROWS": self.rows, "COLUMNS": self.columns, "D": self.d, "DV": self.dv}
-        reads, writes = PARTS[self.part]
-        for name in (*reads, *writes):
-            if name == "mask":
-                out["MASK"] = 0 if mask is None else 1 if kinds[mask.buffer] == "bool" else 2
-                out |= {"MASK_ROW": mask.row if mask else 0, "MASK_COLUMN": mask.column if mask else 0}
-                continue
-            o = known.get(name)
-            if (name, self.part) == ("lse", "forward"):
-                out["LSE"] = o is not None
-            if name in ("dk", "dv"):
-                out["DK" if name == "dk" else "DV_OUT"] = o is not None
-            out[f"{name.upper()}_ROW"] = o.row if o else 0
-            if name not in _ROWS_ONLY:
-                out[f"{name.upper()}_E"] = o.column if o else 0
-        out |= {"CAUSAL": self.causal, "SCALE": self.scale}
-        if self.part == "key_gradient":
-            out["GROUP"] = self.group
-            for name in ("g", "lse", "delta", "q", "mask"):
-                o = known.get(name)
-                out[f"{name.upper()}_HEAD"] = o.stack[-1] if o and o.stack and self.group > 1 else 0
-        return out
-
-    def _operand(self, name: str) -> Operand:
-        return next(o for o in self.operands if o.name == name)
-
-    def _problems(self) -> tuple[int, ...]:
-        """The stack that programs run over: shared heads for the gradient of keys, else heads."""
-        if self.part == "key_gradient" and self.stack:
-            return (*self.stack[:-1], self.stack[-1] // self.group)
-        return self.stack
-
-    # -------------------------------------------------------------------------------------------- meaning and cost
-
-    def interpret(self, arrays: Sequence[np.ndarray[Any, Any]], scalars: Sequence[Any] = ()) -> None:
-        """Run on the buffers as flat arrays, in float32 (float64 inputs: float64)."""
-        known = {o.name: self._view(o, arrays[o.buffer]) for o in self.operands}
-        wide = {n: a if n == "mask" and a.dtype == bool else a.astype(np.float64) for n, a in known.items()}
-        q, k, v = wide["q"], wide["k"], wide["v"]
-        if self.group > 1:
-            k, v = np.repeat(k, self.group, -3), np.repeat(v, self.group, -3)
-        scores = q @ k.swapaxes(-2, -1) * self.scale
-        if self.causal:
-            scores = np.where(np.tri(self.rows, self.columns) > 0, scores, -np.inf)
-        if "mask" in wide:
-            scores = np.where(wide["mask"], scores, -np.inf) if wide["mask"].dtype == bool else scores + wide["mask"]
-        if self.part == "forward":
-            top = scores.max(-1, keepdims=True, initial=-np.inf)
-            weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
-            total = weights.sum(-1, keepdims=True)
-            known["out"][...] = weights / np.where(total == 0, 1, total) @ v
-            if "lse" in known:
-                known["lse"][...] = (top + np.log(np.where(total == 0, 1, total)))[..., 0]
-            return
-        lse, g = wide["lse"][..., None], wide["g"]
-        weights = np.exp(scores - np.where(np.isfinite(lse), lse, np.inf))
-        ds = weights * (g @ v.swapaxes(-2, -1) - wide["delta"][..., None]) * self.scale
-        if "dq" in known:
-            known["dq"][...] = ds @ k
-        for name, rows, other in (("dk", ds, q), ("dv", weights, g)):
-            if name in known:
-                full = rows.swapaxes(-2, -1) @ other
-                if self.group > 1:
-                    full = full.reshape(*full.shape[:-3], -1, self.group, *full.shape[-2:]).sum(-3)
-                known[name][...] = full
-
-    def _view(self, o: Operand, flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        stack = self.stack
-        if o.name in ("k", "v", "dk", "dv") and stack:
-            stack = (*stack[:-1], stack[-1] // self.group)
-        rows = self.columns if o.name in ("k", "v", "dk", "dv") else self.rows
-        shape, strides = (*stack, rows), (*o.stack, o.row)
-        if o.name not in _ROWS_ONLY:
-            shape += (self.columns if o.name == "mask" else self.dv if o.name in ("v", "out", "g", "dv") else self.d,)
-            strides += (o.column,)
-        return np.lib.stride_tricks.as_strided(flat[o.start :], shape, [s * flat.itemsize for s in strides])
-
-    def bytes_moved(self, buffers: Sequence[Buffer]) -> int:
-        """Each element of each operand once."""
-        total = 0
-        for o in self.operands:
-            shared = o.name in ("k", "v", "dk", "dv")
-            n = math.prod(e for e, s in zip(self.stack, o.stack, strict=True) if s) // (self.group if shared else 1)
-            n *= (self.columns if shared else self.rows) if o.row else 1
-            if o.name not in _ROWS_ONLY:
-                n *= (self.columns if o.name == "mask" else self.dv if o.name in ("v", "out", "g", "dv") else self.d) if o.column else 1
-            total += n * buffers[o.buffer].dtype.itemsize
-        return total
-
-    def flops(self) -> int:
-        """Arithmetic of the products, and an exponential, a multiplication and an addition a score; half of it where causal."""
-        products = {"forward": self.d + self.dv, "query_gradient": 2 * self.d + self.dv, "key_gradient": 2 * self.d + 2 * self.dv}
-        scores = math.prod(self.stack) * self.rows * self.columns
-        if self.causal:
-            scores = math.prod(self.stack) * sum(min(i + 1, self.columns) for i in range(self.rows))
-        return scores * (2 * products[self.part] + 3)
+            return tl.load(base + line * STEP + e * E, mask=e < WIDTH, other=0.0)
+    else:
+        return tl.load(base + line * STEP + e * E, mask=(start + line < COUNT) & (e < WIDTH), other=0.0)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
+@triton.jit
+def masked_scores(
+    s, mask, row, row_start, column, column_start, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, CHECK: tl.constexpr,
+):  # fmt: skip
+    """Scores with the mask added, minus infinity where attention is not allowed. CHECK: the block crosses the diagonal or an end."""
+    inside = (row_start + row < ROWS) & (column_start + column < COLUMNS)
+    if MASK != 0:
+        base = mask + tl.cast(row_start, tl.int64) * MASK_ROW + tl.cast(column_start, tl.int64) * MASK_COLUMN
+        m = tl.load(base + row * MASK_ROW + column * MASK_COLUMN, mask=inside, other=0)
+        if MASK == 1:
+            s = tl.where(m != 0, s, float("-inf"))
+        else:
+            s += m.to(tl.float32) * 1.4426950408889634
+    if CHECK:
+        if CAUSAL:
+            inside = inside & (column_start + column <= row_start + row)
+        s = tl.where(inside, s, float("-inf"))
+    return s
 
 
-def _lanes(n: int) -> int:
-    """The width of a tile: a power of two, at least what the tensor cores take."""
-    return max(16, _power_of_two(n))
+@triton.jit
+def forward_blocks(
+    total, top, acc, q, k, v, mask, row_start, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
+):  # fmt: skip
+    """Keys and values from `low` to `high`: the sum of weights, the largest score and the weighted values so far."""
+    row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    for start in range(low, high, BLOCK_N):
+        keys = load_tile(k, start, column, tl.arange(0, BLOCK_D)[:, None], K_ROW, K_E, COLUMNS, D, not CHECK)
+        s = tl.dot(q, keys, input_precision=PRECISION) * (SCALE * 1.4426950408889634)
+        s = masked_scores(s, mask, row, row_start, column, start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
+        higher = tl.maximum(top, tl.max(s, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing allowed so far
+        p = tl.exp2(s - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(p, 1)
+        values = load_tile(v, start, tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_DV)[None, :], V_ROW, V_E, COLUMNS, DV, not CHECK)
+        acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
+        top = higher
+    return total, top, acc
+
+
+@triton.jit
+def attention_forward(
+    tile, q, k, v, mask, out, lse, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, Q_ROW: tl.constexpr,
+    Q_E: tl.constexpr, K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr,
+    MASK_ROW: tl.constexpr, MASK_COLUMN: tl.constexpr, OUT: tl.constexpr, OUT_ROW: tl.constexpr, OUT_E: tl.constexpr, LSE: tl.constexpr,
+    LSE_ROW: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of queries: the weighted values, and the logarithm of the sum of the scores' exponentials."""
+    start = tile * BLOCK_M
+    row = tl.arange(0, BLOCK_M)
+    ev = tl.arange(0, BLOCK_DV)[None, :]
+    queries = load_tile(q, start, row[:, None], tl.arange(0, BLOCK_D)[None, :], Q_ROW, Q_E, ROWS, D, False)
+    total, top = tl.zeros([BLOCK_M], tl.float32), tl.full([BLOCK_M], float("-inf"), tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    if CAUSAL:  # blocks below the diagonal first, then those that it crosses
+        free, end = min(start + 1, COLUMNS) // BLOCK_N * BLOCK_N, min(start + BLOCK_M, COLUMNS)
+    else:
+        free, end = COLUMNS // BLOCK_N * BLOCK_N, COLUMNS
+    total, top, acc = forward_blocks(
+        total, top, acc, queries, k, v, mask, start, 0, free, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK, MASK_ROW, MASK_COLUMN,
+        CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
+    )  # fmt: skip
+    if CAUSAL or COLUMNS % BLOCK_N != 0:
+        total, top, acc = forward_blocks(
+            total, top, acc, queries, k, v, mask, start, free, end, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK, MASK_ROW,
+            MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
+        )  # fmt: skip
+    divisor = tl.where(total == 0.0, 1.0, total)  # a query that may look at nothing gets zeros
+    if OUT:
+        at = out + tl.cast(start, tl.int64) * OUT_ROW + row[:, None] * OUT_ROW + ev * OUT_E
+        tl.store(at, (acc / divisor[:, None]).to(out.dtype.element_ty), mask=(start + row[:, None] < ROWS) & (ev < DV))
+    if LSE:
+        tl.store(lse + (start + row) * LSE_ROW, (top + tl.log2(divisor)) * 0.6931471805599453, mask=start + row < ROWS)
+
+
+@triton.jit
+def query_blocks(
+    dq, q, g, shift, delta, k, v, mask, row_start, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
+):  # fmt: skip
+    """What the keys from `low` to `high` add to the gradient of a block of queries."""
+    row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)
+    for start in range(low, high, BLOCK_N):
+        keys = load_tile(k, start, column[:, None], tl.arange(0, BLOCK_D)[None, :], K_ROW, K_E, COLUMNS, D, not CHECK)
+        values = load_tile(v, start, column[None, :], tl.arange(0, BLOCK_DV)[:, None], V_ROW, V_E, COLUMNS, DV, not CHECK)
+        s = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
+        s = masked_scores(s, mask, row, row_start, column[None, :], start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
+        p = tl.exp2(s - shift)
+        ds = p * (tl.dot(g, values, input_precision=PRECISION) - delta)
+        dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=PRECISION)
+    return dq
+
+
+@triton.jit
+def attention_query_gradient(
+    tile, g, lse, delta, q, k, v, mask, dq, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    G_ROW: tl.constexpr, G_E: tl.constexpr, LSE_ROW: tl.constexpr, DELTA_ROW: tl.constexpr, Q_ROW: tl.constexpr, Q_E: tl.constexpr,
+    K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, DQ_ROW: tl.constexpr, DQ_E: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one block of queries, over all keys. `delta`: the sum over a row of g times the output."""
+    start = tile * BLOCK_M
+    row = tl.arange(0, BLOCK_M)[:, None]
+    e = tl.arange(0, BLOCK_D)[None, :]
+    inside = start + row < ROWS
+    queries = load_tile(q, start, row, e, Q_ROW, Q_E, ROWS, D, False)
+    grads = load_tile(g, start, row, tl.arange(0, BLOCK_DV)[None, :], G_ROW, G_E, ROWS, DV, False)
+    shift = tl.load(lse + (start + row) * LSE_ROW, mask=inside, other=0.0) * 1.4426950408889634
+    shift = tl.where(shift == float("-inf"), float("inf"), shift)  # a row without weights
+    rows_delta = tl.load(delta + (start + row) * DELTA_ROW, mask=inside, other=0.0).to(tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if CAUSAL:
+        free, end = min(start + 1, COLUMNS) // BLOCK_N * BLOCK_N, min(start + BLOCK_M, COLUMNS)
+    else:
+        free, end = COLUMNS // BLOCK_N * BLOCK_N, COLUMNS
+    sums = query_blocks(
+        sums, queries, grads, shift, rows_delta, k, v, mask, start, 0, free, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK, MASK_ROW,
+        MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
+    )  # fmt: skip
+    if CAUSAL or COLUMNS % BLOCK_N != 0:
+        sums = query_blocks(
+            sums, queries, grads, shift, rows_delta, k, v, mask, start, free, end, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK,
+            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
+        )  # fmt: skip
+    at = dq + tl.cast(start, tl.int64) * DQ_ROW + row * DQ_ROW + e * DQ_E
+    tl.store(at, (sums * SCALE).to(dq.dtype.element_ty), mask=inside & (e < D))
+
+
+@triton.jit
+def key_blocks(
+    dk, dv, keys, values, g, lse, delta, q, mask, column_start, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr,
+    DV: tl.constexpr, G_ROW: tl.constexpr, G_E: tl.constexpr, LSE_ROW: tl.constexpr, DELTA_ROW: tl.constexpr, Q_ROW: tl.constexpr,
+    Q_E: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr, MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+    CHECK: tl.constexpr,
+):  # fmt: skip
+    """What the queries from `low` to `high` add to the gradients of a block of keys and values; scores stand transposed."""
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)[:, None]
+    for start in range(low, high, BLOCK_M):
+        queries = load_tile(q, start, row[:, None], tl.arange(0, BLOCK_D)[None, :], Q_ROW, Q_E, ROWS, D, not CHECK)
+        grads = load_tile(g, start, row[:, None], tl.arange(0, BLOCK_DV)[None, :], G_ROW, G_E, ROWS, DV, not CHECK)
+        inside = start + row < ROWS
+        shift = tl.load(lse + (start + row) * LSE_ROW, mask=inside, other=0.0) * 1.4426950408889634
+        shift = tl.where(shift == float("-inf"), float("inf"), shift)
+        rows_delta = tl.load(delta + (start + row) * DELTA_ROW, mask=inside, other=0.0).to(tl.float32)
+        s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
+        s = masked_scores(s, mask, row[None, :], start, column, column_start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
+        p = tl.exp2(s - shift[None, :])
+        dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision=PRECISION)
+        ds = p * (tl.dot(values, tl.trans(grads), input_precision=PRECISION) - rows_delta[None, :])
+        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit
+def attention_key_gradient(
+    tile, g, lse, delta, q, k, v, mask, dk, dv, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    G_ROW: tl.constexpr, G_E: tl.constexpr, LSE_ROW: tl.constexpr, DELTA_ROW: tl.constexpr, Q_ROW: tl.constexpr, Q_E: tl.constexpr,
+    K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr,
+    MASK_COLUMN: tl.constexpr, DK: tl.constexpr, DK_ROW: tl.constexpr, DK_E: tl.constexpr, DV_OUT: tl.constexpr, DV_ROW: tl.constexpr,
+    DV_E: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, G_HEAD: tl.constexpr, LSE_HEAD: tl.constexpr,
+    DELTA_HEAD: tl.constexpr, Q_HEAD: tl.constexpr, MASK_HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one block of keys and values, over all queries of the GROUP heads that share them."""
+    start = tile * BLOCK_N
+    column = tl.arange(0, BLOCK_N)[:, None]
+    e, ev = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
+    keys = load_tile(k, start, column, e, K_ROW, K_E, COLUMNS, D, False)
+    values = load_tile(v, start, column, ev, V_ROW, V_E, COLUMNS, DV, False)
+    key_sums, value_sums = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    low, crossed = 0, 0
+    if CAUSAL:  # the queries before the block do not look at it; those that the diagonal crosses come first
+        low = min(start, ROWS) // BLOCK_M * BLOCK_M
+        crossed = min(tl.cdiv(start + BLOCK_N - 1, BLOCK_M) * BLOCK_M, ROWS // BLOCK_M * BLOCK_M)
+        crossed = max(low, crossed)
+    if COLUMNS % BLOCK_N != 0:  # the columns that are not there are those of the last block, which checks everywhere
+        if start + BLOCK_N > COLUMNS:
+            crossed = max(low, ROWS // BLOCK_M * BLOCK_M)
+    free = max(crossed, ROWS // BLOCK_M * BLOCK_M)
+    for head in range(GROUP):
+        h = tl.cast(head, tl.int64)
+        g_head, lse_head, delta_head, q_head = g + h * G_HEAD, lse + h * LSE_HEAD, delta + h * DELTA_HEAD, q + h * Q_HEAD
+        mask_head = mask + h * MASK_HEAD
+        if CAUSAL or COLUMNS % BLOCK_N != 0:
+            key_sums, value_sums = key_blocks(
+                key_sums, value_sums, keys, values, g_head, lse_head, delta_head, q_head, mask_head, start, low, crossed, ROWS, COLUMNS, D,
+                DV, G_ROW, G_E, LSE_ROW, DELTA_ROW, Q_ROW, Q_E, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D,
+                BLOCK_DV, PRECISION, True,
+            )  # fmt: skip
+        key_sums, value_sums = key_blocks(
+            key_sums, value_sums, keys, values, g_head, lse_head, delta_head, q_head, mask_head, start, crossed, free, ROWS, COLUMNS, D, DV,
+            G_ROW, G_E, LSE_ROW, DELTA_ROW, Q_ROW, Q_E, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            PRECISION, False,
+        )  # fmt: skip
+        if ROWS % BLOCK_M != 0:
+            key_sums, value_sums = key_blocks(
+                key_sums, value_sums, keys, values, g_head, lse_head, delta_head, q_head, mask_head, start, free, ROWS, ROWS, COLUMNS, D,
+                DV, G_ROW, G_E, LSE_ROW, DELTA_ROW, Q_ROW, Q_E, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D,
+                BLOCK_DV, PRECISION, True,
+            )  # fmt: skip
+    inside = start + column < COLUMNS
+    if DK:
+        at = dk + tl.cast(start, tl.int64) * DK_ROW + column * DK_ROW + e * DK_E
+        tl.store(at, (key_sums * SCALE).to(dk.dtype.element_ty), mask=inside & (e < D))
+    if DV_OUT:
+        at = dv + tl.cast(start, tl.int64) * DV_ROW + column * DV_ROW + ev * DV_E
+        tl.store(at, value_sums.to(dv.dtype.element_ty), mask=inside & (ev < DV))

@@ -20,6 +20,7 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.compiler import tile as tiling
+from torchlet.compiler.attention import Attention
 from torchlet.compiler.codegen.triton_expr import ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
 from torchlet.compiler.group import BLOCK, Grouped
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
@@ -28,7 +29,6 @@ from torchlet.compiler.tile import Tile, extent, index_axes
 from torchlet.expr import Expr, call, cast, const, expr, rewrite
 from torchlet.index import Axis, Index, of, unflatten
 from torchlet.kernels import matmul
-from torchlet.kernels.attention import Attention
 
 POINTER = {f"{kind}{bits}": f"*{letter}{bits}" for kind, letter in (("float", "fp"), ("int", "i")) for bits in (16, 32, 64)}
 POINTER |= {"bfloat16": "*bf16", "int8": "*i8", "uint8": "*u8", "bool": "*u8"}
@@ -487,7 +487,7 @@ def _masks(dims: Iterable[tuple[Axis, Dim]]) -> list[str]:
 def _device_functions() -> dict[str, tuple[str, frozenset[str]]]:
     """Text of each function of the files of device functions and the names it uses. Read as text, so that printing needs no triton."""
     found: dict[str, tuple[str, frozenset[str]]] = {}
-    for module in ("device_math", "flash"):
+    for module in ("device_math", "attention"):
         spec = importlib.util.find_spec(f"torchlet.kernels.{module}")
         assert spec is not None and spec.origin is not None
         text = Path(spec.origin).read_text()
