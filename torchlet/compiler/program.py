@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torchlet.compiler.graph import Builder, Graph, Node, Number
 from torchlet.compiler.host import bind_launch, emit_launch
 from torchlet.compiler.partition import partition
 from torchlet.errors import UnsupportedError
-from torchlet.op import OPS, STATE, apply
+from torchlet.op import OPS, STATE, Composite, apply
 from torchlet.runtime.cuda import CudaError
 from torchlet.spec import CPU, contiguous_strides, device, memory_order
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
@@ -376,6 +376,7 @@ class Backward:
         self.output_of = [distinct.index(n) for n in nodes]
         slots = program.path.slots
         self.wrt = [k for k, i in enumerate(seg.inputs) if slots[i].t._meta.requires_grad]
+        self.reaches, self.group_of = _groups(graph, distinct, [graph.inputs[k] for k in self.wrt])
         joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
         self.has_grad = [g is not None for g in grads_out]
         self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs))
@@ -411,19 +412,62 @@ class Backward:
         return [CPU if k in self.program.host_inputs else self.program.place for k, has in zip(self.wrt, self.has_grad, strict=True) if has]
 
     def attach(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]) -> None:
-        """Put the segment on the tape: its visible outputs get a node."""
-        node = SegmentNode(self, inputs, entries, scalars)
+        """Put the segment on the tape: its visible outputs get a node, those that share no computation one of their own."""
+        made: dict[int, SegmentNode] = {}
         for t, k in zip(outputs, self.output_of, strict=True):
-            t._node, t._out = node, k
+            group = self.group_of[k]
+            if group not in made:
+                made[group] = SegmentNode(self, group, inputs, entries, scalars)
+            t._node, t._out = made[group], k
+
+
+def _groups(graph: Graph, outputs: Sequence[Node], wrt: Sequence[Node]) -> tuple[list[set[int]], list[int]]:
+    """(for each output the numbers of the `wrt` it depends on, for each output the number of its group).
+
+    Outputs of different groups have no differentiable operation in common: a backward pass from one leaves the other's untouched.
+    """
+    sources = {n: {k} for k, n in enumerate(wrt)}
+    reach: dict[Node, set[int]] = {}
+    for n in replace(graph, outputs=tuple(outputs), targets=(None,) * len(outputs)).nodes():
+        reach[n] = sources.get(n) or set().union(*[reach[x] for x in _differentiated(n)])
+    group_of: list[int] = []
+    owner: dict[Node, int] = {}
+    for k, output in enumerate(outputs):
+        group, seen, stack = k, {output}, [output]
+        while stack:
+            n = stack.pop()
+            if n in sources or not reach.get(n):
+                continue
+            if n in owner:
+                joined = owner[n]
+                group_of = [joined if g == group else g for g in group_of]
+                owner = {m: joined if g == group else g for m, g in owner.items()}
+                group = joined
+                continue
+            owner[n] = group
+            stack.extend(x for x in _differentiated(n) if x not in seen)
+            seen.update(_differentiated(n))
+        group_of.append(group)
+    return [reach[n] for n in outputs], group_of
+
+
+def _differentiated(n: Node) -> list[Node]:
+    """The inputs of a node to which its rules give gradients."""
+    op = n.op
+    if op is None or not n.spec.dtype.has_gradient:
+        return []
+    opened = not op.vjp and isinstance(op.lower, Composite)
+    return [x for i, x in enumerate(n.inputs) if isinstance(x, Node) and (opened or op.input_name(i) in op.vjp)]
 
 
 class SegmentNode(TapeNode):
-    """A whole segment on the tape: its gradients are computed by one compiled program."""
+    """A segment, or one of its groups of outputs, on the tape: its gradients are computed by one compiled program."""
 
     __slots__ = ("half", "kept", "inputs", "scalars", "freed", "arrays")
 
-    def __init__(self, half: Backward, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]):
-        super().__init__(tuple(edge_of(inputs[k]) for k in half.wrt), tuple(half.seed_metas))
+    def __init__(self, half: Backward, group: int, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]):
+        reached = set().union(*[r for r, g in zip(half.reaches, half.group_of, strict=True) if g == group])
+        super().__init__(tuple(edge_of(inputs[k]) if j in reached else None for j, k in enumerate(half.wrt)), tuple(half.seed_metas))
         self.half, self.scalars, self.freed = half, scalars, False
         self.inputs = [Saved(t) for t in inputs]
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
@@ -461,8 +505,10 @@ class SegmentNode(TapeNode):
         addresses = [address(s.get(_SEGMENT)) if isinstance(s, Saved) else s[1] for s in self.kept] + [p for _, p in seeds]
         outs = [wrap(storage.empty(n.spec.shape, n.spec.dtype.np, p)) for n, p in zip(half.graph.outputs, half.places(), strict=True)]
         executable.run(addresses, [address(t) for t in outs], self.scalars)
+        reached = set().union(*[r for r, g in zip(half.reaches, grads, strict=True) if g is not None])
         it = iter(outs)
-        return [next(it) if has else None for has in half.has_grad]
+        found = [next(it) if has else None for has in half.has_grad]
+        return [g if j in reached else None for j, g in enumerate(found)]  # what no given gradient reaches has none, not zeros
 
     def _differentiable(self, grads: list[Tensor | None]) -> list[Tensor | None]:
         half = self.half
