@@ -221,7 +221,9 @@ def flatten(indices: tuple[Index, ...], shape: tuple[int, ...]) -> Index:
 
 
 def unflatten(position: Index, shape: tuple[int, ...]) -> tuple[Index, ...]:
-    """The coordinate in `shape` of a row-major position."""
+    """The coordinate in `shape` of a row-major position. A shape without elements has none to find: any coordinate will do."""
+    if 0 in shape:
+        return (ZERO,) * len(shape)
     out, stride = [], 1
     for k, n in enumerate(reversed(shape)):
         i = floordiv(position, stride)
