@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -546,3 +547,37 @@ def test_grad_fn_names_the_operation() -> None:
     (before, _), (none, _) = (x * 2 + 1).grad_fn.next_functions
     assert before.name() == "MulBackward0" and none is None and before.next_functions[0][0].name() == "AccumulateGrad"
     assert before.next_functions[0][0].variable is x
+
+
+# ------------------------------------------------------------------------------------------------ overwriting what a rule would need
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: torch.nn.functional.leaky_relu(x, 0.2, inplace=True),
+        lambda x: torch.nn.functional.silu(x, inplace=True),
+        lambda x: torch.nn.functional.hardswish(x, inplace=True),
+        lambda x: x.silu_(),
+        lambda x: x.cumsum_(0),
+        lambda x: x.nan_to_num_(),
+        lambda x: x.scatter_reduce_(0, torch.tensor([0, 0, 1]), torch.ones(3), "prod"),
+    ],
+)
+def test_an_in_place_function_keeps_for_its_gradient_what_it_overwrites(write: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    values = torch.tensor([-1.5, 0.25, 2.0])
+    x, y = values.clone().requires_grad_(), values.clone().requires_grad_()
+    whole = y * 3
+    same = whole.clone().view(3)
+    write(same)
+    written = x * 3
+    assert write(written) is written
+    written.exp().sum().backward()
+    same.exp().sum().backward()
+    assert x.grad is not None and x.grad.tolist() == y.grad.tolist() and x.grad.abs().sum() > 0
+    eps = 1e-3
+    for k in range(3):
+        shift = torch.zeros(3)
+        shift[k] = eps
+        high, low = (write((values + s) * 3).exp().sum().item() for s in (shift, -shift))
+        assert x.grad[k].item() == pytest.approx((high - low) / (2 * eps), rel=2e-2, abs=2e-2)

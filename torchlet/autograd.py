@@ -236,7 +236,8 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
             force(x)
     array = force(target)
     if recording and not op.vjp and isinstance(op.lower, Composite):
-        value = execute(op, inputs, attrs)
+        # what the operators inside save of `target` is about to be overwritten
+        value = execute(op, tuple([execute(op_module.OPS["clone"], (x,), ()) if x is target else x for x in inputs]), attrs)
         op, inputs, attrs = op_module.OPS["clone"], (value,), ()
     arrays = [x._np if isinstance(x, Tensor) else x for x in inputs]
     out: Any

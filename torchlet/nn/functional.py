@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torchlet.expr import call
 from torchlet.nn import resample
 from torchlet.op import STATE, apply, pointwise
 from torchlet.ops import attention, composite, convolve, pool
+from torchlet.ops.public import in_place
 from torchlet.tensor import Tensor
 
 # ------------------------------------------------------------------------------------------------ activations
@@ -28,8 +29,8 @@ sigmoid = ops.sigmoid
 softplus = ops.softplus
 
 
-def _into(input: Tensor, out: Tensor, inplace: bool) -> Tensor:
-    return input.copy_(out) if inplace else out
+def _into(input: Tensor, function: Callable[[Tensor], Tensor], inplace: bool) -> Tensor:
+    return in_place(function)(input) if inplace else function(input)  # type: ignore[no-any-return]
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -39,17 +40,17 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """x * sigmoid(x)."""
-    return _into(input, ops.silu(input), inplace)
+    return _into(input, ops.silu, inplace)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """x * tanh(softplus(x))."""
-    return _into(input, ops.mish(input), inplace)
+    return _into(input, ops.mish, inplace)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """x where x > 0, else negative_slope * x."""
-    return _into(input, ops.leaky_relu(input, negative_slope), inplace)
+    return _into(input, lambda x: ops.leaky_relu(x, negative_slope), inplace)
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -67,39 +68,39 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """x where x > 0, else alpha * (exp(x) - 1)."""
-    return _into(input, ops.elu(input, alpha), inplace)
+    return _into(input, lambda x: ops.elu(x, alpha), inplace)
 
 
 def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """Scaled ELU (Klambauer et al. 2017)."""
-    return _into(input, 1.0507009873554804934193349852946 * ops.elu(input, 1.6732632423543772848170429916717), inplace)
+    return _into(input, lambda x: 1.0507009873554804934193349852946 * ops.elu(x, 1.6732632423543772848170429916717), inplace)
 
 
 def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
-    return _into(input, alpha * ops.elu(input / alpha, 1.0), inplace)
+    return _into(input, lambda x: alpha * ops.elu(x / alpha, 1.0), inplace)
 
 
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """x limited to [min_val, max_val]; no gradient flows at the limits themselves."""
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
-    return _into(input, ops.where(input <= min_val, float(min_val), ops.where(input >= max_val, float(max_val), input)), inplace)
+    return _into(input, lambda x: ops.where(x <= min_val, float(min_val), ops.where(x >= max_val, float(max_val), x)), inplace)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """x limited to [0, 6]."""
-    return _into(input, ops.relu6(input), inplace)
+    return _into(input, ops.relu6, inplace)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """relu6(x + 3) / 6."""
-    return _into(input, ops.relu6(input + 3) / 6, inplace)
+    return _into(input, lambda x: ops.relu6(x + 3) / 6, inplace)
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """x * relu6(x + 3) / 6."""
-    return _into(input, input * ops.relu6(input + 3) / 6, inplace)
+    return _into(input, lambda x: x * ops.relu6(x + 3) / 6, inplace)
 
 
 def softsign(input: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """x where x > threshold, else value."""
-    return _into(input, ops.where(input <= threshold, float(value), input), inplace)
+    return _into(input, lambda x: ops.where(x <= threshold, float(value), x), inplace)
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -138,7 +139,7 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 def rrelu(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False, inplace: bool = False) -> Tensor:
     """leaky_relu with slopes drawn from [lower, upper] while training, their mean else (Xu et al. 2015)."""
     slope: Any = ops.rand(*input.shape, dtype=input.dtype) * (upper - lower) + lower if training else (lower + upper) / 2
-    return _into(input, ops.where(input >= 0, input, input * slope), inplace)
+    return _into(input, lambda x: ops.where(x >= 0, x, x * slope), inplace)
 
 
 def gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
@@ -204,11 +205,11 @@ def _check_probability(p: float) -> None:
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """While training, elements are zero with probability `p` and the rest is scaled by 1 / (1 - p)."""
-    return _into(input, ops.dropout(input, p, training), inplace and training and p > 0)
+    return _into(input, lambda x: ops.dropout(x, p, training), inplace and training and p > 0)
 
 
 def _drop_channels(input: Tensor, p: float, shape: Sequence[int], inplace: bool) -> Tensor:
-    return _into(input, input * ops.dropout(ops.ones(*shape, dtype=input.dtype, device=input.device), p), inplace)
+    return _into(input, lambda x: x * ops.dropout(ops.ones(*shape, dtype=input.dtype, device=input.device), p), inplace)
 
 
 def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -258,11 +259,11 @@ def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace
 
 def _alpha_dropped(input: Tensor, p: float, shape: tuple[int, ...], inplace: bool) -> Tensor:
     if p == 1.0:
-        return _into(input, input * 0.0, inplace)
+        return _into(input, lambda x: x * 0.0, inplace)
     alpha = 1.7580993408473766
     a = 1.0 / math.sqrt((alpha * alpha * p + 1) * (1 - p))
     kept = ops.rand(*shape, device=input.device) >= p
-    return _into(input, ops.where(kept, input * a + alpha * a * p, -alpha * a + alpha * a * p), inplace)
+    return _into(input, lambda x: ops.where(kept, x * a + alpha * a * p, -alpha * a + alpha * a * p), inplace)
 
 
 # ------------------------------------------------------------------------------------------------ normalization
@@ -1198,7 +1199,7 @@ def selu_(input: Tensor) -> Tensor:
 
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """In-place threshold."""
-    return input.copy_(ops.where(input <= threshold, float(value), input))
+    return _into(input, lambda x: ops.where(x <= threshold, float(value), x), True)
 
 
 def rrelu_(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False) -> Tensor:

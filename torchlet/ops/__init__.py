@@ -27,11 +27,12 @@ from torchlet.ops import (
 
 from torchlet.ops import attention, convolve, pool, recurrent  # isort: skip
 from torchlet.ops import construct, lists  # isort: skip
-from torchlet.ops.public import FUNCTIONS, METHODS
+from torchlet.ops.public import FUNCTIONS, MAKE_OUT, METHODS, TAKE_OUT, taking_out
 from torchlet.tensor import Tensor
 
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)
+FUNCTIONS.update({_name: taking_out(_name, FUNCTIONS[_name]) for _name in f"{TAKE_OUT} {MAKE_OUT}".split()})
 globals().update(FUNCTIONS)
 linear, gelu, leaky_relu, elu, softplus = contract.linear, pointwise.gelu, pointwise.leaky_relu, pointwise.elu, pointwise.softplus
 layer_norm, rms_norm, total_norm = composite.layer_norm, composite.rms_norm, composite.total_norm

@@ -9,7 +9,7 @@ import numpy as np
 
 from torchlet.op import Composite, Contract, apply, define
 from torchlet.ops.pointwise import conjugate
-from torchlet.ops.public import METHODS, Draws, as_tensor_like, public
+from torchlet.ops.public import METHODS, Draws, as_tensor_like, in_place, public
 from torchlet.ops.view import permute_, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, broadcast_shapes
 from torchlet.tensor import Tensor
@@ -186,7 +186,7 @@ def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, a
     return product + (input if beta == 1 else input * beta)
 
 
-METHODS["addmm_"] = lambda self, mat1, mat2, *, beta=1, alpha=1: self.copy_(addmm(self, mat1, mat2, beta=beta, alpha=alpha))
+METHODS["addmm_"] = in_place(addmm)
 
 
 @public()

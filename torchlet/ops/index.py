@@ -18,7 +18,7 @@ from torchlet.op import OPS, Check, Op, ScatterAdd, Select, apply, define
 from torchlet.ops.create import full_
 from torchlet.ops.methods import copy_, fill_, tensor
 from torchlet.ops.pointwise import cast, where, where_
-from torchlet.ops.public import METHODS, Draws, public
+from torchlet.ops.public import METHODS, Draws, in_place, public
 from torchlet.ops.view import ALL, Items, index_basic_, reshape, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
@@ -829,7 +829,7 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     return where(mask, taken, input)
 
 
-METHODS["masked_scatter_"] = lambda self, mask, source: copy_(self, masked_scatter(self, mask, source))
+METHODS["masked_scatter_"] = in_place(masked_scatter)
 
 
 @public()

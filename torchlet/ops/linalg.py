@@ -16,7 +16,7 @@ from torchlet.op import Op, apply, define
 from torchlet.ops.arrange import diag_embed, stack, tril, triu
 from torchlet.ops.contract import addmm, baddbmm, bmm, matmul, mv, outer
 from torchlet.ops.pointwise import where
-from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, in_place, public
 from torchlet.ops.reduce import amax, norm
 from torchlet.ops.reduce import sum as sum_over
 from torchlet.ops.view import expand, reshape, transpose, unsqueeze
@@ -710,12 +710,8 @@ def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, al
     return _mix(input, sum_over(bmm(batch1, batch2), 0), beta, alpha)
 
 
-def _writing(name: str, f: Callable[..., Tensor]) -> None:
-    METHODS[name + "_"] = lambda self, *args, **kwargs: self.copy_(f(self, *args, **kwargs))
-
-
 for _f in (addmm, addmv, addr, addbmm, baddbmm):
-    _writing(_f.__name__, _f)
+    METHODS[_f.__name__ + "_"] = in_place(_f)
 
 
 @public()

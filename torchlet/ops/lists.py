@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torchlet.ops.public import FUNCTIONS, METHODS
+from torchlet.ops.public import FUNCTIONS, METHODS, in_place
 from torchlet.ops.reduce import norm
 from torchlet.tensor import Tensor
 
@@ -71,7 +71,7 @@ def _over(name: str, method: Callable[..., Any]) -> Callable[..., list[Tensor]]:
 
 
 def _storing(pair: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda t, other: t.copy_(pair(t, other if isinstance(other, Tensor) else METHODS["new_tensor"](t, other)))
+    return in_place(lambda t, other: pair(t, other if isinstance(other, Tensor) else METHODS["new_tensor"](t, other)))
 
 
 for _name in (*_UNARY, *_BINARY, *_TERNARY):

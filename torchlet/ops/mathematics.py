@@ -15,7 +15,7 @@ from torchlet.expr import Expr, call, const
 from torchlet.expr import where as select
 from torchlet.op import Op, apply, pointwise
 from torchlet.ops.pointwise import SQRT_HALF, binary, cast, draw, unary, where
-from torchlet.ops.public import METHODS, Draws, binary_public, public, unary_public
+from torchlet.ops.public import METHODS, Draws, binary_public, in_place, public, unary_public
 from torchlet.tensor import Tensor
 
 _rng = Draws(9)
@@ -198,7 +198,7 @@ def ldexp(input: Tensor, other: Any) -> Tensor:
     return input * (METHODS["exp2"](other) if isinstance(other, Tensor) else 2.0**other)  # type: ignore[no-any-return]
 
 
-METHODS["ldexp_"] = lambda self, other: self.copy_(ldexp(self, other))
+METHODS["ldexp_"] = in_place(ldexp)
 
 # ------------------------------------------------------------------------------------------------ logarithms of products and odds
 
@@ -240,7 +240,7 @@ def logit(input: Tensor, eps: float | None = None) -> Tensor:
     return (x / (1 - x)).log()
 
 
-METHODS["logit_"] = lambda self, eps=None: self.copy_(logit(self, eps))
+METHODS["logit_"] = in_place(logit)
 
 # ------------------------------------------------------------------------------------------------ the error function's family
 
@@ -477,7 +477,7 @@ def round(input: Tensor, *, decimals: int = 0) -> Tensor:
     return _round(input * 10.0**decimals) / 10.0**decimals  # type: ignore[no-any-return]
 
 
-METHODS["round_"] = lambda self, *, decimals=0: _round_(self) if decimals == 0 else self.copy_(round(self, decimals=decimals))
+METHODS["round_"] = lambda self, *, decimals=0: _round_(self) if decimals == 0 else in_place(round)(self, decimals=decimals)
 
 
 @public()
@@ -503,7 +503,7 @@ def frexp(input: Tensor) -> tuple[Tensor, Tensor]:
 
 
 METHODS["frexp"] = frexp
-METHODS["frac_"] = lambda self: self.copy_(self.frac())
-METHODS["nan_to_num_"] = lambda self, nan=0.0, posinf=None, neginf=None: self.copy_(self.nan_to_num(nan, posinf, neginf))
+METHODS["frac_"] = in_place(METHODS["frac"])
+METHODS["nan_to_num_"] = in_place(METHODS["nan_to_num"])
 METHODS["true_divide_"] = METHODS["div_"]
-METHODS["float_power_"] = lambda self, exponent: self.copy_(float_power(self, exponent))
+METHODS["float_power_"] = in_place(float_power)

@@ -12,7 +12,7 @@ from torchlet.ops.arrange import cat, flip
 from torchlet.ops.create import Generator, default_generator, uniform_
 from torchlet.ops.index import gather, index_sum_
 from torchlet.ops.pointwise import cast, maximum, minimum, where
-from torchlet.ops.public import METHODS, Draws, public
+from torchlet.ops.public import METHODS, Draws, in_place, public
 from torchlet.ops.reduce import amax, amin, argmax, argmin
 from torchlet.ops.view import ALL, basic, reshape
 from torchlet.spec import Spec, normalize_dim
@@ -81,7 +81,7 @@ def cumprod(input: Tensor, dim: int, *, dtype: dtypes.dtype | None = None) -> Te
     return apply(cumprod_, (input if dtype is None else cast(input, dtype),), (normalize_dim("cumprod", dim, input.ndim),))
 
 
-METHODS["cumsum_"] = lambda self, dim: self.copy_(cumsum(self, dim))
+METHODS["cumsum_"] = in_place(cumsum)
 
 
 @public()

@@ -14,7 +14,18 @@ from torchlet.expr import Expr, call, const
 from torchlet.expr import cast as cast_expr
 from torchlet.expr import where as select
 from torchlet.op import Check, Op, Pointwise, apply, define, pointwise
-from torchlet.ops.public import METHODS, Draws, as_tensor_like, binary_public, dunder, inplace_dunder, operand, public, unary_public
+from torchlet.ops.public import (
+    METHODS,
+    Draws,
+    as_tensor_like,
+    binary_public,
+    dunder,
+    in_place,
+    inplace_dunder,
+    operand,
+    public,
+    unary_public,
+)
 from torchlet.spec import Spec
 from torchlet.tensor import Tensor
 
@@ -180,7 +191,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 def div_inplace(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """self /= other."""
     op = {None: div_, "floor": floor_divide_}.get(rounding_mode)
-    return inplace(op, self, (self, operand(other, "div"))) if op else self.copy_(div(self, other, rounding_mode=rounding_mode))
+    return inplace(op, self, (self, operand(other, "div"))) if op else in_place(div)(self, other, rounding_mode=rounding_mode)
 
 
 def _power_expr(x: Expr, exponent: float) -> Expr:

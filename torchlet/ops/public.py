@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from torchlet.autograd import inplace
-from torchlet.op import Op, apply
+from torchlet.op import STATE, Op, apply
 from torchlet.tensor import Tensor
 
 FUNCTIONS: dict[str, Any] = {}  # torchlet.NAME: functions, and a few classes and words
@@ -45,8 +46,9 @@ def public(*names: str, function: bool = True, method: bool = True) -> Callable[
 def unary_public(op: Op, *names: str) -> Callable[[Tensor], Tensor]:
     """`name(input)`, `x.name()` and `x.name_()` of a one-input operator."""
 
-    def f(input: Any) -> Tensor:
-        return apply(op, (as_tensor_like(input, op.name),))
+    def f(input: Any, *, out: Tensor | None = None) -> Tensor:
+        result = apply(op, (as_tensor_like(input, op.name),))
+        return result if out is None else write(op.name, out, result)  # type: ignore[no-any-return]
 
     def f_(input: Tensor) -> Tensor:
         return inplace(op, input, (input,))
@@ -64,8 +66,9 @@ def unary_public(op: Op, *names: str) -> Callable[[Tensor], Tensor]:
 def binary_public(op: Op, *names: str, inplace_too: bool = True) -> Callable[[Any, Any], Tensor]:
     """`name(input, other)`, `x.name(other)` and `x.name_(other)` of a two-input operator; either may be a number."""
 
-    def f(input: Any, other: Any) -> Tensor:
-        return apply(op, (input, other) if isinstance(input, Tensor) else (operand(input, op.name), operand(other, op.name)))
+    def f(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
+        result = apply(op, (input, other) if isinstance(input, Tensor) else (operand(input, op.name), operand(other, op.name)))
+        return result if out is None else write(op.name, out, result)  # type: ignore[no-any-return]
 
     def f_(input: Tensor, other: Any) -> Tensor:
         return inplace(op, input, (input, operand(other, op.name)))
@@ -78,6 +81,73 @@ def binary_public(op: Op, *names: str, inplace_too: bool = True) -> Callable[[An
         if inplace_too:
             METHODS[n + "_"] = f_
     return f
+
+
+def in_place(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`x.name_(…)` from `name(x, …)`: x is overwritten with the result. What a gradient rule saves of x is a copy."""
+
+    def f_(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        followed = STATE.grad and any(isinstance(t, Tensor) and t._meta.requires_grad for t in (self, *args, *kwargs.values()))
+        return METHODS["copy_"](self, f(METHODS["clone"](self) if followed else self, *args, **kwargs))  # type: ignore[no-any-return]
+
+    return f_
+
+
+# PyTorch's functions with an `out` argument that are no plain operators of one or two operands (those have it by themselves)
+TAKE_OUT = (
+    "add addbmm addcdiv addcmul addmm addmv addr all amax amin aminmax any argmax argmin baddbmm bmm bucketize cat chain_matmul cholesky "
+    "clamp clamp_max clamp_min clip column_stack complex concat concatenate cross cummax cummin cumprod cumsum diag diff div divide dot "
+    "dstack float_power fmod frexp gather ger hstack index_add index_copy index_select inner inverse kron kthvalue ldexp lerp log_softmax "
+    "logcumsumexp logit logsumexp masked_select matmul max mean median min mm mode msort mul multinomial multiply mv nan_to_num nanmean "
+    "nanmedian nanquantile nansum nonzero norm outer polar pow prod quantile renorm round row_stack rsub scatter scatter_add searchsorted "
+    "softmax sort stack std sub subtract sum take take_along_dim tensordot topk tril triu true_divide var vdot vstack where"
+)
+MAKE_OUT = "arange empty eye full linspace logspace ones rand randint randn randperm range zeros normal bernoulli"
+
+
+def write(name: str, out: Any, result: Any) -> Any:
+    """What `name(…, out=out)` returns: the result in the memory of `out`, which gets its shape.
+
+    Raises RuntimeError where a gradient would be wanted, or where the dtype of `out` is of a lower kind.
+    """
+    if isinstance(result, tuple):
+        return type(result)(*[write(name, o, r) for o, r in zip(out, result, strict=True)])
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name}(): argument 'out' must be Tensor, not {type(out).__name__}")
+    if result._meta.requires_grad or (STATE.grad and out._meta.requires_grad):
+        raise RuntimeError(
+            f"{name}(): functions with out=... arguments don't support automatic differentiation, but one of the arguments requires grad."
+            "\nhelp: call it without out=, or in `with torchlet.no_grad():`"
+        )
+    if result._meta.dtype.category > out._meta.dtype.category:
+        raise RuntimeError(f"{name}: result type {result.dtype.name} can't be cast to the desired output type {out.dtype.name}")
+    if result._meta.shape != out._meta.shape:
+        if out._meta.numel:
+            warnings.warn(
+                f"An output with one or more elements was resized since it had shape {list(out.shape)}, which does not match the required "
+                f"output shape {list(result.shape)}. Resize it to zero elements with t.resize_(0) before it is used again.", stacklevel=3,
+            )
+        METHODS["resize_"](out, result.shape)
+    return METHODS["copy_"](out, result)
+
+
+def taking_out(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` with an argument `out` whose memory takes the result."""
+    code = f.__code__
+    if "out" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        return f
+    made = name in MAKE_OUT.split()
+
+    def g(*args: Any, out: Any = None, **kwargs: Any) -> Any:
+        if out is None:
+            return f(*args, **kwargs)
+        if made and isinstance(out, Tensor) and kwargs.get("dtype") is None and name not in ("normal", "bernoulli"):
+            kwargs |= {"dtype": out._meta.dtype, "device": out._meta.device}
+        return write(name, out, f(*args, **kwargs))
+
+    g.__name__ = g.__qualname__ = f.__name__
+    g.__doc__, g.__module__, g.__wrapped__, g.takes_out = f.__doc__, f.__module__, f, True  # type: ignore[attr-defined]
+    return g
 
 
 def _describe(f: Callable[..., Any], name: str, doc: str) -> None:

@@ -16,7 +16,7 @@ from torchlet.ops.create import Generator, draw, integers_, uniform_
 from torchlet.ops.index import gather, getitem, scatter_sum_
 from torchlet.ops.order import RETURN_TYPES, ValuesIndices, argsort, cumsum, median, named, sort
 from torchlet.ops.pointwise import cast, where
-from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, in_place, public
 from torchlet.ops.reduce import norm
 from torchlet.ops.view import ALL, basic, expand, movedim, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, normalize_dim
@@ -97,7 +97,7 @@ def logcumsumexp(input: Tensor, dim: int) -> Tensor:
     return apply(logcumsumexp_, (input,), (normalize_dim("logcumsumexp", dim, input.ndim),))
 
 
-METHODS["cumprod_"] = lambda self, dim: self.copy_(self.cumprod(dim))
+METHODS["cumprod_"] = in_place(METHODS["cumprod"])
 
 
 def _steps(y: Tensor, x: Any, dx: Any, dim: int) -> Any:
@@ -350,7 +350,7 @@ def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     return input * where(length > maxnorm, maxnorm / (length + 1e-7), 1.0)
 
 
-METHODS["renorm_"] = lambda self, p, dim, maxnorm: self.copy_(renorm(self, p, dim, maxnorm))
+METHODS["renorm_"] = in_place(renorm)
 
 
 @public(method=False)
@@ -471,9 +471,7 @@ def scatter_reduce(input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: 
     return apply(scatter_reduce_op, (input, index, src), (normalize_dim("scatter_reduce", dim, input.ndim), reduce, bool(include_self)))
 
 
-METHODS["scatter_reduce_"] = lambda self, dim, index, src, reduce, *, include_self=True: self.copy_(
-    scatter_reduce(self, dim, index, src, reduce, include_self=include_self)
-)
+METHODS["scatter_reduce_"] = in_place(scatter_reduce)
 
 
 @public()
@@ -484,9 +482,7 @@ def index_reduce(input: Tensor, dim: int, index: Tensor, source: Tensor, reduce:
     return scatter_reduce(input, d, cast(spread, dtypes.int64), source, reduce, include_self=include_self)
 
 
-METHODS["index_reduce_"] = lambda self, dim, index, source, reduce, *, include_self=True: self.copy_(
-    index_reduce(self, dim, index, source, reduce, include_self=include_self)
-)
+METHODS["index_reduce_"] = in_place(index_reduce)
 
 
 @public()
@@ -496,7 +492,7 @@ def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
     return reshape(flat.index_put((reshape(index, (-1,)),), reshape(source, (-1,)), accumulate), tuple(input.shape))
 
 
-METHODS["put_"] = lambda self, index, source, accumulate=False: self.copy_(put(self, index, source, accumulate))
+METHODS["put_"] = in_place(put)
 
 # ------------------------------------------------------------------------------------------------ random numbers of other distributions
 

@@ -97,6 +97,9 @@ def _parameters(f: Callable[..., Any], inside: bool) -> str:
             "" if p.default is p.empty else f" = {p.default!r}" if isinstance(p.default, bool | int | float | str | None) else " = ..."
         )
         out.append(f"{stars}{p.name}: {_spelled(p.annotation, inside)}{default}")
+    if getattr(f, "takes_out", False):
+        at = len(out) - (listed[-1].kind is inspect.Parameter.VAR_KEYWORD)
+        out[at:at] = ["out: Any = None"] if starred else ["*", "out: Any = None"]
     return ", ".join(out)
 
 
