@@ -86,3 +86,10 @@ def test_uninstalling_gives_the_name_back() -> None:
         "assert not any(n == 'torch' or n.startswith('torch.') for n in sys.modules) and not c.is_installed()"
     )
     python("-c", code)
+
+
+def test_dtypes_and_sizes_are_printed_with_the_name_the_program_imports() -> None:
+    code = "import torchlet.compat as c; c.install(); import torch; x = torch.zeros(2, 3).double(); print(x.dtype, x.shape, x.type(), x[0])"
+    expected = "torch.float64 torch.Size([2, 3]) torch.DoubleTensor tensor([0., 0., 0.], dtype=torch.float64)\n"
+    assert python("-c", code) == expected
+    assert python("-c", code + "; c.uninstall(); import torchlet; print(torchlet.int32)") == expected + "torchlet.int32\n"

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections import deque
 from typing import Any
 
 import ml_dtypes
@@ -434,3 +435,9 @@ def test_importing_torchlet_leaves_slow_modules_for_later():
 def test_an_array_of_bfloat16_made_before_torchlet_used_the_type_is_understood():
     code = "import numpy as np, ml_dtypes, torchlet; print(torchlet.from_numpy(np.ones(2, ml_dtypes.bfloat16)).dtype)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "torchlet.bfloat16"
+
+
+def test_any_sequence_of_numbers_makes_a_tensor() -> None:
+    assert torch.tensor(deque([1.5, 2.0])).tolist() == [1.5, 2.0]
+    with pytest.raises(RuntimeError, match="Could not infer dtype of str"):
+        torch.tensor("12")

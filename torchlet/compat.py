@@ -1,7 +1,8 @@
 """Programs that say `import torch` run on torchlet: `torchlet.compat.install()`, or `python -m torchlet.compat script.py [args]`.
 
 `torch` and every module below it resolve to torchlet's module, namespace or class of the same path. What is not there raises
-ImportError or AttributeError with its name and the nearest name that is. A PyTorch that is already imported is never replaced.
+ImportError or AttributeError with its name and the nearest name that is. Dtypes and sizes are printed as `torch.float32` and
+`torch.Size([2])`. A PyTorch that is already imported is never replaced.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import types
 from collections.abc import Sequence
 from typing import Any
+
+from torchlet import dtypes
 
 __all__ = ["install", "is_installed", "uninstall"]
 
@@ -142,12 +145,14 @@ def install() -> None:
             "torchlet.compat.install() before the first import of torch"
         )
     sys.meta_path.insert(0, _FINDER)
+    dtypes.PACKAGE = "torch"
 
 
 def uninstall() -> None:
     """Take it back: the next `import torch` looks for PyTorch."""
     if is_installed():
         sys.meta_path.remove(_FINDER)
+        dtypes.PACKAGE = "torchlet"
     for name in [n for n, m in sys.modules.items() if isinstance(m, _Alias)]:
         del sys.modules[name]
 

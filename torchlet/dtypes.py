@@ -15,6 +15,9 @@ __all__ = [
 ]
 
 
+PACKAGE = "torchlet"  # how dtypes, sizes and tensor types name the package when printed; `compat` makes it the name the program imports
+
+
 class dtype:
     """An element type. There is one object per type, so `is` compares.
 
@@ -44,7 +47,7 @@ class dtype:
         return self.np
 
     def __repr__(self) -> str:
-        return f"torchlet.{self.name}"
+        return f"{PACKAGE}.{self.name}"
 
     def __reduce__(self) -> str:  # pickled by name, so that identity survives worker processes
         return {"bool": "bool_"}.get(self.name, self.name)

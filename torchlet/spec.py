@@ -37,7 +37,7 @@ class Size(tuple[int, ...]):
         return math.prod(self)
 
     def __repr__(self) -> str:
-        return f"torchlet.Size([{', '.join(map(str, self))}])"
+        return f"{dtypes.PACKAGE}.Size([{', '.join(map(str, self))}])"
 
     def __getitem__(self, item):  # type: ignore[no-untyped-def,override]
         got = tuple.__getitem__(self, item)

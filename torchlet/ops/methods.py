@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
     if not isinstance(data, list | tuple | range):
         if hasattr(data, "__array__"):
             return np.asarray(data)
+        if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+            return _array_of(list(data), name, given)  # a deque, a user's sequence
         raise RuntimeError(f"{name}: Could not infer dtype of {type(data).__name__}")
     leaf: Any = data
     while isinstance(leaf, list | tuple) and leaf:
@@ -347,7 +349,7 @@ _TYPE_NAMES: dict[DType, str] = {
 METHODS |= {
     "is_signed": lambda self: self._meta.dtype.is_signed,
     "type": lambda self, dtype=None: (
-        f"torchlet.{'cuda.' if self.is_cuda else ''}{_TYPE_NAMES[self._meta.dtype]}Tensor" if dtype is None else self.to(dtype)
+        f"{dtypes.PACKAGE}.{'cuda.' if self.is_cuda else ''}{_TYPE_NAMES[self._meta.dtype]}Tensor" if dtype is None else self.to(dtype)
     ),
     "get_device": lambda self: -1 if self.device is CPU else self.device.index,
     "is_cuda": property(lambda self: self._meta.device is not CPU, doc="True on a CUDA device."),
