@@ -581,3 +581,21 @@ def test_an_in_place_function_keeps_for_its_gradient_what_it_overwrites(write: C
         shift[k] = eps
         high, low = (write((values + s) * 3).exp().sum().item() for s in (shift, -shift))
         assert x.grad[k].item() == pytest.approx((high - low) / (2 * eps), rel=2e-2, abs=2e-2)
+
+
+def test_inference_mode_can_be_switched_off_by_its_argument() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with torch.inference_mode(mode=True):
+        assert not (x * 2).requires_grad
+        with torch.inference_mode(False):
+            assert (x * 2).requires_grad
+
+    @torch.inference_mode()
+    def doubled() -> torch.Tensor:
+        return x * 2
+
+    @torch.inference_mode
+    def tripled() -> torch.Tensor:
+        return x * 3
+
+    assert not doubled().requires_grad and not tripled().requires_grad and (x * 2).requires_grad

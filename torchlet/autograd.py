@@ -98,7 +98,13 @@ class enable_grad(_Mode):
 
 
 class inference_mode(no_grad):
-    """`no_grad` under PyTorch's other name."""
+    """`no_grad` under PyTorch's other name; `inference_mode(False)` records again."""
+
+    def __new__(cls, mode: Any = True) -> Any:
+        return enable_grad() if mode is False else super().__new__(cls, mode)
+
+    def __init__(self, mode: Any = True):
+        """Nothing is kept of `mode`: a function was decorated, True is what this is for."""
 
 
 # ------------------------------------------------------------------------------------------------ eager execution

@@ -38,14 +38,16 @@ _MOVED = {
     "nn.modules.utils": "nn",
     "nn.parameter": "nn",
     "optim.optimizer": "optim",
-    "distributions.normal": "distributions",
-    "distributions.categorical": "distributions",
-    "distributions.kl": "distributions",
-    "distributions.gumbel": "distributions",
     "_tensor": "",
     "types": "",
     "cuda.random": "cuda",
+    "nn.utils.stateless": "func",
 }
+_DISTRIBUTIONS = (
+    "bernoulli beta categorical dirichlet distribution exponential gamma geometric gumbel independent kl laplace log_normal "
+    "mixture_same_family multivariate_normal normal one_hot_categorical transformed_distribution transforms uniform"
+)
+_MOVED |= {f"distributions.{name}": "distributions" for name in _DISTRIBUTIONS.split()}
 
 
 def _nearest(name: str, among: Sequence[str]) -> str:

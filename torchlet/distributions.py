@@ -8,17 +8,19 @@ from typing import Any
 
 from torchlet import dtypes
 from torchlet.autograd import no_grad
-from torchlet.nn.functional import binary_cross_entropy_with_logits
+from torchlet.nn.functional import binary_cross_entropy_with_logits, softplus
 from torchlet.ops.public import FUNCTIONS
 from torchlet.spec import Size
 from torchlet.tensor import Tensor
 
 __all__ = [
+    "AffineTransform",
     "Bernoulli",
     "Beta",
     "Categorical",
     "Dirichlet",
     "Distribution",
+    "ExpTransform",
     "Exponential",
     "Gamma",
     "Geometric",
@@ -26,8 +28,15 @@ __all__ = [
     "Independent",
     "Laplace",
     "LogNormal",
+    "MixtureSameFamily",
     "MultivariateNormal",
     "Normal",
+    "OneHotCategorical",
+    "OneHotCategoricalStraightThrough",
+    "SigmoidTransform",
+    "TanhTransform",
+    "Transform",
+    "TransformedDistribution",
     "Uniform",
     "kl_divergence",
     "register_kl",
@@ -550,6 +559,195 @@ class Independent(Distribution):
     def entropy(self) -> Tensor:
         """The base's entropies summed over the event."""
         return self._summed(self.base_dist.entropy())
+
+
+class OneHotCategorical(Distribution):
+    """One of n classes, as a vector with a one."""
+
+    def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None):
+        self._classes = Categorical(probs, logits)
+        super().__init__(self._classes.batch_shape, self._classes.probs.shape[-1:], validate_args)
+
+    probs = property(lambda self: self._classes.probs)
+    logits = property(lambda self: self._classes.logits)
+    mean = property(lambda self: self._classes.probs)
+    variance = property(lambda self: self._classes.probs * (1 - self._classes.probs))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Vectors with a one, in the dtype of the probabilities."""
+        drawn = self._classes.sample(sample_shape).unsqueeze(-1)
+        return (drawn == _T["arange"](self.event_shape[0])).to(self.probs.dtype)  # type: ignore[no-any-return]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log probability of the class that has the one."""
+        return self._classes.log_prob(value.argmax(-1))
+
+    def entropy(self) -> Tensor:
+        """The entropy."""
+        return self._classes.entropy()
+
+
+class OneHotCategoricalStraightThrough(OneHotCategorical):
+    """One-hot samples whose gradient is that of the probabilities (Bengio et al. 2013)."""
+
+    has_rsample = True
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The sample, plus the probabilities minus themselves without gradient."""
+        return self.sample(sample_shape) + (self.probs - self.probs.detach())  # type: ignore[no-any-return]
+
+
+class MixtureSameFamily(Distribution):
+    """A mixture of the last batch dimension of one distribution, weighted by a Categorical."""
+
+    def __init__(self, mixture_distribution: Categorical, component_distribution: Distribution, validate_args: bool | None = None):
+        self.mixture_distribution, self.component_distribution = mixture_distribution, component_distribution
+        super().__init__(component_distribution.batch_shape[:-1], component_distribution.event_shape, validate_args)
+
+    def _weights(self) -> Tensor:
+        return self.mixture_distribution.probs.reshape(*self.mixture_distribution.probs.shape, *[1] * len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the means."""
+        return (self._weights() * self.component_distribution.mean).sum(-1 - len(self.event_shape))
+
+    @property
+    def variance(self) -> Tensor:
+        """The mean of the variances plus the variance of the means."""
+        at = -1 - len(self.event_shape)
+        apart = self.component_distribution.mean - self.mean.unsqueeze(at)
+        return (self._weights() * (self.component_distribution.variance + apart**2)).sum(at)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """One component's sample for each."""
+        with no_grad():
+            at = len(tuple(sample_shape)) + len(self.batch_shape)
+            chosen = self.mixture_distribution.sample(sample_shape)
+            all_of = self.component_distribution.sample(sample_shape)
+            chosen = chosen.reshape(*chosen.shape, 1, *[1] * len(self.event_shape))
+            chosen = chosen.expand(*all_of.shape[:at], 1, *self.event_shape)
+            return all_of.gather(at, chosen).squeeze(at)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log of the weighted densities' sum."""
+        each = self.component_distribution.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
+        return (each + self.mixture_distribution.logits.log_softmax(-1)).logsumexp(-1)
+
+
+class Transform:
+    """An invertible function of each element: `t(x)`, `t.inv(y)`, and the log of its derivative's size."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no forward function")
+
+    def inv(self, y: Tensor) -> Tensor:
+        """The x with t(x) = y."""
+        raise NotImplementedError(f"{type(self).__name__} has no inverse")
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |dy/dx| of each element."""
+        raise NotImplementedError(f"{type(self).__name__} has no derivative")
+
+
+class ExpTransform(Transform):
+    """exp(x)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+    def inv(self, y: Tensor) -> Tensor:
+        """log(y)."""
+        return y.log()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """x."""
+        return x
+
+
+class SigmoidTransform(Transform):
+    """1 / (1 + exp(-x))."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+    def inv(self, y: Tensor) -> Tensor:
+        """log(y / (1 - y))."""
+        return y.logit()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log of y (1 - y), from x."""
+        return -softplus(-x) - softplus(x)
+
+
+class TanhTransform(Transform):
+    """tanh(x)."""
+
+    def __init__(self, cache_size: int = 0):
+        """`cache_size` is accepted for PyTorch's sake."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    def inv(self, y: Tensor) -> Tensor:
+        """atanh(y)."""
+        return y.atanh()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log(1 - tanh(x)^2), in the form that does not cancel for large x."""
+        return 2.0 * (math.log(2.0) - x - softplus(-2.0 * x))
+
+
+class AffineTransform(Transform):
+    """loc + scale * x."""
+
+    def __init__(self, loc: Any, scale: Any, event_dim: int = 0, cache_size: int = 0):
+        self.loc, self.scale = loc, scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.loc + self.scale * x  # type: ignore[no-any-return]
+
+    def inv(self, y: Tensor) -> Tensor:
+        """(y - loc) / scale."""
+        return (y - self.loc) / self.scale  # type: ignore[no-any-return]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |scale|."""
+        return _T["zeros_like"](x) + (self.scale.abs().log() if isinstance(self.scale, Tensor) else math.log(abs(self.scale)))  # type: ignore[no-any-return]
+
+
+class TransformedDistribution(Distribution):
+    """What transforms, one after the other, make of a distribution's samples."""
+
+    def __init__(self, base_distribution: Distribution, transforms: Any, validate_args: bool | None = None):
+        self.base_dist = base_distribution
+        self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
+        super().__init__(base_distribution.batch_shape, base_distribution.event_shape, validate_args)
+        self.has_rsample = base_distribution.has_rsample
+
+    def _moved(self, x: Tensor) -> Tensor:
+        for transform in self.transforms:
+            x = transform(x)
+        return x
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Samples through which gradients reach the parameters."""
+        return self._moved(self.base_dist.rsample(sample_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Samples, off the tape."""
+        with no_grad():
+            return self._moved(self.base_dist.sample(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The base's log density where the value comes from, less the logs of the derivatives."""
+        total: Any = 0.0
+        for transform in reversed(self.transforms):
+            x = transform.inv(value)
+            moved = transform.log_abs_det_jacobian(x, value)
+            total = total - (moved.sum(tuple(range(-len(self.event_shape), 0))) if self.event_shape else moved)
+            value = x
+        return total + self.base_dist.log_prob(value)  # type: ignore[no-any-return]
 
 
 _KL: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {}
