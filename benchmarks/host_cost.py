@@ -3,7 +3,7 @@
     python benchmarks/host_cost.py [--batches 40] [--only torchlet]
 
 Every row is the minimum over batches; the rows take turns, so that a busy machine slows all of them alike. Kernels are replaced by
-nothing: torchlet's native call returns at once, torch.compile gets a backend that returns the outputs of its first run, and the body of
+nothing: torchlet's native call finds no launches, torch.compile gets a backend that returns the outputs of its first run, and the body of
 the jitted function hands as many arrays in and out as the step has. Peers that are not installed are left out.
 """
 
@@ -101,14 +101,15 @@ def of_torchlet() -> list[Row]:
     import torchlet
     from torchlet.compiler import program
 
-    bind = program.bind_launch
+    compile_graph = program.compile_graph
 
-    def without_kernels(source: str, executable: Any, names: dict[str, Any]) -> Any:
+    def without_kernels(*args: Any) -> Any:
+        executable = compile_graph(*args)
         for p in executable.programs:
-            p.native = lambda argument: 0
-        return bind(source, executable, names)
+            p._program.n = 0
+        return executable
 
-    program.bind_launch = without_kernels
+    program.compile_graph = without_kernels
     return [
         *workloads(torchlet, torchlet.compile, "torchlet", {}, False),
         *workloads(torchlet, torchlet.compile, "torchlet replay", {"replay": True}, True),

@@ -33,6 +33,7 @@ class Config:
     libcuda       TORCHLET_LIBCUDA: the NVIDIA driver's library; empty: libcuda.so.1
     cuda_sync     TORCHLET_CUDA_SYNC: 1 waits after every kernel, so that a kernel that fails is named with its lines
     cuda_graphs   TORCHLET_CUDA_GRAPHS: 0 launches kernels one by one, never as a CUDA graph
+    c_walk        TORCHLET_C_WALK: 0 follows known paths in Python, without the C code that does the same faster; read at first use
     """
 
     cache_dir: str = _switch("TORCHLET_CACHE_DIR", str, "")  # type: ignore[assignment]
@@ -42,6 +43,7 @@ class Config:
     libcuda: str = _switch("TORCHLET_LIBCUDA", str, "")  # type: ignore[assignment]
     cuda_sync: bool = _switch("TORCHLET_CUDA_SYNC", _truth, False)  # type: ignore[assignment]
     cuda_graphs: bool = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)  # type: ignore[assignment]
+    c_walk: bool = _switch("TORCHLET_C_WALK", _truth, True)  # type: ignore[assignment]
 
     @contextmanager
     def __call__(self, **switches: object) -> Iterator[Config]:

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execut
 from torchlet.compiler.program import Program, run_stepwise
 from torchlet.errors import CompileError
 from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec, result_strides
+from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
 from torchlet.tensor import Meta, Storage, Tensor, new
 
@@ -204,9 +206,14 @@ class Macro:
 
 
 class Run:
-    """One walk at a time over one trie. `STATE.run` while a compiled function runs in this thread."""
+    """One walk at a time over one trie. `STATE.run` while a compiled function runs in this thread.
+
+    `step`, `step_inplace`, `update`, `follow_backward` and `flush` have twins in C (runtime/csrc/walk.c), which `run_class` puts before
+    these where it can: they do the same for what is known, and call these for everything else.
+    """
 
     cur: Step
+    inside = 0  # more: the owner's thread is in the C code, which has no frame that would tell
 
     def __init__(self, owner: Any):
         self.owner = owner  # the compiled function: keeps statistics and names
@@ -627,16 +634,26 @@ class Run:
         """Another thread wants a value: launch what is pending on the owner's behalf, while its cursor stands on a step without edges."""
         while t._np is None and t._run is self:
             with self.lock:
-                end = self.__dict__.pop("cur", None)  # at once: from here on the owner finds HELD, and waits for the lock
+                end = self._hold()
                 if end is not None and self._is_outside():
                     self.flush("a value was read by another thread", end=end)
                     continue
                 if end is not None:
-                    self.__dict__.setdefault("cur", end)  # unless the owner has just put its own
+                    self._give_back(end)
             time.sleep(1e-4)
+
+    def _hold(self) -> Step | None:
+        """Take the cursor away, at once: from here on the owner finds HELD, and waits for the lock. None: it is taken already."""
+        return self.__dict__.pop("cur", None)  # type: ignore[no-any-return]
+
+    def _give_back(self, end: Step) -> None:
+        """Undo `_hold`, unless the owner has just put its own."""
+        self.__dict__.setdefault("cur", end)
 
     def _is_outside(self) -> bool:
         """True if the owner's thread is not in the middle of a step."""
+        if self.inside:
+            return False
         frame = sys._current_frames().get(self.thread)
         while frame is not None:
             code = frame.f_code
@@ -1151,3 +1168,16 @@ _PRISTINE = 4  # attributes that `_place` gives
 HELD = Run.cur = Step(None)  # what the owner finds while another thread launches: a step without edges
 _WAITING = {Run._wait.__code__, Run._force_from_outside.__code__}
 _FREE = _calibrate()
+
+
+@lru_cache(maxsize=1)
+def run_class() -> type[Run]:
+    """Run, with the hot methods in C where there is a C walk."""
+    c = walk()
+    if c is None:
+        return Run
+    slot = Slot()
+    slot.t = object()
+    seen_more = sum(map(_refcount, map(_get_t, [slot]))) - 1
+    c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, (), seen_more)
+    return type("Run", (c.Walk, Run), {"__doc__": Run.__doc__})

@@ -105,8 +105,8 @@ class Executable:
         number |= {Slot("input", j): j for j in range(self._n_inputs)}
         number |= {Slot("output", k): self._n_inputs + k for k in range(self._n_outputs)}
         self._pack_pointers = struct.Struct(f"={first}Q").pack_into
-        kinds = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in plan.graph.scalars)
-        self._pack_scalars = struct.Struct(f"={kinds}").pack_into
+        self._kinds = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in plan.graph.scalars)
+        self._pack_scalars = struct.Struct(f"={self._kinds}").pack_into
         loaded = iter(load.load(plan.kernels))
         segments: list[tuple[Any, memoryview | None, memoryview | None]] = []
         self._offsets = [(first + i, slot.number) for i, slot in enumerate(arena_slots)]

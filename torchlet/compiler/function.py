@@ -15,7 +15,7 @@ from typing import Any
 from torchlet import dtypes, errors
 from torchlet.autograd import _set_grad
 from torchlet.compiler import debug
-from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, user_line
+from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, run_class, user_line
 from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, optimize
 from torchlet.compiler.interpret import interpret
@@ -70,7 +70,7 @@ class CompiledFunction:
     def _follow(self, run: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         idle = self._idle
         if run is None:
-            run = idle.pop() if idle else Run(self)
+            run = idle.pop() if idle else run_class()(self)
         else:
             idle = []  # the caller's own
         run.arguments = (args, kwargs)

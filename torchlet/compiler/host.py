@@ -1,12 +1,18 @@
-"""The launch of a program as straight-line Python: addresses in, one native call, arrays out, without loops over what is known."""
+"""The launch of a program: addresses in, one native call, arrays out; by the C walk, or as straight-line Python without loops.
+
+The Python is the specification of what the C walk does.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torchlet.compiler.execute import Executable
 from torchlet.runtime.cpu import arena
+from torchlet.runtime.walk import walk
 
 
 def emit_launch(
@@ -64,3 +70,26 @@ def bind_launch(source: str, executable: Executable, names: dict[str, Any]) -> C
         )
     exec(compile(source, "<launch>", "exec"), scope)
     return scope["launch"]  # type: ignore[no-any-return]
+
+
+def c_launch(
+    executable: Executable, inputs: list[Any], pools: list[Any], scalars: list[int], written: list[tuple[int, int]],
+    bound: list[tuple[Any, int, Any]], returns: bool, names: dict[str, Any],
+) -> Callable[[Any], Any] | None:
+    """`launch(numbers)` in C; None where there is no C walk, or where a run is more than one native call.
+
+    As in `emit_launch`, but with the slots themselves in `inputs`, the pools in `pools`, and in `bound` (slot, output, tape node or None).
+    """
+    c = walk()
+    if c is None or not executable.is_single:
+        return None
+    program = executable.programs[0]
+    nbytes = executable.plan.arena_bytes
+    return c.Launch(  # type: ignore[no-any-return]
+        inputs=inputs, pools=[None if p is None else (p.entries, p.take) for p in pools], indices=tuple(scalars),
+        kinds=executable._kinds, written=[(inputs[i], n) for i, n in written], bound=bound, returns=returns, address=names["address"],
+        arena=partial(arena, nbytes) if nbytes else None, move=executable._move, nothing=names["nothing"],
+        pack=partial(executable._pack_scalars, memoryview(program.scalars).cast("B"), 0), fail=program.fail, owner=(executable, program),
+        pointers=ctypes.addressof(program.pointers), scalars=ctypes.addressof(program.scalars),
+        argument=ctypes.addressof(program._program), function=ctypes.cast(program.native, ctypes.c_void_p).value,
+    )

@@ -17,7 +17,7 @@ from torchlet.autograd import Saved, edge_of, execute, execute_inplace, force, w
 from torchlet.compiler.differentiate import differentiate
 from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
-from torchlet.compiler.host import bind_launch, emit_launch
+from torchlet.compiler.host import bind_launch, c_launch, emit_launch
 from torchlet.compiler.partition import partition
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, Composite, apply
@@ -282,7 +282,10 @@ class Program:
             if p is not None:
                 names |= {f"n{k}": p.entries, f"take{k}": p.take}
         names |= dict(address=address, refcount=_refcount, unheld=_UNHELD, nothing=(None, 0), used_up=_RELEASED)
-        self.launch = bind_launch(self.launch_source, self.executable, names)
+        bound = [(s, k, _RELEASED if s in used_up else None) for k, s in self.direct] if self.is_plain else []
+        self.launch = c_launch(
+            self.executable, self.input_slots, self.pools, seg.scalars, written, bound, not self.is_plain, names
+        ) or bind_launch(self.launch_source, self.executable, names)
 
     def _places(self) -> tuple[device, list[int], list[int]]:
         """(where the segment runs, its graph's inputs that are on the host all the same, its outputs that are)."""

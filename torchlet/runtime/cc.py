@@ -68,8 +68,11 @@ def _command(cc: str) -> tuple[str, ...]:
     return (shutil.which(name) or name, *words[1:], *_NATIVE.get(platform.machine(), ("-mcpu=native",)), *FLAGS)
 
 
-def library(key: str, text: str) -> tuple[Path, str]:
-    """The shared library of the C `text` and its sha256, from the cache or built now. Raises CompileError with the compiler's output."""
+def library(key: str, text: str, include: str = "") -> tuple[Path, str]:
+    """The shared library of the C `text` and its sha256, from the cache or built now. Raises CompileError with the compiler's output.
+
+    `include` is a folder of headers beside our own.
+    """
     folder = cache_folder()
     path = folder / f"{key}.so"
     entry = read_entry(key)
@@ -78,7 +81,7 @@ def library(key: str, text: str) -> tuple[Path, str]:
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build:
         source, made = Path(build, "kernels.c"), Path(build, "kernels.so")
         source.write_text(text)
-        command = [*_command(config.cc), f"-I{CSRC}", "-o", str(made), str(source), "-lm", "-lpthread"]
+        command = [*_command(config.cc), f"-I{CSRC}", *([f"-I{include}"] if include else []), "-o", str(made), str(source), "-lm", "-lpthread"]
         try:
             run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         except (OSError, subprocess.TimeoutExpired) as problem:

@@ -1,0 +1,788 @@
+// The walk along a known path, for CPython: what compiler/capture.py and compiler/host.py say in Python, done without its interpreter.
+//
+// The Python code is the specification. Every function here either does what its Python twin does, or finds before it has changed
+// anything that the case is not the common one, and calls the twin. Fields of Slot, Step, Meta, ... are read at the places that
+// their own member descriptors tell; attributes of tensors by the ordinary protocol.
+//
+// `inside` counts how deep this thread is in here: frames of capture.py tell other threads that the owner is in the middle of a step,
+// and C has no frame. It is 0 while a twin runs, for that has a frame and may wait for another thread.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <stdint.h>
+
+// ------------------------------------------------------------------------------------------------ what setup() is told
+
+#define FIELDS(X) \
+    X(Slot, t) X(Step, next) X(Step, functional) X(Step, op) X(Step, kind) X(Step, attrs) X(Step, checks) X(Step, known) \
+    X(Step, fresh) X(Step, meta) X(Step, path) X(Step, after) X(Step, macros) X(Meta, shared) X(Constant, value) \
+    X(Quiet, dead) X(Quiet, alive) X(Quiet, count) X(Quiet, program) X(Quiet, watched) X(Quiet, notes) X(Quiet, size) \
+    X(Macro, end) X(Macro, slots) X(Macro, made) X(Macro, olds) X(Macro, old_metas) X(Macro, accumulates)
+#define OFFSET(type, name) static Py_ssize_t type##_##name;
+FIELDS(OFFSET)
+#undef OFFSET
+#define FIELD(o, type, name) (*(PyObject **)((char *)(o) + type##_##name))
+
+#define NAMES(X) \
+    X(_meta) X(_np) X(_store) X(_run) X(_step) X(_ptr) X(_node) X(_out) X(_grad) X(_hooks) X(_base) X(exported) X(version) X(run) \
+    X(quiet) X(launches) X(used) X(reasons) X(slots) X(scalar_count) X(written_outside) X(last) X(check) X(_record_op) X(_launch) \
+    X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace)
+#define NAME(name) static PyObject *n_##name;
+NAMES(NAME)
+#undef NAME
+
+static PyObject *Run, *Tensor, *Storage, *Constant, *STATE, *HELD;  // the Run of capture.py: the twins are its methods
+static PyObject *nothing;                                            // ()
+static PyObject *zero, *one, *empty;
+static Py_ssize_t seen_more;  // what getrefcount in a map() counts in addition to the reference in a slot
+
+static int offset_of(PyObject *type, const char *name, Py_ssize_t *offset) {
+    PyObject *d = PyObject_GetAttrString(type, name);
+    int good = d && Py_IS_TYPE(d, &PyMemberDescr_Type);
+    if (good) *offset = ((PyMemberDescrObject *)d)->d_member->offset;
+    Py_XDECREF(d);
+    if (d && !good) PyErr_Format(PyExc_TypeError, "walk: %s is no slot", name);
+    return good ? 0 : -1;
+}
+
+static inline void set(PyObject **place, PyObject *value) {
+    PyObject *before = *place;
+    *place = Py_NewRef(value);
+    Py_XDECREF(before);
+}
+
+// an attribute that its owner keeps alive, as a borrowed reference; null with an exception
+static inline PyObject *look(PyObject *o, PyObject *name) {
+    PyObject *value = PyObject_GetAttr(o, name);
+    Py_XDECREF(value);
+    return value;
+}
+
+// 1 if the attribute is None, 0 if not, -1 with an exception
+static inline int is_none(PyObject *o, PyObject *name) {
+    PyObject *value = PyObject_GetAttr(o, name);
+    if (!value) return -1;
+    Py_DECREF(value);
+    return value == Py_None;
+}
+
+static int add_to(PyObject *o, PyObject *name, PyObject *n) {
+    PyObject *before = PyObject_GetAttr(o, name), *after = before ? PyNumber_Add(before, n) : NULL;
+    int failed = !after || PyObject_SetAttr(o, name, after);
+    Py_XDECREF(before);
+    Py_XDECREF(after);
+    return failed ? -1 : 0;
+}
+
+// ------------------------------------------------------------------------------------------------ the base of Run
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *nodes, *replaced, *cause, *calls;
+    int inside;
+} Walk;
+
+#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(nodes) X(replaced) X(cause) X(calls)
+
+static int walk_traverse(Walk *w, visitproc visit, void *arg) {
+#define VISIT(name) Py_VISIT(w->name);
+    WALK_OBJECTS(VISIT)
+    return 0;
+}
+
+static int walk_clear(Walk *w) {
+#define CLEAR(name) Py_CLEAR(w->name);
+    WALK_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void walk_dealloc(Walk *w) {
+    PyObject_GC_UnTrack(w);
+    walk_clear(w);
+    Py_TYPE(w)->tp_free(w);
+}
+
+static PyObject *twin(PyObject *name, Walk *w, PyObject *const *args, size_t nargs, PyObject *kwnames) {
+    PyObject *function = PyObject_GetAttr(Run, name), *stack[8], *out = NULL;
+    size_t n = nargs + (kwnames ? PyTuple_GET_SIZE(kwnames) : 0);
+    if (!function) return NULL;
+    if (n > 7) {
+        PyErr_SetString(PyExc_TypeError, "too many arguments");
+    } else {
+        stack[0] = (PyObject *)w;
+        for (size_t i = 0; i < n; i++) stack[i + 1] = args[i];
+        out = PyObject_Vectorcall(function, stack, nargs + 1, kwnames);
+    }
+    Py_DECREF(function);
+    return out;
+}
+
+// 1 if operand x is what the check says, 0 if not, -1 with an exception; a new outside tensor is bound to its slot
+static int match(Walk *w, PyObject *x, PyObject *check) {
+    PyObject *slot = PyTuple_GET_ITEM(check, 0), *meta = PyTuple_GET_ITEM(check, 1);
+    if (meta == Py_None) return x == FIELD(slot, Slot, t);
+    if (slot != Py_None) {
+        if (!PyObject_TypeCheck(x, (PyTypeObject *)Tensor)) return 0;
+        PyObject *found = look(x, n__meta);
+        if (found != meta) return found ? 0 : -1;
+        int pending = is_none(x, n__np);
+        if (pending) return pending < 0 ? -1 : 0;
+        if (FIELD(meta, Meta, shared) != Py_False) {
+            PyObject *store = look(x, n__store), *exported = store ? look(store, n_exported) : NULL;
+            if (exported != Py_False) return exported ? 0 : -1;
+        }
+        set(&FIELD(slot, Slot, t), x);
+        return 1;
+    }
+    if ((PyObject *)Py_TYPE(x) == meta) return PyList_Append(w->scalars, x) ? -1 : 1;
+    if ((PyObject *)Py_TYPE(meta) != Constant) return 0;
+    PyObject *value = FIELD(meta, Constant, value);
+    if (x == value) return 1;
+    if (Py_TYPE(x) != Py_TYPE(value)) return 0;
+    PyObject *a = PyObject_Repr(x), *b = a ? PyObject_Repr(value) : NULL;
+    int same = b ? PyObject_RichCompareBool(a, b, Py_EQ) : -1;
+    Py_XDECREF(a);
+    Py_XDECREF(b);
+    return same;
+}
+
+static int forget_scalars(Walk *w, Py_ssize_t before) {
+    Py_ssize_t now = PyList_GET_SIZE(w->scalars);
+    return now > before ? PyList_SetSlice(w->scalars, before, now, NULL) : 0;
+}
+
+// all operands of a step, the first of which may stand apart; if it is no match, no number is left behind
+static int match_all(Walk *w, PyObject *checks, PyObject *first, PyObject *const *inputs, Py_ssize_t n) {
+    Py_ssize_t before = PyList_GET_SIZE(w->scalars), at = 0;
+    if (PyTuple_GET_SIZE(checks) != n + (first != NULL)) return 0;
+    int same = first ? match(w, first, PyTuple_GET_ITEM(checks, at++)) : 1;
+    for (Py_ssize_t i = 0; same == 1 && i < n; i++) same = match(w, inputs[i], PyTuple_GET_ITEM(checks, at++));
+    if (same != 1) {
+        if (same < 0 && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear(), same = 0;
+        if (!same && forget_scalars(w, before)) return -1;
+    }
+    return same;
+}
+
+// the placeholder of a step's output: the one it has if nobody else holds it, else a fresh one
+static PyObject *place(Walk *w, PyObject *s) {
+    PyObject *t = FIELD(s, Slot, t);
+    if (t != Py_None) {
+        if (Py_REFCNT(t) == 1) {
+            int pending = is_none(t, n__np);
+            if (pending < 0) return NULL;
+            if (pending) return Py_NewRef(t);
+        }
+        set(&w->moved, Py_True);
+    }
+    t = PyBaseObject_Type.tp_new((PyTypeObject *)Tensor, nothing, NULL);
+    if (!t) return NULL;
+    PyObject *store = PyBaseObject_Type.tp_new((PyTypeObject *)Storage, nothing, NULL);
+    if (!store || PyObject_SetAttr(t, n__run, (PyObject *)w) || PyObject_SetAttr(t, n__step, s) ||
+        PyObject_SetAttr(t, n__meta, FIELD(s, Step, meta)) || PyObject_SetAttr(t, n__store, store)) {
+        Py_XDECREF(store);
+        Py_DECREF(t);
+        return NULL;
+    }
+    Py_DECREF(store);
+    set(&FIELD(s, Slot, t), t);
+    return t;
+}
+
+// 1 if the expected next step has these attributes
+static inline int same_attrs(PyObject *a, PyObject *b) { return a == b ? 1 : PyObject_RichCompareBool(a, b, Py_EQ); }
+
+static PyObject *walk_step(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 3 || !PyTuple_CheckExact(args[1])) return twin(n_step, w, args, nargs, NULL);
+    PyObject *s = FIELD(w->cur, Step, next), *inputs = args[1], *out = NULL;
+    if (s != Py_None && FIELD(s, Step, functional) == args[0]) {
+        Py_INCREF(s);
+        w->inside++;
+        int same = same_attrs(FIELD(s, Step, attrs), args[2]);
+        if (same == 1) same = match_all(w, FIELD(s, Step, checks), NULL, &PyTuple_GET_ITEM(inputs, 0), PyTuple_GET_SIZE(inputs));
+        if (same == 1) {
+            set(&w->cur, s);
+            out = place(w, s);
+        }
+        w->inside--;
+        Py_DECREF(s);
+        if (same) return out;
+    }
+    PyObject *stack[] = {(PyObject *)w, args[0], args[1], args[2]};
+    return PyObject_VectorcallMethod(n__record_op, stack, 4, NULL);
+}
+
+static PyObject *walk_step_inplace(Walk *w, PyObject *const *args, Py_ssize_t nargs) {  // op, target, inputs, attrs
+    PyObject *s = FIELD(w->cur, Step, next);
+    if (nargs == 4 && PyTuple_CheckExact(args[2]) && s != Py_None && FIELD(s, Step, op) == args[0] && FIELD(s, Step, kind) == n_inplace &&
+        FIELD(s, Step, known) == Py_None) {
+        Py_INCREF(s);
+        w->inside++;
+        int same = is_none(args[0], n_check);
+        if (same == 1) same = same_attrs(FIELD(s, Step, attrs), args[3]);
+        if (same == 1) same = match_all(w, FIELD(s, Step, checks), args[1], &PyTuple_GET_ITEM(args[2], 0), PyTuple_GET_SIZE(args[2]));
+        if (same == 1) {
+            set(&w->cur, s);
+            set(&w->writes_pending, Py_True);
+        }
+        w->inside--;
+        Py_DECREF(s);
+        if (same) return same == 1 ? Py_NewRef(args[1]) : NULL;
+    }
+    return twin(n_step_inplace, w, args, nargs, NULL);
+}
+
+// 1 if an update's lists and numbers are those of step s
+static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers, PyObject *attrs) {
+    PyObject *expected = FIELD(s, Step, attrs), *lengths = PyTuple_GET_ITEM(expected, 1), *known = FIELD(s, Step, known);
+    Py_ssize_t n = PyTuple_GET_SIZE(lists), m = PyTuple_GET_SIZE(numbers), at = 0;
+    int same = same_attrs(PyTuple_GET_ITEM(expected, 0), attrs);
+    if (same != 1) return same;
+    if (PyTuple_GET_SIZE(lengths) != n) return 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *list = PyTuple_GET_ITEM(lists, i);
+        if (!PyList_CheckExact(list) || PyLong_AsSsize_t(PyTuple_GET_ITEM(lengths, i)) != PyList_GET_SIZE(list)) return 0;
+        at += PyList_GET_SIZE(list);
+    }
+    PyObject *checks = FIELD(s, Step, checks);
+    if (PyTuple_GET_SIZE(checks) != at + m) return 0;
+    at = 0;
+    if (known != Py_None) {
+        PyObject *slots = PyTuple_GET_ITEM(known, 0), *types = PyTuple_GET_ITEM(known, 1);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            PyObject *list = PyTuple_GET_ITEM(lists, i);
+            for (Py_ssize_t k = 0; k < PyList_GET_SIZE(list); k++)
+                if (PyList_GET_ITEM(list, k) != FIELD(PyTuple_GET_ITEM(slots, at + k), Slot, t)) return 0;
+            at += PyList_GET_SIZE(list);
+        }
+        for (Py_ssize_t i = 0; i < m; i++)
+            if ((PyObject *)Py_TYPE(PyTuple_GET_ITEM(numbers, i)) != PyTuple_GET_ITEM(types, i)) return 0;
+        for (Py_ssize_t i = 0; i < m; i++)
+            if (PyList_Append(w->scalars, PyTuple_GET_ITEM(numbers, i))) return -1;
+        return 1;
+    }
+    Py_ssize_t before = PyList_GET_SIZE(w->scalars);
+    for (Py_ssize_t i = 0; same == 1 && i < n; i++) {
+        PyObject *list = PyTuple_GET_ITEM(lists, i);
+        for (Py_ssize_t k = 0; same == 1 && k < PyList_GET_SIZE(list); k++) {
+            PyObject *x = Py_NewRef(PyList_GET_ITEM(list, k));
+            same = match(w, x, PyTuple_GET_ITEM(checks, at++));
+            Py_DECREF(x);
+        }
+    }
+    for (Py_ssize_t i = 0; same == 1 && i < m; i++) same = match(w, PyTuple_GET_ITEM(numbers, i), PyTuple_GET_ITEM(checks, at++));
+    if (same != 1) {
+        if (same < 0 && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear(), same = 0;
+        if (!same && forget_scalars(w, before)) return -1;
+    }
+    return same;
+}
+
+static PyObject *walk_update(Walk *w, PyObject *const *args, Py_ssize_t nargs) {  // op, lists, scalars, attrs
+    PyObject *s = FIELD(w->cur, Step, next);
+    if (nargs == 4 && PyTuple_CheckExact(args[1]) && PyTuple_CheckExact(args[2]) && s != Py_None && FIELD(s, Step, op) == args[0] &&
+        FIELD(s, Step, kind) == n_update) {
+        Py_INCREF(s);
+        w->inside++;
+        int same = match_update(w, s, args[1], args[2], args[3]);
+        if (same == 1) {
+            set(&w->cur, s);
+            set(&w->writes_pending, Py_True);
+        }
+        w->inside--;
+        Py_DECREF(s);
+        if (same) return same == 1 ? Py_NewRef(Py_None) : NULL;
+    }
+    return twin(n_update, w, args, nargs, NULL);
+}
+
+// ------------------------------------------------------------------------------------------------ backward
+
+// 1 if no two are the same, 0 if some are, -1 with an exception
+static int distinct(PyObject **items, Py_ssize_t n) {
+    if (n <= 8) {
+        for (Py_ssize_t i = 1; i < n; i++)
+            for (Py_ssize_t k = 0; k < i; k++)
+                if (items[i] == items[k]) return 0;
+        return 1;
+    }
+    size_t size = 16;
+    while (size < 2 * (size_t)n) size *= 2;
+    PyObject **table = PyMem_Calloc(size, sizeof *table);
+    if (!table) return PyErr_NoMemory(), -1;
+    int unique = 1;
+    for (Py_ssize_t i = 0; unique && i < n; i++) {
+        size_t at = ((uintptr_t)items[i] >> 4) * 0x9E3779B97F4A7C15u >> 32 & (size - 1);
+        while (table[at] && table[at] != items[i]) at = (at + 1) & (size - 1);
+        unique = !table[at];
+        table[at] = items[i];
+    }
+    PyMem_Free(table);
+    return unique;
+}
+
+// 1 if a backward pass may give this leaf its gradient without looking further
+static int is_plain_leaf(PyObject *leaf) {
+    PyObject *hooks = look(leaf, n__hooks);
+    int plain = hooks ? PyObject_Not(hooks) : -1;
+    if (plain == 1) plain = is_none(leaf, n__node);
+    if (plain == 1) plain = is_none(leaf, n__base);
+    return plain;
+}
+
+// 1 if what the leaf has in .grad is what the stride expects of leaf i
+static int fits(PyObject *m, PyObject *leaf, Py_ssize_t i) {
+    PyObject *g = look(leaf, n__grad), *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i);
+    if (!g) return -1;
+    int plain = is_plain_leaf(leaf);
+    if (plain != 1) return plain;
+    if (old == Py_None || g == Py_None) return old == g;
+    PyObject *meta = PyList_GET_ITEM(FIELD(m, Macro, old_metas), i);
+    if (meta == Py_None) return g == FIELD(old, Slot, t);
+    PyObject *found = look(g, n__meta);
+    if (found != meta) return found ? 0 : -1;
+    int pending = is_none(g, n__np);
+    if (pending) return pending < 0 ? -1 : 0;
+    PyObject *store = look(g, n__store), *exported = store ? look(store, n_exported) : NULL;
+    return exported ? PyObject_Not(exported) : -1;
+}
+
+static int stride(Walk *w, PyObject *m) {
+    PyObject *slots = FIELD(m, Macro, slots);
+    Py_ssize_t n = PyList_GET_SIZE(slots);
+    PyObject **leaves = PyMem_Malloc((n + 1) * sizeof *leaves);
+    if (!leaves) return PyErr_NoMemory(), -1;
+    for (Py_ssize_t i = 0; i < n; i++) leaves[i] = Py_NewRef(FIELD(PyList_GET_ITEM(slots, i), Slot, t));
+    int good = distinct(leaves, n);
+    for (Py_ssize_t i = 0; good == 1 && i < n; i++) good = fits(m, leaves[i], i);
+    for (Py_ssize_t i = 0; good == 1 && i < n; i++) {
+        PyObject *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i), *before = PyObject_GetAttr(leaves[i], n__grad);
+        PyObject *note = before ? PyTuple_Pack(2, leaves[i], before) : NULL;
+        if (!note || PyList_Append(w->replaced, note)) good = -1;
+        if (good == 1 && old == Py_None) {
+            PyObject *g = place(w, PyList_GET_ITEM(FIELD(m, Macro, made), i));
+            if (!g || PyObject_SetAttr(leaves[i], n__grad, g)) good = -1;
+            Py_XDECREF(g);
+        } else if (good == 1) {
+            set(&w->writes_pending, Py_True);
+            if (PyList_GET_ITEM(FIELD(m, Macro, old_metas), i) != Py_None) set(&FIELD(old, Slot, t), before);
+        }
+        Py_XDECREF(note);
+        Py_XDECREF(before);
+    }
+    for (Py_ssize_t i = 0; i < n; i++) Py_DECREF(leaves[i]);
+    PyMem_Free(leaves);
+    if (good == 1) set(&w->cur, FIELD(m, Macro, end));
+    return good;
+}
+
+// tensors, gradients, retain_graph, create_graph, inputs
+static PyObject *walk_follow_backward(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 5 || w->cur == HELD || !PyTuple_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[0]) != 1 ||
+        PyTuple_GET_ITEM(args[1], 0) != Py_None || !PyBool_Check(args[2]) || args[3] != Py_False || args[4] != Py_None)
+        return twin(n_follow_backward, w, args, nargs, NULL);
+    PyObject *t = PyTuple_GET_ITEM(args[0], 0), *step = look(t, n__step), *key;
+    int pending = step ? is_none(t, n__np) : -1;
+    if (pending < 0) return NULL;
+    if (!pending) Py_RETURN_FALSE;
+    if (!(key = PyTuple_Pack(2, step, args[2]))) return NULL;
+    PyObject *m = PyDict_GetItemWithError(FIELD(w->cur, Step, macros), key);
+    Py_DECREF(key);
+    if (!m) return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
+    Py_INCREF(m);
+    w->inside++;
+    int good = stride(w, m);
+    w->inside--;
+    Py_DECREF(m);
+    return good < 0 ? NULL : PyBool_FromLong(good);
+}
+
+// ------------------------------------------------------------------------------------------------ the end of a segment
+
+// 1 if what can be seen of the path's tensors is what its program was compiled for
+static int is_as_expected(PyObject *quiet, PyObject *path, PyObject *slots) {
+    PyObject *written = look(path, n_written_outside);
+    if (!written) return -1;
+    if (PyList_GET_SIZE(written)) {
+        Py_ssize_t n = PyList_GET_SIZE(slots);
+        PyObject **stores = PyMem_Malloc((n + 1) * sizeof *stores);
+        if (!stores) return PyErr_NoMemory(), -1;
+        int good = 1;
+        for (Py_ssize_t i = 0; good == 1 && i < n; i++)
+            if (!(stores[i] = look(FIELD(PyList_GET_ITEM(slots, i), Slot, t), n__store))) good = -1;
+        if (good == 1) good = distinct(stores, n);
+        PyMem_Free(stores);
+        if (good != 1) return good;
+    }
+    PyObject *alive = FIELD(quiet, Quiet, alive), *dead = FIELD(quiet, Quiet, dead), *notes = FIELD(quiet, Quiet, notes);
+    PyObject *watched = FIELD(quiet, Quiet, watched);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(alive); i++)
+        if (Py_REFCNT(FIELD(PyList_GET_ITEM(alive, i), Slot, t)) <= 1) return 0;
+    Py_ssize_t count = 0, size = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dead); i++) count += Py_REFCNT(FIELD(PyList_GET_ITEM(dead, i), Slot, t)) + seen_more;
+    if (count != PyLong_AsSsize_t(FIELD(quiet, Quiet, count))) return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(notes); i++) size += PyDict_GET_SIZE(PyList_GET_ITEM(notes, i));
+    if (size != PyLong_AsSsize_t(FIELD(quiet, Quiet, size))) return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(watched); i++) {
+        PyObject *t = FIELD(PyList_GET_ITEM(watched, i), Slot, t);
+        Py_ssize_t offset = Py_TYPE(t)->tp_weaklistoffset;
+        if (offset && *(PyObject **)((char *)t + offset)) return 0;
+    }
+    return 1;
+}
+
+static void unbind(PyObject *slots) {
+    if (PyTuple_CheckExact(slots))
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(slots); i++) set(&FIELD(PyTuple_GET_ITEM(slots, i), Slot, t), Py_None);
+    else
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(slots); i++) set(&FIELD(PyList_GET_ITEM(slots, i), Slot, t), Py_None);
+}
+
+// reason="", last=False; everything else is for the twin
+static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+    PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet, *found;
+    int last = kwnames && PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == n_last && args[nargs] == Py_True;
+    if (nargs > 1 || (kwnames && !last) || end == HELD || end == w->root || (path = FIELD(end, Step, path)) == Py_None ||
+        w->nodes != Py_None || w->moved != Py_False || (!last && FIELD(end, Step, after) == Py_None))
+        return twin(n_flush, w, args, nargs, kwnames);
+    if (!(quiet = look(path, n_quiet))) return NULL;
+    if (quiet == Py_None || FIELD(quiet, Quiet, program) == Py_None) return twin(n_flush, w, args, nargs, kwnames);
+    if (!(found = look(path, n_scalar_count))) return NULL;
+    if (PyLong_AsSsize_t(found) != PyList_GET_SIZE(w->scalars)) return twin(n_flush, w, args, nargs, kwnames);
+    if (!(found = look(path, n_reasons))) return NULL;
+    int known = PyDict_Contains(found, reason);
+    if (known != 1) return known < 0 ? NULL : twin(n_flush, w, args, nargs, kwnames);
+
+    PyObject *outer = PyObject_GetAttr(STATE, n_run), *slots = PyObject_GetAttr(path, n_slots);
+    if (!outer || !slots || add_to(path, n_launches, one) || PyObject_SetAttr(path, n_used, w->calls) || PyObject_SetAttr(STATE, n_run, Py_None)) {
+        Py_XDECREF(outer);
+        Py_XDECREF(slots);
+        return NULL;
+    }
+    Py_INCREF(end);
+    Py_INCREF(path);
+    Py_INCREF(quiet);
+    set(&w->root, end);
+    w->inside++;
+    int good = is_as_expected(quiet, path, slots);
+    w->inside--;
+    PyObject *done = NULL;
+    if (good == 1) {
+        PyObject *stack[] = {(PyObject *)w, path, FIELD(quiet, Quiet, alive), FIELD(quiet, Quiet, program)};
+        done = PyObject_VectorcallMethod(n__run, stack, 4, NULL);
+    } else if (!good) {
+        PyObject *stack[] = {(PyObject *)w, path, empty};
+        done = PyObject_VectorcallMethod(n__launch, stack, 3, NULL);
+    }
+    PyObject *type = NULL, *error = NULL, *trace = NULL;
+    if (!done) {
+        PyErr_Fetch(&type, &error, &trace);
+        PyErr_NormalizeException(&type, &error, &trace);
+        PyObject *stack[] = {(PyObject *)w, path, error}, *lost = PyObject_VectorcallMethod(n__lose, stack, 3, NULL);
+        if (!lost) {  // as a second exception inside an except clause
+            Py_XDECREF(type);
+            Py_XDECREF(error);
+            Py_XDECREF(trace);
+            PyErr_Fetch(&type, &error, &trace);
+        }
+        Py_XDECREF(lost);
+    }
+    Py_XDECREF(done);
+    w->inside++;
+    int failed = PyObject_SetAttr(STATE, n_run, outer);
+    PyObject *expected = FIELD(end, Step, next);
+    if (expected != Py_None) unbind(FIELD(expected, Step, fresh));
+    failed |= PyList_SetSlice(w->replaced, 0, PyList_GET_SIZE(w->replaced), NULL);
+    failed |= PyList_SetSlice(w->scalars, 0, PyList_GET_SIZE(w->scalars), NULL);
+    set(&w->writes_pending, Py_False);
+    set(&w->moved, Py_False);
+    set(&w->nodes, Py_None);
+    set(&w->cause, empty);
+    set(&w->root, last ? w->start : FIELD(end, Step, after));
+    set(&w->cur, w->root);
+    unbind(slots);
+    w->inside--;
+    Py_DECREF(end);
+    Py_DECREF(path);
+    Py_DECREF(quiet);
+    Py_DECREF(outer);
+    Py_DECREF(slots);
+    if (type) PyErr_Restore(type, error, trace);
+    if (type || failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+// ------------------------------------------------------------------------------------------------ the cursor and other threads
+
+static PyObject *walk_hold(Walk *w, PyObject *unused) {
+    if (w->cur == HELD) Py_RETURN_NONE;
+    PyObject *end = Py_NewRef(w->cur);
+    set(&w->cur, HELD);
+    return end;
+}
+
+static PyObject *walk_give_back(Walk *w, PyObject *end) {
+    if (w->cur == HELD) set(&w->cur, end);
+    Py_RETURN_NONE;
+}
+
+static PyMemberDef walk_members[] = {
+#define MEMBER(name) {#name, T_OBJECT_EX, offsetof(Walk, name), 0, NULL},
+    WALK_OBJECTS(MEMBER)
+    {"inside", T_INT, offsetof(Walk, inside), READONLY, NULL},
+    {NULL},
+};
+
+static PyMethodDef walk_methods[] = {
+    {"step", (PyCFunction)(void (*)(void))walk_step, METH_FASTCALL, NULL},
+    {"step_inplace", (PyCFunction)(void (*)(void))walk_step_inplace, METH_FASTCALL, NULL},
+    {"update", (PyCFunction)(void (*)(void))walk_update, METH_FASTCALL, NULL},
+    {"follow_backward", (PyCFunction)(void (*)(void))walk_follow_backward, METH_FASTCALL, NULL},
+    {"flush", (PyCFunction)(void (*)(void))walk_flush, METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_hold", (PyCFunction)walk_hold, METH_NOARGS, NULL},
+    {"_give_back", (PyCFunction)walk_give_back, METH_O, NULL},
+    {NULL},
+};
+
+static PyTypeObject WalkType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "torchlet_walk.Walk",
+    .tp_basicsize = sizeof(Walk),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_traverse = (traverseproc)walk_traverse,
+    .tp_clear = (inquiry)walk_clear,
+    .tp_dealloc = (destructor)walk_dealloc,
+    .tp_members = walk_members,
+    .tp_methods = walk_methods,
+    .tp_new = PyType_GenericNew,
+};
+
+// ------------------------------------------------------------------------------------------------ the launch of a program
+
+typedef int (*native)(void *);
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *inputs;      // list of slots
+    PyObject *pools;       // list of (entries, take), or None for an output that is written into an input
+    PyObject *indices;     // tuple of int: the numbers that are used
+    PyObject *written;     // list of (slot, how often)
+    PyObject *bound;       // list of (slot, output, used up or None)
+    PyObject *address, *arena, *move, *nothing, *pack, *fail;
+    PyObject *owner;       // keeps the native memory alive
+    const char *kinds;     // of the numbers: d or q
+    uint64_t *pointers;
+    union { int64_t q; double d; } *scalars;
+    void *argument;
+    native function;
+    uint64_t thread;       // whose arena the temporaries lie in
+    int returns;
+} Launch;
+
+#define LAUNCH_OBJECTS(X) X(inputs) X(pools) X(indices) X(written) X(bound) X(address) X(arena) X(move) X(nothing) X(pack) X(fail) X(owner)
+
+static int launch_traverse(Launch *l, visitproc visit, void *arg) {
+#define VISIT_PART(name) Py_VISIT(l->name);
+    LAUNCH_OBJECTS(VISIT_PART)
+    return 0;
+}
+
+static int launch_clear(Launch *l) {
+#define CLEAR_PART(name) Py_CLEAR(l->name);
+    LAUNCH_OBJECTS(CLEAR_PART)
+    return 0;
+}
+
+static void launch_dealloc(Launch *l) {
+    PyObject_GC_UnTrack(l);
+    launch_clear(l);
+    Py_TYPE(l)->tp_free(l);
+}
+
+// the numbers that are used, as the kernels read them
+static int pack_numbers(Launch *l, PyObject *numbers) {
+    Py_ssize_t n = PyTuple_GET_SIZE(l->indices);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        Py_ssize_t index = PyLong_AsSsize_t(PyTuple_GET_ITEM(l->indices, i));
+        if (index >= PyList_GET_SIZE(numbers)) return PyErr_SetString(PyExc_IndexError, "list index out of range"), -1;
+        PyObject *x = PyList_GET_ITEM(numbers, index);
+        if (l->kinds[i] == 'd' && PyFloat_CheckExact(x)) {
+            l->scalars[i].d = PyFloat_AS_DOUBLE(x);
+            continue;
+        }
+        int overflow = 1;
+        if (l->kinds[i] == 'q' && PyLong_Check(x)) l->scalars[i].q = PyLong_AsLongLongAndOverflow(x, &overflow);
+        if (!overflow) continue;
+        PyObject *used = PyTuple_New(n);  // struct converts the rest, or says what is wrong
+        if (!used) return -1;
+        for (Py_ssize_t k = 0; k < n; k++) {
+            PyObject *value = PySequence_GetItem(numbers, PyLong_AsSsize_t(PyTuple_GET_ITEM(l->indices, k)));
+            if (!value) return Py_DECREF(used), -1;
+            PyTuple_SET_ITEM(used, k, value);
+        }
+        PyObject *done = PyObject_CallObject(l->pack, used);
+        Py_DECREF(used);
+        Py_XDECREF(done);
+        return done ? 0 : -1;
+    }
+    return 0;
+}
+
+// the addresses of the inputs
+static int pack_inputs(Launch *l) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(l->inputs); i++) {
+        PyObject *t = FIELD(PyList_GET_ITEM(l->inputs, i), Slot, t), *p = PyObject_GetAttr(t, n__ptr);
+        uint64_t found = p ? PyLong_AsUnsignedLongLong(p) : 0;
+        Py_XDECREF(p);
+        if (!found && !PyErr_Occurred()) {
+            p = PyObject_CallOneArg(l->address, t);
+            found = p ? PyLong_AsUnsignedLongLong(p) : 0;
+            Py_XDECREF(p);
+        }
+        if (!found && PyErr_Occurred()) return -1;
+        l->pointers[i] = found;
+    }
+    return 0;
+}
+
+// an output array that nobody holds, of each pool; the addresses stand behind those of the inputs
+static int take_outputs(Launch *l, PyObject **entries) {
+    uint64_t *pointers = l->pointers + PyList_GET_SIZE(l->inputs);
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(l->pools); k++) {
+        PyObject *pool = PyList_GET_ITEM(l->pools, k);
+        pointers[k] = 0;
+        if (pool == Py_None) continue;
+        PyObject *entry = PyList_GET_ITEM(PyTuple_GET_ITEM(pool, 0), 0);
+        entries[k] = Py_REFCNT(PyTuple_GET_ITEM(entry, 0)) == 1 ? Py_NewRef(entry) : PyObject_CallNoArgs(PyTuple_GET_ITEM(pool, 1));
+        if (!entries[k]) return -1;
+        pointers[k] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(entries[k], 1));
+        if (pointers[k] == (uint64_t)-1 && PyErr_Occurred()) return -1;
+    }
+    return 0;
+}
+
+// temporaries lie in the arena of the thread that calls
+static int settle(Launch *l) {
+    uint64_t thread = PyThreadState_GetID(PyThreadState_Get());
+    if (thread == l->thread || l->arena == Py_None) return 0;
+    PyObject *base = PyObject_CallNoArgs(l->arena), *moved = base ? PyObject_CallOneArg(l->move, base) : NULL;
+    Py_XDECREF(base);
+    Py_XDECREF(moved);
+    if (moved) l->thread = thread;
+    return moved ? 0 : -1;
+}
+
+// overwritten inputs are newer, visible tensors have their arrays
+static int bind(Launch *l, PyObject **entries) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(l->written); i++) {
+        PyObject *pair = PyList_GET_ITEM(l->written, i), *store = look(FIELD(PyTuple_GET_ITEM(pair, 0), Slot, t), n__store);
+        if (!store || add_to(store, n_version, PyTuple_GET_ITEM(pair, 1))) return -1;
+    }
+    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(l->bound); j++) {
+        PyObject *row = PyList_GET_ITEM(l->bound, j), *slot = PyTuple_GET_ITEM(row, 0), *used_up = PyTuple_GET_ITEM(row, 2);
+        PyObject *entry = entries[PyLong_AsSsize_t(PyTuple_GET_ITEM(row, 1))], *t = Py_NewRef(FIELD(slot, Slot, t));
+        int failed = PyObject_SetAttr(t, n__np, PyTuple_GET_ITEM(entry, 0)) || PyObject_SetAttr(t, n__ptr, PyTuple_GET_ITEM(entry, 1)) ||
+                     (used_up != Py_None && (PyObject_SetAttr(t, n__node, used_up) || PyObject_SetAttr(t, n__out, zero)));
+        set(&FIELD(slot, Slot, t), Py_None);
+        Py_DECREF(t);
+        if (failed) return -1;
+    }
+    return 0;
+}
+
+static PyObject *launch_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+    Launch *l = (Launch *)self;
+    if (PyVectorcall_NARGS(nargsf) != 1 || kwnames || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "launch(numbers)");
+        return NULL;
+    }
+    Py_ssize_t n = PyList_GET_SIZE(l->pools);
+    PyObject *few[8] = {NULL}, **entries = n <= 8 ? few : PyMem_Calloc(n, sizeof *entries), *out = NULL;
+    if (!entries) return PyErr_NoMemory();
+    if (pack_inputs(l) || take_outputs(l, entries) || settle(l) || pack_numbers(l, args[0])) goto end;
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = l->function(l->argument);
+    Py_END_ALLOW_THREADS
+    if (failed) {
+        Py_XDECREF(PyObject_CallNoArgs(l->fail));
+        if (PyErr_Occurred()) goto end;
+    }
+    if (bind(l, entries)) goto end;
+    if (!l->returns) {
+        out = Py_NewRef(Py_None);
+    } else if ((out = PyList_New(n))) {
+        for (Py_ssize_t k = 0; k < n; k++) PyList_SET_ITEM(out, k, Py_NewRef(entries[k] ? entries[k] : l->nothing));
+    }
+end:
+    for (Py_ssize_t k = 0; k < n; k++) Py_XDECREF(entries[k]);
+    if (entries != few) PyMem_Free(entries);
+    return out;
+}
+
+static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"inputs", "pools", "indices", "kinds", "written", "bound", "returns", "address", "arena", "move", "nothing", "pack",
+                            "fail", "owner", "pointers", "scalars", "argument", "function", NULL};
+    PyObject *inputs, *pools, *indices, *written, *bound, *address, *arena, *move, *nothing, *pack, *fail, *owner, *kinds;
+    unsigned long long pointers, scalars, argument, function;
+    int returns;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!UO!O!pOOOOOOOKKKK", names, &PyList_Type, &inputs, &PyList_Type, &pools, &PyTuple_Type,
+                                     &indices, &kinds, &PyList_Type, &written, &PyList_Type, &bound, &returns, &address, &arena, &move, &nothing,
+                                     &pack, &fail, &owner, &pointers, &scalars, &argument, &function))
+        return NULL;
+    if (!Slot_t && PyList_GET_SIZE(inputs) + PyList_GET_SIZE(bound)) {  // a program may be made before the first walk
+        PyObject *slot = PyList_GET_SIZE(inputs) ? PyList_GET_ITEM(inputs, 0) : PyTuple_GET_ITEM(PyList_GET_ITEM(bound, 0), 0);
+        if (offset_of((PyObject *)Py_TYPE(slot), "t", &Slot_t)) return NULL;
+    }
+    PyObject *kept = Py_BuildValue("(OO)", owner, kinds);
+    Launch *l = kept ? (Launch *)type->tp_alloc(type, 0) : NULL;
+    if (!l) return NULL;
+    l->call = launch_call;
+    l->inputs = Py_NewRef(inputs), l->pools = Py_NewRef(pools), l->indices = Py_NewRef(indices), l->written = Py_NewRef(written);
+    l->bound = Py_NewRef(bound), l->address = Py_NewRef(address), l->arena = Py_NewRef(arena), l->move = Py_NewRef(move), l->nothing = Py_NewRef(nothing);
+    l->pack = Py_NewRef(pack), l->fail = Py_NewRef(fail), l->owner = kept;
+    l->kinds = PyUnicode_AsUTF8(kinds);
+    l->pointers = (uint64_t *)(uintptr_t)pointers, l->scalars = (void *)(uintptr_t)scalars, l->argument = (void *)(uintptr_t)argument;
+    l->function = (native)(uintptr_t)function, l->returns = returns, l->thread = 0;  // thread states count from 1
+    return (PyObject *)l;
+}
+
+static PyTypeObject LaunchType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "torchlet_walk.Launch",
+    .tp_basicsize = sizeof(Launch),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_vectorcall_offset = offsetof(Launch, call),
+    .tp_call = PyVectorcall_Call,
+    .tp_traverse = (traverseproc)launch_traverse,
+    .tp_clear = (inquiry)launch_clear,
+    .tp_dealloc = (destructor)launch_dealloc,
+    .tp_new = launch_new,
+};
+
+// ------------------------------------------------------------------------------------------------ the module
+
+// setup(names): the classes and objects of capture.py that the walk has to know
+static PyObject *setup(PyObject *module, PyObject *names) {
+    PyObject *Slot, *Step, *Meta, *Quiet, *Macro;
+    if (!PyArg_ParseTuple(names, "OOOOOOOOOOOOn", &Run, &Tensor, &Storage, &STATE, &HELD, &Slot, &Step, &Meta, &Constant, &Quiet, &Macro,
+                          &nothing, &seen_more))
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
+#define READ(type, name) if (offset_of(type, #name, &type##_##name)) return NULL;
+    FIELDS(READ)
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {{"setup", setup, METH_VARARGS, NULL}, {NULL}};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "torchlet_walk", NULL, -1, functions};
+
+PyMODINIT_FUNC PyInit_torchlet_walk(void) {
+#define INTERN(name) if (!(n_##name = PyUnicode_InternFromString(#name))) return NULL;
+    NAMES(INTERN)
+    zero = PyLong_FromLong(0);
+    one = PyLong_FromLong(1);
+    empty = PyUnicode_InternFromString("");
+    PyObject *module = PyModule_Create(&definition);
+    if (!module || PyModule_AddType(module, &WalkType) || PyModule_AddType(module, &LaunchType)) return NULL;
+    return module;
+}
