@@ -220,6 +220,8 @@ def result_type(*specs: Spec) -> dtype:
 
 def normalize_dim(op: str, dim: int, ndim: int) -> int:
     """A dimension counted from the front. Raises IndexError when out of range, TypeError when not an integer."""
+    if dim.__class__ is int and -ndim <= dim < ndim:
+        return dim if dim >= 0 else dim + ndim
     try:
         d = dim.__index__()
     except AttributeError:

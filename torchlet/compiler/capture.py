@@ -208,7 +208,7 @@ class Macro:
 class Run:
     """One walk at a time over one trie. `STATE.run` while a compiled function runs in this thread.
 
-    `step`, `step_inplace`, `update`, `follow_backward` and `flush` have twins in C (runtime/csrc/walk.c), which `run_class` puts before
+    `begin`, `end`, `step`, `step_inplace`, `update`, `follow_backward` and `flush` have twins in C (runtime/csrc/walk.c), which `run_class` puts before
     these where it can: they do the same for what is known, and call these for everything else.
     """
 
@@ -236,6 +236,31 @@ class Run:
         self.grads: dict[int, Any] | None = None  # a dry run notes here the .grad that a backward pass replaces
 
     # ------------------------------------------------------------------------------------------------ following
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call of the compiled function begins in this thread; facts that every step would depend on are its first steps."""
+        self.arguments = (args, kwargs)
+        self.calls += 1
+        self.thread = _thread_id()
+        STATE.run = self
+        if not STATE.grad:
+            self.event("grad", False)
+        if dtypes._default is not dtypes.float32:
+            self.event("default dtype", dtypes._default)
+
+    def end(self) -> None:
+        """The call is over: launch what is pending, and stand at the start."""
+        self.flush("the call ended", last=True)
+        STATE.run = None
+        self.thread = 0
+        self.arguments = None
+
+    def abandon(self) -> None:
+        """The call is over, and its end failed."""
+        self.restart()
+        STATE.run = None
+        self.thread = 0
+        self.arguments = None
 
     def step(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
         """Dispatch of an operation: one step down the trie. The comparison is `_match`, written out: this is the hottest loop."""
@@ -1179,5 +1204,5 @@ def run_class() -> type[Run]:
     slot = Slot()
     slot.t = object()
     seen_more = sum(map(_refcount, map(_get_t, [slot]))) - 1
-    c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, (), seen_more)
+    c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, vars(dtypes), (), seen_more)
     return type("Run", (c.Walk, Run), {"__doc__": Run.__doc__})

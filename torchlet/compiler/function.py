@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import types
 import warnings
 import weakref
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torchlet import dtypes, errors
+from torchlet import errors
 from torchlet.autograd import _set_grad
 from torchlet.compiler import debug
 from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, run_class, user_line
@@ -29,7 +28,6 @@ from torchlet.compiler.schedule import schedule
 from torchlet.op import STATE
 from torchlet.tensor import Tensor, wrap
 
-_thread_id = threading.get_ident
 _ALL: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
 
 
@@ -73,26 +71,16 @@ class CompiledFunction:
             run = idle.pop() if idle else run_class()(self)
         else:
             idle = []  # the caller's own
-        run.arguments = (args, kwargs)
-        run.calls += 1
-        run.thread = _thread_id()
         try:
-            STATE.run = run
-            if not STATE.grad:
-                run.event("grad", False)
-            if dtypes._default is not dtypes.float32:
-                run.event("default dtype", dtypes._default)
+            run.begin(args, kwargs)
             return self.function(*args, **kwargs)
         finally:
             try:
-                run.flush("the call ended", last=True)
+                run.end()
             except BaseException:
-                run.restart()
+                run.abandon()
                 raise
             finally:
-                STATE.run = None
-                run.thread = 0
-                run.arguments = None
                 if len(self.paths) > MAX_PATHS:
                     self._forget(run)
                 idle.append(run)

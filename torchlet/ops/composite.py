@@ -112,9 +112,10 @@ logsumexp_ = define(
 def _softmax_dim(name: str, x: Tensor, dim: int | None, dtype: Any) -> tuple[Tensor, tuple[int, ...]]:
     if dtype is not None:
         x = cast(x, dtype)
+    ndim = len(x._meta.shape)
     if dim is None:  # PyTorch's legacy choice
-        dim = 0 if x.ndim in (0, 1, 3) else 1
-    return x, (normalize_dim(name, dim, x.ndim),) if x.ndim else ()
+        dim = 0 if ndim in (0, 1, 3) else 1
+    return x, (normalize_dim(name, dim, ndim),) if ndim else ()
 
 
 @public()
@@ -208,7 +209,8 @@ layer_norm_ = define("layer_norm", ("x", "weight", "bias"), _layer_norm_np, _nor
 def layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last dimensions, times weight, plus bias (Ba et al. 2016). Shape kept."""
     shape = tuple(normalized_shape) if not isinstance(normalized_shape, int) else (normalized_shape,)
-    if tuple(input.shape[input.ndim - len(shape):]) != shape:
+    whole = tuple(input._meta.shape)
+    if whole[len(whole) - len(shape):] != shape:
         raise RuntimeError(f"layer_norm: Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of size {list(input.shape)}")
     if weight is None:
         out = apply(layer_norm_plain_, (input,), (len(shape), float(eps)))

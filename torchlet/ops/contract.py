@@ -59,11 +59,11 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     Shapes: (k) @ (k) -> (); (…, m, k) @ (k) -> (…, m); (k) @ (…, k, n) -> (…, n); (…, m, k) @ (…, k, n) -> (…, m, n).
     Raises RuntimeError when the sizes or the dtypes do not fit.
     """
+    if isinstance(input, Tensor) and isinstance(other, Tensor) and len(input._meta.shape) >= 2 and len(other._meta.shape) >= 2:
+        return apply(matmul_, (input, other))
     a, b = as_tensor_like(input, "matmul"), as_tensor_like(other, "matmul")
     if a.ndim == 0 or b.ndim == 0:
         raise RuntimeError(f"matmul: both arguments need to be at least 1D, but they are {a.ndim}D and {b.ndim}D")
-    if a.ndim >= 2 and b.ndim >= 2:
-        return apply(matmul_, (a, b))
     if a.ndim == 1 and b.ndim == 1 and a.shape != b.shape:
         raise RuntimeError(f"matmul: inconsistent tensor size, expected tensor {list(a.shape)} and src {list(b.shape)} to have the same number of elements")
     out = apply(matmul_, (unsqueeze(a, 0) if a.ndim == 1 else a, unsqueeze(b, 1) if b.ndim == 1 else b))

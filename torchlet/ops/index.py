@@ -600,6 +600,33 @@ def _as_index(k: Any) -> Any:
     return k
 
 
+def _plain(key: tuple[Any, ...], ndim: int) -> Items | None:
+    """The items of a key of numbers, slices without a step, None and one `...`, found in one pass; None where it has to be looked at."""
+    items: list[tuple[Any, ...]] = []
+    rest, used = -1, 0
+    for k in key:
+        if k.__class__ is slice:
+            start, stop = k.start, k.stop
+            if k.step is not None or not (start is None or start.__class__ is int) or not (stop is None or stop.__class__ is int):
+                return None
+            items.append(("s", start, stop, 1))
+            used += 1
+        elif k.__class__ is int:
+            items.append(("i", k))
+            used += 1
+        elif k is None:
+            items.append(("n",))
+        elif k is Ellipsis and rest < 0:
+            rest = len(items)
+        else:
+            return None
+    if used > ndim:
+        return None
+    if rest >= 0:
+        items[rest:rest] = [ALL] * (ndim - used)
+    return tuple(items)
+
+
 def parse(x: Tensor, key: Any) -> tuple[Items, Advanced]:
     """A key in brackets as basic items and the tensors that index what those leave. Raises IndexError or TypeError."""
     keys = [_as_index(k) for k in (key if isinstance(key, tuple) else (key,))]
@@ -699,6 +726,9 @@ def getitem(self: Tensor, key: Any) -> Tensor:
     kind = key.__class__
     if kind is int:
         return apply(index_basic_, (self,), ((("i", key),),))
+    plain = _plain(key, len(self._meta.shape)) if kind is tuple else None
+    if plain is not None:
+        return apply(index_basic_, (self,), (plain,))
     items, advanced = parse(self, key)
     if not advanced:
         return apply(index_basic_, (self,), (items,))

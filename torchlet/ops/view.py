@@ -170,8 +170,9 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
 @public("transpose", "swapaxes", "swapdims")
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two dimensions exchanged."""
-    a, b = normalize_dim("transpose", dim0, input.ndim), normalize_dim("transpose", dim1, input.ndim)
-    order = list(range(input.ndim))
+    ndim = len(input._meta.shape)
+    a, b = normalize_dim("transpose", dim0, ndim), normalize_dim("transpose", dim1, ndim)
+    order = list(range(ndim))
     if order:
         order[a], order[b] = order[b], order[a]
     return apply(permute_, (input,), (tuple(order),))

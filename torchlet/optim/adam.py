@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 from torchlet import ops
@@ -12,6 +13,7 @@ from torchlet.optim.optimizer import Optimizer, number, with_grads
 __all__ = ["Adam", "AdamW"]
 
 Tensors = list[Any]
+_get_step, _get_exp_avg, _get_exp_avg_sq = itemgetter("step"), itemgetter("exp_avg"), itemgetter("exp_avg_sq")
 
 
 def _adam(
@@ -140,7 +142,7 @@ class Adam(Optimizer):
                     s["exp_avg_sq"] = ops.zeros_like(p)
                     if group["amsgrad"]:
                         s["max_exp_avg_sq"] = ops.zeros_like(p)
-            steps = [s["step"] for s in states]
+            steps = list(map(_get_step, states))
             if steps.count(steps[0]) == len(steps):
                 _advance(group, params, grads, states, steps[0] + 1)
                 continue
@@ -160,7 +162,7 @@ def _advance(group: dict[str, Any], params: Tensors, grads: Tensors, states: lis
     else:
         decay_kind, decay = "gradient", weight_decay
     scalars = (lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, (1 - beta2**step) ** 0.5, group["eps"], decay)
-    lists = [params, grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
+    lists = [params, grads, list(map(_get_exp_avg, states)), list(map(_get_exp_avg_sq, states))]
     op = adam
     if group["amsgrad"]:
         lists.append([s["max_exp_avg_sq"] for s in states])

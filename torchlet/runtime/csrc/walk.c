@@ -26,14 +26,14 @@ FIELDS(OFFSET)
 #define NAMES(X) \
     X(_meta) X(_np) X(_store) X(_run) X(_step) X(_ptr) X(_node) X(_out) X(_grad) X(_hooks) X(_base) X(exported) X(version) X(run) \
     X(quiet) X(launches) X(used) X(reasons) X(slots) X(scalar_count) X(written_outside) X(last) X(check) X(_record_op) X(_launch) \
-    X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace)
+    X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
 
 static PyObject *Run, *Tensor, *Storage, *Constant, *STATE, *HELD;  // the Run of capture.py: the twins are its methods
-static PyObject *nothing;                                            // ()
-static PyObject *zero, *one, *empty;
+static PyObject *dtypes, *nothing;                                   // the names of torchlet.dtypes; ()
+static PyObject *zero, *one, *empty, *call_ended, *default_dtype, *keywords;  // keywords: ("last",)
 static Py_ssize_t seen_more;  // what getrefcount in a map() counts in addition to the reference in a slot
 
 static int offset_of(PyObject *type, const char *name, Py_ssize_t *offset) {
@@ -78,11 +78,11 @@ static int add_to(PyObject *o, PyObject *name, PyObject *n) {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *nodes, *replaced, *cause, *calls;
+    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *nodes, *replaced, *cause, *calls, *thread, *arguments;
     int inside;
 } Walk;
 
-#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(nodes) X(replaced) X(cause) X(calls)
+#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(nodes) X(replaced) X(cause) X(calls) X(thread) X(arguments)
 
 static int walk_traverse(Walk *w, visitproc visit, void *arg) {
 #define VISIT(name) Py_VISIT(w->name);
@@ -232,15 +232,19 @@ static PyObject *walk_step_inplace(Walk *w, PyObject *const *args, Py_ssize_t na
     return twin(n_step_inplace, w, args, nargs, NULL);
 }
 
+// lists of tensors come in a list or in a tuple
+#define SIZE(x) (PyList_CheckExact(x) ? PyList_GET_SIZE(x) : PyTuple_GET_SIZE(x))
+#define ITEM(x, i) (PyList_CheckExact(x) ? PyList_GET_ITEM(x, i) : PyTuple_GET_ITEM(x, i))
+
 // 1 if an update's lists and numbers are those of step s
 static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers, PyObject *attrs) {
     PyObject *expected = FIELD(s, Step, attrs), *lengths = PyTuple_GET_ITEM(expected, 1), *known = FIELD(s, Step, known);
-    Py_ssize_t n = PyTuple_GET_SIZE(lists), m = PyTuple_GET_SIZE(numbers), at = 0;
+    Py_ssize_t n = SIZE(lists), m = PyTuple_GET_SIZE(numbers), at = 0;
     int same = same_attrs(PyTuple_GET_ITEM(expected, 0), attrs);
     if (same != 1) return same;
     if (PyTuple_GET_SIZE(lengths) != n) return 0;
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *list = PyTuple_GET_ITEM(lists, i);
+        PyObject *list = ITEM(lists, i);
         if (!PyList_CheckExact(list) || PyLong_AsSsize_t(PyTuple_GET_ITEM(lengths, i)) != PyList_GET_SIZE(list)) return 0;
         at += PyList_GET_SIZE(list);
     }
@@ -250,7 +254,7 @@ static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers
     if (known != Py_None) {
         PyObject *slots = PyTuple_GET_ITEM(known, 0), *types = PyTuple_GET_ITEM(known, 1);
         for (Py_ssize_t i = 0; i < n; i++) {
-            PyObject *list = PyTuple_GET_ITEM(lists, i);
+            PyObject *list = ITEM(lists, i);
             for (Py_ssize_t k = 0; k < PyList_GET_SIZE(list); k++)
                 if (PyList_GET_ITEM(list, k) != FIELD(PyTuple_GET_ITEM(slots, at + k), Slot, t)) return 0;
             at += PyList_GET_SIZE(list);
@@ -263,7 +267,7 @@ static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers
     }
     Py_ssize_t before = PyList_GET_SIZE(w->scalars);
     for (Py_ssize_t i = 0; same == 1 && i < n; i++) {
-        PyObject *list = PyTuple_GET_ITEM(lists, i);
+        PyObject *list = ITEM(lists, i);
         for (Py_ssize_t k = 0; same == 1 && k < PyList_GET_SIZE(list); k++) {
             PyObject *x = Py_NewRef(PyList_GET_ITEM(list, k));
             same = match(w, x, PyTuple_GET_ITEM(checks, at++));
@@ -280,7 +284,7 @@ static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers
 
 static PyObject *walk_update(Walk *w, PyObject *const *args, Py_ssize_t nargs) {  // op, lists, scalars, attrs
     PyObject *s = FIELD(w->cur, Step, next);
-    if (nargs == 4 && PyTuple_CheckExact(args[1]) && PyTuple_CheckExact(args[2]) && s != Py_None && FIELD(s, Step, op) == args[0] &&
+    if (nargs == 4 && (PyTuple_CheckExact(args[1]) || PyList_CheckExact(args[1])) && PyTuple_CheckExact(args[2]) && s != Py_None && FIELD(s, Step, op) == args[0] &&
         FIELD(s, Step, kind) == n_update) {
         Py_INCREF(s);
         w->inside++;
@@ -512,6 +516,46 @@ static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, Py
     Py_RETURN_NONE;
 }
 
+// ------------------------------------------------------------------------------------------------ a call
+
+static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
+    PyObject *arguments = nargs == 2 ? PyTuple_Pack(2, args[0], args[1]) : NULL;
+    PyObject *calls = arguments ? PyNumber_Add(w->calls, one) : NULL, *thread = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+    int failed = !calls || !thread;
+    if (!failed) {
+        set(&w->arguments, arguments);
+        set(&w->calls, calls);
+        set(&w->thread, thread);
+        failed = PyObject_SetAttr(STATE, n_run, (PyObject *)w);
+    }
+    Py_XDECREF(arguments);
+    Py_XDECREF(calls);
+    Py_XDECREF(thread);
+    PyObject *grad = failed ? NULL : look(STATE, n_grad), *kind = failed ? NULL : PyDict_GetItemWithError(dtypes, n__default);
+    if (!grad || !kind) return NULL;
+    if (grad != Py_True) {
+        PyObject *stack[] = {(PyObject *)w, n_grad, Py_False}, *done = PyObject_VectorcallMethod(n_event, stack, 3, NULL);
+        Py_XDECREF(done);
+        if (!done) return NULL;
+    }
+    if (kind != PyDict_GetItemWithError(dtypes, n_float32)) {
+        PyObject *stack[] = {(PyObject *)w, default_dtype, kind}, *done = PyObject_VectorcallMethod(n_event, stack, 3, NULL);
+        Py_XDECREF(done);
+        if (!done) return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *walk_end(Walk *w, PyObject *unused) {
+    PyObject *stack[] = {call_ended, Py_True}, *done = walk_flush(w, stack, 1, keywords);
+    if (!done) return NULL;
+    Py_DECREF(done);
+    if (PyObject_SetAttr(STATE, n_run, Py_None)) return NULL;
+    set(&w->thread, zero);
+    set(&w->arguments, Py_None);
+    Py_RETURN_NONE;
+}
+
 // ------------------------------------------------------------------------------------------------ the cursor and other threads
 
 static PyObject *walk_hold(Walk *w, PyObject *unused) {
@@ -534,6 +578,8 @@ static PyMemberDef walk_members[] = {
 };
 
 static PyMethodDef walk_methods[] = {
+    {"begin", (PyCFunction)(void (*)(void))walk_begin, METH_FASTCALL, NULL},
+    {"end", (PyCFunction)walk_end, METH_NOARGS, NULL},
     {"step", (PyCFunction)(void (*)(void))walk_step, METH_FASTCALL, NULL},
     {"step_inplace", (PyCFunction)(void (*)(void))walk_step_inplace, METH_FASTCALL, NULL},
     {"update", (PyCFunction)(void (*)(void))walk_update, METH_FASTCALL, NULL},
@@ -764,8 +810,8 @@ static PyTypeObject LaunchType = {
 // setup(names): the classes and objects of capture.py that the walk has to know
 static PyObject *setup(PyObject *module, PyObject *names) {
     PyObject *Slot, *Step, *Meta, *Quiet, *Macro;
-    if (!PyArg_ParseTuple(names, "OOOOOOOOOOOOn", &Run, &Tensor, &Storage, &STATE, &HELD, &Slot, &Step, &Meta, &Constant, &Quiet, &Macro,
-                          &nothing, &seen_more))
+    if (!PyArg_ParseTuple(names, "OOOOOOOOOOOOOn", &Run, &Tensor, &Storage, &STATE, &HELD, &Slot, &Step, &Meta, &Constant, &Quiet, &Macro,
+                          &dtypes, &nothing, &seen_more))
         return NULL;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
 #define READ(type, name) if (offset_of(type, #name, &type##_##name)) return NULL;
@@ -782,6 +828,9 @@ PyMODINIT_FUNC PyInit_torchlet_walk(void) {
     zero = PyLong_FromLong(0);
     one = PyLong_FromLong(1);
     empty = PyUnicode_InternFromString("");
+    keywords = PyTuple_Pack(1, n_last);
+    default_dtype = PyUnicode_InternFromString("default dtype");
+    call_ended = PyUnicode_InternFromString("the call ended");
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyModule_AddType(module, &WalkType) || PyModule_AddType(module, &LaunchType)) return NULL;
     return module;
