@@ -11,6 +11,8 @@ from torchlet.nn import functional as F
 from torchlet.nn import init
 from torchlet.nn.module import Module
 from torchlet.nn.parameter import Parameter, fresh_parameter
+from torchlet.op import apply
+from torchlet.ops.contract import linear_, linear_without_bias_
 from torchlet.tensor import Tensor
 
 __all__ = ["Bilinear", "CosineSimilarity", "Flatten", "Identity", "Linear", "PairwiseDistance", "Unflatten"]
@@ -50,7 +52,8 @@ class Linear(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return ops.linear(input, self.weight, self.bias)
+        bias = self.bias
+        return apply(linear_without_bias_, (input, self.weight)) if bias is None else apply(linear_, (input, self.weight, bias))
 
     def extra_repr(self) -> str:
         """The arguments of construction."""

@@ -121,6 +121,8 @@ def _softmax_dim(name: str, x: Tensor, dim: int | None, dtype: Any) -> tuple[Ten
 @public()
 def softmax(input: Tensor, dim: int | None = None, dtype: Any = None, **_: Any) -> Tensor:
     """exp(x) / sum(exp(x)) along `dim`, computed without overflow. Shape kept."""
+    if dtype is None and dim is not None and input._meta.shape:
+        return apply(softmax_, (input,), ((normalize_dim("softmax", dim, len(input._meta.shape)),),))
     x, dims = _softmax_dim("softmax", input, dim, dtype)
     return apply(softmax_, (x,), (dims,))
 
@@ -208,7 +210,9 @@ layer_norm_ = define("layer_norm", ("x", "weight", "bias"), _layer_norm_np, _nor
 
 def layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last dimensions, times weight, plus bias (Ba et al. 2016). Shape kept."""
-    shape = tuple(normalized_shape) if not isinstance(normalized_shape, int) else (normalized_shape,)
+    shape: Any = normalized_shape
+    if shape.__class__ is not tuple:
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     whole = tuple(input._meta.shape)
     if whole[len(whole) - len(shape):] != shape:
         raise RuntimeError(f"layer_norm: Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of size {list(input.shape)}")

@@ -72,7 +72,13 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     return out.select(-2 if b.ndim > 1 else -1, 0) if a.ndim == 1 else out
 
 
-METHODS["__matmul__"] = lambda self, other: matmul(self, other) if isinstance(other, Tensor) else NotImplemented
+def _matmul_operator(self: Tensor, other: Any) -> Any:
+    if not isinstance(other, Tensor):
+        return NotImplemented
+    return apply(matmul_, (self, other)) if len(self._meta.shape) >= 2 and len(other._meta.shape) >= 2 else matmul(self, other)
+
+
+METHODS["__matmul__"] = _matmul_operator
 METHODS["__rmatmul__"] = lambda self, other: matmul(other, self)
 
 

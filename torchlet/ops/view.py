@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -170,12 +171,19 @@ def permute(input: Tensor, *dims: Any) -> Tensor:
 @public("transpose", "swapaxes", "swapdims")
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two dimensions exchanged."""
-    ndim = len(input._meta.shape)
+    exchanged = _known_exchange if dim0.__class__ is dim1.__class__ is int else _exchanged
+    return apply(permute_, (input,), (exchanged(dim0, dim1, len(input._meta.shape)),))
+
+
+def _exchanged(dim0: int, dim1: int, ndim: int) -> tuple[int, ...]:
     a, b = normalize_dim("transpose", dim0, ndim), normalize_dim("transpose", dim1, ndim)
     order = list(range(ndim))
     if order:
         order[a], order[b] = order[b], order[a]
-    return apply(permute_, (input,), (tuple(order),))
+    return tuple(order)
+
+
+_known_exchange = lru_cache(maxsize=256)(_exchanged)  # a model asks for the same few in every call
 
 
 @public()

@@ -442,8 +442,8 @@ static void unbind(PyObject *slots) {
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(slots); i++) set(&FIELD(PyList_GET_ITEM(slots, i), Slot, t), Py_None);
 }
 
-// reason="", last=False; everything else is for the twin
-static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+// reason="", last=False; everything else is for the twin. `over`: the call ends with it, and STATE.run stays None
+static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, int over) {
     PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet, *found;
     int last = kwnames && PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == n_last && args[nargs] == Py_True;
     if (nargs > 1 || (kwnames && !last) || end == HELD || end == w->root || (path = FIELD(end, Step, path)) == Py_None ||
@@ -457,7 +457,7 @@ static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, Py
     int known = PyDict_Contains(found, reason);
     if (known != 1) return known < 0 ? NULL : twin(n_flush, w, args, nargs, kwnames);
 
-    PyObject *outer = PyObject_GetAttr(STATE, n_run), *slots = PyObject_GetAttr(path, n_slots);
+    PyObject *outer = over ? Py_NewRef(Py_None) : PyObject_GetAttr(STATE, n_run), *slots = PyObject_GetAttr(path, n_slots);
     if (!outer || !slots || add_to(path, n_launches, one) || PyObject_SetAttr(path, n_used, w->calls) || PyObject_SetAttr(STATE, n_run, Py_None)) {
         Py_XDECREF(outer);
         Py_XDECREF(slots);
@@ -493,7 +493,7 @@ static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, Py
     }
     Py_XDECREF(done);
     w->inside++;
-    int failed = PyObject_SetAttr(STATE, n_run, outer);
+    int failed = !over && PyObject_SetAttr(STATE, n_run, outer);
     PyObject *expected = FIELD(end, Step, next);
     if (expected != Py_None) unbind(FIELD(expected, Step, fresh));
     failed |= PyList_SetSlice(w->replaced, 0, PyList_GET_SIZE(w->replaced), NULL);
@@ -514,6 +514,10 @@ static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, Py
     if (type) PyErr_Restore(type, error, trace);
     if (type || failed) return NULL;
     Py_RETURN_NONE;
+}
+
+static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames) {
+    return flush(w, args, nargs, kwnames, 0);
 }
 
 // ------------------------------------------------------------------------------------------------ a call
@@ -547,10 +551,10 @@ static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
 }
 
 static PyObject *walk_end(Walk *w, PyObject *unused) {
-    PyObject *stack[] = {call_ended, Py_True}, *done = walk_flush(w, stack, 1, keywords);
+    PyObject *stack[] = {call_ended, Py_True}, *done = flush(w, stack, 1, keywords, 1);
     if (!done) return NULL;
     Py_DECREF(done);
-    if (PyObject_SetAttr(STATE, n_run, Py_None)) return NULL;
+    if (look(STATE, n_run) != Py_None && PyObject_SetAttr(STATE, n_run, Py_None)) return NULL;
     set(&w->thread, zero);
     set(&w->arguments, Py_None);
     Py_RETURN_NONE;
