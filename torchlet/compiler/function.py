@@ -25,7 +25,9 @@ from torchlet.compiler.pages import places, short
 from torchlet.compiler.program import Program, segment_of
 from torchlet.compiler.replay import Replayer
 from torchlet.compiler.schedule import schedule
+from torchlet.config import config
 from torchlet.op import STATE
+from torchlet.runtime.walk import missing
 from torchlet.tensor import Tensor, wrap
 
 _ALL: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
@@ -393,6 +395,8 @@ def describe(f: CompiledFunction) -> Explanation:
                     f"    {op} is computed by its parts, not as one kernel, because {why}".ljust(48) + f" {short(where)}"
                     for op, why, where in exe.stages.get("opened", [])
                 )
+    if missing() and config.c_walk:
+        lines.append(f"known paths are followed in Python, which is slower: {missing().splitlines()[0]}")
     if HOST_CALLS:
         lines.append(
             "so far copied to the host and back, because they have no loops: "

@@ -366,7 +366,7 @@ class ParameterDict(Module):
         """One line for each value."""
         return "\n".join(f"  ({k}): {_value_text(v)}" for k, v in self.items())
 
-    def __call__(self, input: Any) -> Any:
+    def __call__(self, input: Any) -> Any:  # type: ignore[override]
         raise RuntimeError("ParameterDict should not be called.")
 
     def __or__(self, other: Any) -> ParameterDict:

@@ -81,7 +81,8 @@ def library(key: str, text: str, include: str = "") -> tuple[Path, str]:
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build:
         source, made = Path(build, "kernels.c"), Path(build, "kernels.so")
         source.write_text(text)
-        command = [*_command(config.cc), f"-I{CSRC}", *([f"-I{include}"] if include else []), "-o", str(made), str(source), "-lm", "-lpthread"]
+        folders = [f"-I{folder}" for folder in (str(CSRC), include) if folder]
+        command = [*_command(config.cc), *folders, "-o", str(made), str(source), "-lm", "-lpthread"]
         try:
             run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         except (OSError, subprocess.TimeoutExpired) as problem:
