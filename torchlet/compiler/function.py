@@ -8,7 +8,7 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,9 @@ from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.pages import places, short
 from torchlet.compiler.program import Program, segment_of
 from torchlet.compiler.replay import Replayer
+from torchlet.compiler.sizes import Sizes
 from torchlet.op import STATE
+from torchlet.spec import normalize_dim
 from torchlet.tensor import Tensor, wrap
 
 _thread_id = threading.get_ident
@@ -57,6 +59,7 @@ class CompiledFunction:
         self.changes: list[str] = []  # what was different when a new path was recorded, the last ones
         self.dropped = 0  # paths that were forgotten
         self.replayer = Replayer(self) if replay else None
+        self.sizes = Sizes(dynamic)
         _ALL.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,13 +128,26 @@ class CompiledFunction:
 
     def compile(self, path: Path, alive: list[Step], run: Run) -> Program:
         """The program of a path for these visible outputs."""
-        program = Program(path, alive, self.name, _Namer(self.function, run.arguments))
+        program = Program(path, alive, self.name, _Namer(self.function, run.arguments), self.sizes, self._varying(path, run))
         self.programs.append(program)
         debug.record(self, path, program, run.scalars)
         return program
 
+    def _varying(self, path: Path, run: Run) -> dict[int, tuple[int, ...]]:
+        """For the arguments of the call among the path's tensors: the dimensions that are expected to vary. Empty if none is."""
+        if self.dynamic is False:
+            return {}
+        found = {}
+        given = {id(t) for t in _tensors(run.arguments)}
+        for i, slot in enumerate(path.slots):
+            if slot.t is not None and id(slot.t) in given:
+                every = range(len(slot.t._meta.shape)) if self.dynamic else ()
+                found[i] = tuple(sorted({*every, *slot.t.__dict__.get(_MARK, ())}))
+        return found if any(found.values()) else {}
+
     def reset(self) -> None:
         """Forget every path and program."""
+        self.sizes = Sizes(self.dynamic)
         self._idle.clear()
         if self.replayer is not None:
             self.replayer = Replayer(self)
@@ -214,7 +230,8 @@ def compile(
 ) -> Any:
     """Capture what `f` does with tensors, and run it compiled. `f` is a function, a method or a module; also a decorator.
 
-    dynamic    reserved for sizes that vary (None: decide by what is seen)
+    dynamic    sizes that vary share kernels, so that a new size needs no C compiler: None from the second size of something on, True
+               from the first, False never. On GPUs every size is compiled
     fullgraph  raise CompileError where a call has more than one segment, instead of compiling each
     backend    None or "cpu"
     dump       a folder that receives every stage and every kernel of what this function compiles
@@ -297,8 +314,25 @@ def is_compiling() -> bool:
     return STATE.run is not None
 
 
-def mark_dynamic(t: Tensor, index: Any) -> None:
-    """Accepted; every size is compiled as it is met."""
+_MARK = "_varying_dimensions"
+
+
+def mark_dynamic(t: Tensor, index: int | Sequence[int]) -> None:
+    """Say that the size of these dimensions will vary, so that the first size is already compiled for all. Raises IndexError."""
+    for d in (index,) if isinstance(index, int) else index:
+        t.__dict__.setdefault(_MARK, set()).add(normalize_dim("mark_dynamic", d, t.ndim))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
 
 
 def reset() -> None:

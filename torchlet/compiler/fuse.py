@@ -21,7 +21,7 @@ from torchlet.expr import expr, walk
 from torchlet.index import Axis, Index, of
 from torchlet.op import OPS, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View
 
-__all__ = ["Fused", "fuse"]
+__all__ = ["Decisions", "Fused", "fuse"]
 
 CHEAP = 8  # expression nodes up to which a value is computed again by each reader
 LONGEST = 64  # expression nodes after which a value gets a place, however few read it (and how deep building it can recurse)
@@ -32,6 +32,19 @@ _COSTLY = frozenset((
     "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "sigmoid", "pow",
     "atan2", "philox", "floordiv", "mod", "fmod",
 ))
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a search chose, nodes by their positions in the graph: with it the same graph gets the same kernels at other sizes.
+
+    `reuses`: the buffers that lie in the place of another one which their own kernel reads for the last time (see schedule.py).
+    """
+
+    named: tuple[int, ...]
+    merges: tuple[tuple[int, int, int | None], ...]
+    refused: tuple[tuple[str, str, str], ...]
+    reuses: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass
@@ -46,6 +59,7 @@ class Fused:
     order: dict[Node, int]
     reads: dict[Group, list[Node]]
     refused: list[tuple[str, str, str]] = field(default_factory=list)
+    decisions: Decisions | None = None
 
     def build(self, group: Group) -> Built:
         """The kernels of a group with the homes as they are now."""
@@ -233,8 +247,8 @@ def _loops(g: Group) -> set[Axis]:
     return _long([*g.grid, *(a for axes in g.inner.values() for a in axes)])
 
 
-def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int]) -> Group:
-    """The group with the nodes of both, once the pairs of positions are made equal. Raises Refused."""
+def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int], any_size: bool = False) -> Group:
+    """The group with the nodes of both, once the pairs of positions are made equal. Raises Refused; with `any_size`, not for speed."""
     left, right = _unify(pairs)
     a, b = a.substitute(left), b.substitute(right)
     if a.fixed and b.fixed:
@@ -251,7 +265,7 @@ def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mappi
         rest = [x for x in flat.grid if x.extent != 1 and x not in grid]
         if rest and rows.product:
             raise Refused("the elementwise part has more dimensions than the product")
-        if _count(rest) * _count(grid) >= ALONE and _count(grid) < ROWS:
+        if not any_size and _count(rest) * _count(grid) >= ALONE and _count(grid) < ROWS:
             raise Refused("too few rows for so many elements")
     else:
         if _long(a.grid) != _long(b.grid):
@@ -295,11 +309,13 @@ def _share_loops(g: Group) -> Group:
 class _Search:
     """Groups with what they read, and which groups stand before which."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
-        self.order = {n: i for i, n in enumerate(graph.nodes())}
+    def __init__(self, graph: Graph, known: Decisions | None = None):
+        self.graph, self.known = graph, known
+        nodes = graph.nodes()
+        self.order = {n: i for i, n in enumerate(nodes)}
         self.names = Names.of_graph(graph)
-        self.named = named_nodes(graph)
+        self.named = named_nodes(graph) if known is None else [nodes[i] for i in known.named]
+        self.merges: list[tuple[int, int, int | None]] = []  # done, in order
         self.homes = {n: Home.strided(self.names.of(n), n.spec.shape, n.attrs[1]) for n in graph.inputs}
         self.homes |= {n: Home.dense(self.names.of(n), n.spec.shape) for n in self.named}
         self.group: dict[Node, Group] = {}
@@ -372,6 +388,17 @@ class _Search:
         self.refused.pop((self.names.of(x), self.names.of(n)), None)
         self.settle(a, b, merged)
         self.built[merged] = built
+        self.merges.append((self.order[x], self.order[n], None if shared is None else self.order[shared]))
+
+    def repeat(self, known: Decisions) -> list[Group] | None:
+        """The groups that an earlier search of the same graph at other sizes made; None where one of its merges cannot be made here."""
+        nodes = list(self.order)
+        for x, n, shared in known.merges:
+            self.try_merge(nodes[x], nodes[n], None if shared is None else nodes[shared])
+        if tuple(self.merges) != known.merges:
+            return None
+        self.refused = {(a, b): why for a, b, why in known.refused}
+        return list(dict.fromkeys(self.group[n] for n in self.named))
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
         if shared is None:
@@ -382,7 +409,7 @@ class _Search:
             if self.between(a, b) or self.between(b, a):
                 raise Refused("another kernel stands between them")
             pairs = self.shared_reads(a, b, shared)
-        g = merge(a, b, pairs, self.order)
+        g = merge(a, b, pairs, self.order, self.known is not None)
         built = self._build(g)
         if len(built.kernels[-1].buffers) > MAX_BUFFERS:
             raise Refused("too many buffers")
@@ -449,14 +476,21 @@ def _sources(n: Node, named: set[Node]) -> list[Node]:
     return sorted(out, key=lambda x: x.kind == "input")
 
 
-def fuse(graph: Graph) -> Fused:
-    """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before."""
-    search = _Search(graph)
-    groups = search.run()
+def fuse(graph: Graph, known: Decisions | None = None) -> Fused:
+    """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before.
+
+    `known`: what was decided for the same graph at other sizes.
+    """
+    search = _Search(graph, known)
+    groups = None if known is None else search.repeat(known)
+    if groups is None:
+        search = _Search(graph) if known is not None else search
+        groups = search.run()
     outside = [n for n in search.named if n in search.outputs or any(search.group[r] is not search.group[n] for r in search.readers[n])]
     stores: dict[Node, tuple[Home, ...]] = {n: (search.homes[n],) for n in outside}
     refused = [(a, b, why) for (a, b), why in search.refused.items()]
     reads = {g: list(g.nodes[0].args() if is_extern(g) else search.built[g].reads) for g in groups}
-    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused)
+    decisions = Decisions(tuple(search.order[n] for n in search.named), tuple(search.merges), tuple(refused))
+    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused, decisions)
 
 

@@ -6,7 +6,7 @@ import struct
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
 from torchlet.compiler.host import bind_launch, emit_launch
 from torchlet.compiler.partition import partition
+from torchlet.compiler.sizes import Sizes
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, apply
 from torchlet.runtime.cuda import CudaError
@@ -221,10 +222,16 @@ _UNHELD = _unheld()
 
 
 class Program:
-    """A segment compiled for one set of visible outputs. `stepwise` holds the reason where it is run step by step instead."""
+    """A segment compiled for one set of visible outputs. `stepwise` holds the reason where it is run step by step instead.
 
-    def __init__(self, path: Any, alive: Sequence[Any], name: str, slot_name: Any):
-        self.path = path
+    `sizes` is what its function knows of sizes that vary; `varying`: for slots that hold data, the dimensions expected to vary.
+    """
+
+    def __init__(
+        self, path: Any, alive: Sequence[Any], name: str, slot_name: Any, sizes: Sizes | None = None,
+        varying: Mapping[int, Sequence[int]] | None = None,
+    ):
+        self.path, self.sizes, self.varying = path, sizes, varying or {}
         self.stepwise = ""
         self.executable: Executable | None = None
         self.backward: Backward | None = None
@@ -255,7 +262,8 @@ class Program:
             self.backward = Backward(self, on_tape)
             graph = self.backward.forward
         self.graph = graph
-        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs)
+        varying = {j: self.varying[i] for j, i in enumerate(seg.inputs) if i in self.varying}
+        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes, varying)
         places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
         # what a backward half keeps comes after the outputs of the segment
         layouts = [None if s is None or order is None else s.meta for s, order in zip(seg.outputs, seg.orders, strict=True)]
@@ -378,7 +386,11 @@ class Backward:
         self.wrt = [k for k, i in enumerate(seg.inputs) if slots[i].t._meta.requires_grad]
         joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
         self.has_grad = [g is not None for g in grads_out]
-        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs))
+        sizes = program.sizes
+        known = None if sizes is None else sizes.cut(joint)
+        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known)
+        if sizes is not None and known is None:
+            sizes.note_cut(joint, kept)
         self.joint, self.kept_nodes = joint, kept
         joint_inputs = list(joint.inputs)
         computed = len(graph.outputs)
@@ -401,10 +413,21 @@ class Backward:
             inputs = [j for j, (is_input, n) in enumerate(self.kept) if n in (program.host_inputs if is_input else program.host_outputs)]
             inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
             outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
-            self.executable = compile_graph(self.graph, self.graph.name, program.place, inputs, outputs)
+            self.executable = compile_graph(
+                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, self._varying()
+            )
             if self.on_compiled is not None:
                 self.on_compiled()
         return self.executable
+
+    def _varying(self) -> dict[int, list[int]]:
+        """The dimensions expected to vary: those of the forward's data, and what has their size in kept values and seeds."""
+        program, slots = self.program, self.program.path.slots
+        varying = program.varying
+        expected = {slots[i].t._meta.shape[d] for i, dims in varying.items() for d in dims if slots[i].t is not None}
+        data = range(len(self.graph.inputs))
+        weights = {j for j, (is_input, n) in enumerate(self.kept) if is_input and program.segment.inputs[n] not in varying}
+        return {j: [d for d, n in enumerate(self.graph.inputs[j].spec.shape) if n in expected] for j in data if j not in weights} if expected else {}
 
     def places(self) -> list[device]:
         """Where each computed gradient goes: to the device of the input it belongs to."""

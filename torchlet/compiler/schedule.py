@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torchlet.compiler.fuse import Fused, fuse
+from torchlet.compiler.fuse import Decisions, Fused, fuse
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
 from torchlet.compiler.lower import Group, Home, build_kernels, group_of
@@ -144,12 +144,13 @@ def _in_nest(p: Phase, index: Index, value: object) -> bool:
 
 
 class _Scheduler:
-    def __init__(self, graph: Graph):
-        self.original = graph
+    def __init__(self, graph: Graph, known: Decisions | None = None):
+        self.original, self.known = graph, known
         self.graph, self.kept = _with_copies(graph)
         made = [k for k in range(len(self.graph.outputs)) if k not in self.kept]
         named = tuple(self.graph.output_names[k] for k in made) if self.graph.output_names else ()
-        self.fused: Fused = fuse(replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named))
+        simple = replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named)
+        self.fused: Fused = fuse(simple, known)
         self.groups = list(self.fused.groups)
         self.group = {n: g for g in self.groups for n in g.nodes}
         self.reads = dict(self.fused.reads)
@@ -285,7 +286,8 @@ class _Scheduler:
             new = [b for b in dict.fromkeys(touched) if first.get(b) == i]
             dying = [b for b in dict.fromkeys(touched) if last.get(b) == i and first[b] < i]
             for b in new:
-                old = next((d for d in dying if isinstance(what, Kernel) and nbytes[d] == nbytes[b] and _may_replace(what, d, b)), None)
+                fitting = [d for d in dying if nbytes[d] == nbytes[b] and (self.known is None or (b, d) in self.known.reuses)]
+                old = next((d for d in fitting if isinstance(what, Kernel) and _may_replace(what, d, b)), None)
                 if old is not None and isinstance(what, Kernel):
                     what = _renamed(what, b, old)
                     dying.remove(old)
@@ -351,9 +353,15 @@ def _aligned(nbytes: int) -> int:
     return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
 
 
-def schedule(graph: Graph, name: str) -> tuple[Plan, Fused]:
-    """The launch plan of a graph that `decompose` and `simplify` have been through, and how it was fused."""
-    scheduler = _Scheduler(graph)
-    return scheduler.plan(name), scheduler.fused
+def schedule(graph: Graph, name: str, known: Decisions | None = None) -> tuple[Plan, Fused]:
+    """The launch plan of a graph that `decompose` and `simplify` have been through, and how it was fused.
+
+    `known`: what was decided for the same graph at other sizes, which is done here too wherever it can be.
+    """
+    scheduler = _Scheduler(graph, known)
+    plan, fused = scheduler.plan(name), scheduler.fused
+    assert fused.decisions is not None
+    fused.decisions = replace(fused.decisions, reuses=frozenset((b.name, b.reuses) for b in plan.lifetimes if b.reuses))
+    return plan, fused
 
 

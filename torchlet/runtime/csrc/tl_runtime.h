@@ -10,6 +10,21 @@
 #define TL_SHARE(lo, hi, n, grain) \
     const int64_t lo = TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * tid / nth * (grain)); \
     const int64_t hi = TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * (tid + 1) / nth * (grain))
+// the same where the condition holds, else all of range(n)
+#define TL_SHARE_IF(condition, lo, hi, n, grain) \
+    const int64_t lo = !(condition) ? 0 : TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * tid / nth * (grain)); \
+    const int64_t hi = !(condition) ? (n) : TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * (tid + 1) / nth * (grain))
+// which of `n` axes is split: the outermost of 64 parts or more, which keeps each thread's memory together, else the one with most
+TL_INLINE int tl_choose_axis(const int64_t *ways, int n) {
+    int best = 0;
+    for (int i = 0; i < n; i++) {
+        if (ways[i] >= 64) return i;
+        if (ways[i] > ways[best]) best = i;
+    }
+    return best;
+}
+// the length of an array that holds `used` elements, never more than `most`: in a kernel that serves many sizes it is `most`
+#define TL_ROOM(used, most) (used)
 
 typedef void (*tl_kernel)(char *const *restrict b, const int64_t *restrict s, int tid, int nth);
 
