@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
 from torchlet.compiler.host import bind_launch, emit_launch
 from torchlet.compiler.partition import partition
-from torchlet.compiler.sizes import Sizes
+from torchlet.compiler.sizes import Sizes, resized
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, apply
 from torchlet.runtime.cuda import CudaError
@@ -262,8 +262,8 @@ class Program:
             self.backward = Backward(self, on_tape)
             graph = self.backward.forward
         self.graph = graph
-        varying = {j: self.varying[i] for j, i in enumerate(seg.inputs) if i in self.varying}
-        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes, varying)
+        example = self._example(graph) if self.backward is None else self.backward.forward_example
+        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes, example)
         places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
         # what a backward half keeps comes after the outputs of the segment
         layouts = [None if s is None or order is None else s.meta for s, order in zip(seg.outputs, seg.orders, strict=True)]
@@ -306,6 +306,11 @@ class Program:
         if any(slots[i].t._meta.device is CPU for i in seg.written):
             raise UnsupportedError("a CPU tensor is overwritten in a segment that runs on a device")
         return place, [i for i, d in enumerate(inputs) if d is CPU], [k for k, d in enumerate(outputs) if d is CPU]
+
+    def _example(self, graph: Graph) -> Graph | None:
+        """The segment's graph (or one with the same inputs) at other sizes, where sizes are expected to vary."""
+        varying = {j: self.varying[i] for j, i in enumerate(self.segment.inputs) if i in self.varying}
+        return resized(graph, varying) if varying else None
 
     def run(self, slots: Sequence[Any], scalars: Sequence[Any]) -> None:
         """Launch; bind the visible placeholders to their arrays."""
@@ -391,6 +396,7 @@ class Backward:
         self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known)
         if sizes is not None and known is None:
             sizes.note_cut(joint, kept)
+        self.forward_example, self.example = self._examples(distinct, [joint.nodes().index(n) for n in kept])
         self.joint, self.kept_nodes = joint, kept
         joint_inputs = list(joint.inputs)
         computed = len(graph.outputs)
@@ -414,20 +420,23 @@ class Backward:
             inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
             outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
             self.executable = compile_graph(
-                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, self._varying()
+                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, self.example
             )
             if self.on_compiled is not None:
                 self.on_compiled()
         return self.executable
 
-    def _varying(self) -> dict[int, list[int]]:
-        """The dimensions expected to vary: those of the forward's data, and what has their size in kept values and seeds."""
-        program, slots = self.program, self.program.path.slots
-        varying = program.varying
-        expected = {slots[i].t._meta.shape[d] for i, dims in varying.items() for d in dims if slots[i].t is not None}
-        data = range(len(self.graph.inputs))
-        weights = {j for j, (is_input, n) in enumerate(self.kept) if is_input and program.segment.inputs[n] not in varying}
-        return {j: [d for d, n in enumerate(self.graph.inputs[j].spec.shape) if n in expected] for j in data if j not in weights} if expected else {}
+    def _examples(self, distinct: list[Node], kept: list[int]) -> tuple[Graph | None, Graph | None]:
+        """Both halves at other sizes, where sizes are expected to vary."""
+        graph = self.program.segment.graph
+        both = replace(graph, outputs=(*graph.outputs, *distinct), targets=(*graph.targets, *[None] * len(distinct)))
+        other = self.program._example(both)
+        if other is None:
+            return None, None
+        n = len(graph.outputs)
+        whole = replace(other, outputs=other.outputs[:n], targets=graph.targets)
+        joint, grads_in, _ = differentiate(whole, list(other.outputs[n:]), [other.inputs[k] for k in self.wrt])
+        return partition(joint, grads_in, n, kept)[:2]
 
     def places(self) -> list[device]:
         """Where each computed gradient goes: to the device of the input it belongs to."""

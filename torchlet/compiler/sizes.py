@@ -46,49 +46,50 @@ class Family:
         self.decisions: Decisions | None = None
         self.examples: list[Kernel] = []  # of the first member
         self._known: dict[tuple[str, ...], list[_Known]] = {}
-        self._at: list[_Known] = []  # by position of the kernel
+        self._at: dict[int, _Known] = {}  # by position of the kernel
         self._lock = threading.Lock()
 
     def sources(self, kernels: Sequence[Kernel]) -> list[Source]:
         """What to compile for each kernel of a member, and the values of its parameters."""
         with self._lock:
-            for example in self.examples:
-                text = generalize.of(_text(example))
-                self._at.append(self._enter(_Known(text, printed(example))))
+            for i, example in enumerate(self.examples):
+                self._enter(_Known(generalize.of(_text(example)), printed(example)), i)
             self.examples = []
             return [self._source(i, kernel) for i, kernel in enumerate(kernels)]
 
     def _source(self, i: int, kernel: Kernel) -> Source:
-        text = generalize.of(_text(kernel))
-        here = self._at[i] if i < len(self._at) else None
-        known = self._known.get(text.words, [])
-        for k in ([here] if here in known else []) + known[::-1]:
-            assert k is not None
-            values = generalize.match(k.text, text)
-            if values is not None:
-                return Source(k.source, values, "")
-        base = here if here in known else known[-1] if known else None
-        general = None if base is None else generalize.unify(base.text, text)
-        if base is None or general is None:
-            new = self._enter(_Known(text, generalize.render(text, 0)))
-            note = "its loops are different ones at this size" if here is not None else "a new kernel"
-            values = ()
-        else:
-            new = self._enter(_Known(general, generalize.render(general, len(kernel.scalars))))
-            values = generalize.match(general, text)
-            assert values is not None, "a generalisation covers what it was made of"
-            note = _note(generalize.differences(base.text, text))
-        self._at += [new] * (i + 1 - len(self._at))
-        self._at[i] = new
-        return Source(new.source, values, note)
+        texts: list[Text] = []
+        for together in (None, True, False):  # as it is best, then as it may have been best at another size
+            texts.append(generalize.of(_text(kernel, together)))
+            for k in self._candidates(i, texts[-1]):
+                values = generalize.match(k.text, texts[-1])
+                if values is not None:
+                    return Source(k.source, values)
+        for text in texts:
+            for k in self._candidates(i, text):
+                general = generalize.unify(k.text, text)
+                if general is not None:
+                    values = generalize.match(general, text)
+                    assert values is not None, "a generalisation covers what it was made of"
+                    new = self._enter(_Known(general, generalize.render(general, len(kernel.scalars))), i)
+                    return Source(new.source, values, _note(generalize.differences(k.text, text)))
+        new = self._enter(_Known(texts[0], generalize.render(texts[0], 0)), i)
+        return Source(new.source, (), "its loops are not those of any other size")
 
-    def _enter(self, known: _Known) -> _Known:
+    def _candidates(self, i: int, text: Text) -> list[_Known]:
+        """What has the words of a text: what stood in its place last, then the newest."""
+        known = self._known.get(text.words, [])
+        here = self._at.get(i)
+        return [here, *known[::-1]] if here is not None and here.text.words == text.words else known[::-1]
+
+    def _enter(self, known: _Known, i: int) -> _Known:
         self._known.setdefault(known.text.words, []).append(known)
+        self._at[i] = known
         return known
 
 
-def _text(kernel: Kernel) -> str:
-    return codegen.emit(canonical(kernel), shared=True)
+def _text(kernel: Kernel, together: bool | None = None) -> str:
+    return codegen.emit(canonical(kernel), shared=True, together=together)
 
 
 def _note(differences: Mapping[tuple[str, str], int]) -> str:
@@ -167,7 +168,7 @@ def resized(graph: Graph, marked: Mapping[int, Sequence[int]]) -> Graph | None:
     `marked`: for each input that is data, the dimensions that are expected to vary. All data dimensions of one size vary together,
     or, where the operators do not allow that, the marked ones alone. Only a guess: what it is used for is verified otherwise.
     """
-    out = None
+    out: Graph | None = None
     for size in sorted({graph.inputs[k].spec.shape[d] for k, dims in marked.items() for d in dims}):
         if size < 2:
             continue
@@ -209,8 +210,8 @@ def _replaced(graph: Graph, chosen: Sequence[tuple[int, int]], size: int) -> Gra
                 continue
         else:
             return None
-    inputs_ok = all(t is None or values[o].spec.shape == values[graph.inputs[t]].spec.shape for o, t in zip(graph.outputs, graph.targets, strict=True))
-    if not inputs_ok:
+    ends = zip(graph.outputs, graph.targets, strict=True)
+    if any(t is not None and values[o].spec.shape != values[graph.inputs[t]].spec.shape for o, t in ends):
         return None
     return replace(
         graph, inputs=tuple([values[n] for n in graph.inputs]), scalars=tuple([values[n] for n in graph.scalars]),

@@ -58,16 +58,16 @@ _WEIGHTS = {"div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 8, "mod": 8, "fmod": 8}
 )
 
 
-def emit(kernel: Kernel, shared: bool = False) -> str:
+def emit(kernel: Kernel, shared: bool = False, together: bool | None = None) -> str:
     """One C function `void NAME(char *const *restrict b, const int64_t *restrict s, int tid, int nth)` (and what it needs before it).
 
     b[i] points to kernel.buffers[i], s[i] holds kernel.scalars[i] (the bits of a double for float64). Raises UnsupportedError
     for an operator that has no C. With `shared` no choice depends on sizes where that can be: the texts of one kernel at two
-    sizes then differ in numbers only, and generalize.py makes one of them.
+    sizes then differ in numbers only, and generalize.py makes one of them; `together` makes the one choice that may differ.
     """
     simple = collapse_axes(kernel)
     product = cpu_gemm.product_of(simple, shared)
-    body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared).function()
+    body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared, together).function()
     header = [f"// {kernel.name}" + (f": {', '.join(kernel.origin)}" if kernel.origin else "")]
     return "\n".join([*header, *body, ""])
 
@@ -224,7 +224,7 @@ def _unit_strides(phases: Iterable[Phase], axis: Axis) -> int:
     return found
 
 
-def _plan(kernel: Kernel, any_size: bool = False) -> _Plan:
+def _plan(kernel: Kernel, any_size: bool = False, forced: bool | None = None) -> _Plan:
     grid = kernel.grid
     adds = [s for p in kernel.phases for s in p.stores if s.mode == "add"]
     free = [a for a in grid if all(separates(s.index, a) for s in adds)]
@@ -254,7 +254,8 @@ def _plan(kernel: Kernel, any_size: bool = False) -> _Plan:
     reduce_work = max((math.prod(a.extent for a in p.reduce) for p in nests), default=0)
     blocks = math.prod(a.extent for a in outer) * (-(-lane.extent // LANES) if lane else 1)
     few = (shared is None or ways(shared) < 8) and (any_size or reduce_work >= 1024) and blocks <= 64
-    together = bool(nests) and few and not adds and (any_size or kernel.points * reduce_work >= 8192)
+    few = few and (any_size or kernel.points * reduce_work >= 8192)
+    together = bool(nests) and not adds and (few if forced is None else forced)
     split = tuple(free) if any_size else () if shared is None else (shared,)
     return _Plan(outer, lane, () if together else split, together, across)
 
@@ -262,9 +263,9 @@ def _plan(kernel: Kernel, any_size: bool = False) -> _Plan:
 class _Loops:
     """Prints a kernel without matrix products."""
 
-    def __init__(self, kernel: Kernel, shared: bool = False):
+    def __init__(self, kernel: Kernel, shared: bool = False, together: bool | None = None):
         self.kernel, self.shared = kernel, shared
-        self.plan = _plan(kernel, shared)
+        self.plan = _plan(kernel, shared, together)
         self.c = Scopes(kernel, shared)
         self.ranges: dict[Axis, tuple[str, str]] = {}  # what this thread has of the axes that are split
         self.kept: dict[Expr, str] = {}
