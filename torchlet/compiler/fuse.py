@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from torchlet import dtypes
@@ -60,6 +60,7 @@ class Fused:
     reads: dict[Group, list[Node]]
     refused: list[tuple[str, str, str]] = field(default_factory=list)
     decisions: Decisions | None = None
+    built: dict[Group, Built] = field(default_factory=dict)  # trials of the groups with the first homes
 
     def build(self, group: Group) -> Built:
         """The kernels of a group with the homes as they are now."""
@@ -280,7 +281,8 @@ def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mappi
             inner[n] = known[n]
         else:
             inner[n] = tuple(dict.fromkeys(x for i in coords[n] for x in sorted_axes(i) if x not in grid and x.extent != 1))
-    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product)
+    reads = {n: at for n, at in {**b.reads, **a.reads}.items() if n not in coords}
+    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product, False, reads)
     return _share_loops(out)
 
 
@@ -332,12 +334,14 @@ class _Search:
         self.mask: dict[Group, int] = {}  # the named nodes of a group, as bits
         self.above: dict[Group, int] = {}  # the named nodes of all groups that must run before it
         for i, n in enumerate(self.named):
-            g = self.group[n] = group_of(n)
+            g = group_of(n)
+            built = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
+            g = self.group[n] = g if known is None else replace(g, reads=built.reads)
+            self.built[g] = built
             self.mask[g] = 1 << i
             self.above[g] = 0
             for h in self.makers(g):
                 self.above[g] |= self.above[h] | self.mask[h]
-            self.built[g] = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
 
     def _build(self, g: Group, stores: Mapping[Node, Sequence[Home]] | None = None) -> Built:
         members = set(g.nodes)
@@ -393,14 +397,28 @@ class _Search:
     def repeat(self, known: Decisions) -> list[Group] | None:
         """The groups that an earlier search of the same graph at other sizes made; None where one of its merges cannot be made here."""
         nodes = list(self.order)
-        for x, n, shared in known.merges:
-            self.try_merge(nodes[x], nodes[n], None if shared is None else nodes[shared])
-        if tuple(self.merges) != known.merges:
+        try:
+            for i, j, k in known.merges:
+                a, b = self.group[nodes[i]], self.group[nodes[j]]
+                self.settle(a, b, self.joined(a, b, None if k is None else nodes[k]))
+            groups = list(dict.fromkeys(self.group[n] for n in self.named))
+            for g in groups:
+                if g not in self.built:
+                    self.built[g] = self._build(g)
+        except Refused:
             return None
+        self.merges = list(known.merges)
         self.refused = {(a, b): why for a, b, why in known.refused}
-        return list(dict.fromkeys(self.group[n] for n in self.named))
+        return groups
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
+        g = self.joined(a, b, shared)
+        built = self._build(g)
+        if len(built.kernels[-1].buffers) > MAX_BUFFERS:
+            raise Refused("too many buffers")
+        return g, built
+
+    def joined(self, a: Group, b: Group, shared: Node | None) -> Group:
         if shared is None:
             if self.between(a, b):
                 raise Refused("another kernel stands between them")
@@ -409,23 +427,24 @@ class _Search:
             if self.between(a, b) or self.between(b, a):
                 raise Refused("another kernel stands between them")
             pairs = self.shared_reads(a, b, shared)
-        g = merge(a, b, pairs, self.order, self.known is not None)
-        built = self._build(g)
-        if len(built.kernels[-1].buffers) > MAX_BUFFERS:
-            raise Refused("too many buffers")
-        return g, built
+        return merge(a, b, pairs, self.order, self.known is not None)
+
+    def reads(self, g: Group) -> Mapping[Node, tuple[Coords, ...]]:
+        """At which elements a group reads other nodes."""
+        built = self.built.get(g)
+        return g.reads if built is None else built.reads
 
     def links(self, a: Group, b: Group, swap: bool = False) -> list[tuple[Index, Index]]:
         """Where b reads members of a, next to what a computes at a point."""
         for n in a.nodes:
-            reads = self.built[b].reads.get(n, ())
+            reads = self.reads(b).get(n, ())
             if reads:
                 pairs = list(zip(a.coords[n], reads[0], strict=True))
                 return [(j, i) for i, j in pairs] if swap else pairs
         return []
 
     def shared_reads(self, a: Group, b: Group, x: Node) -> list[tuple[Index, Index]]:
-        mine, theirs = self.built[a].reads.get(x, ()), self.built[b].reads.get(x, ())
+        mine, theirs = self.reads(a).get(x, ()), self.reads(b).get(x, ())
         if not mine or not theirs:
             raise Refused("they read nothing in common")
         if a.product or b.product:
@@ -447,7 +466,8 @@ class _Search:
         for n in merged.nodes:
             self.group[n] = merged
         for g in (a, b):
-            del self.mask[g], self.above[g], self.built[g]
+            del self.mask[g], self.above[g]
+            self.built.pop(g, None)
         for g, known in self.above.items():
             if known & mask:
                 self.above[g] = known | mask | above
@@ -491,6 +511,6 @@ def fuse(graph: Graph, known: Decisions | None = None) -> Fused:
     refused = [(a, b, why) for (a, b), why in search.refused.items()]
     reads = {g: list(g.nodes[0].args() if is_extern(g) else search.built[g].reads) for g in groups}
     decisions = Decisions(tuple(search.order[n] for n in search.named), tuple(search.merges), tuple(refused))
-    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused, decisions)
+    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused, decisions, search.built)
 
 

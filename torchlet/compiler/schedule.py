@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torchlet.compiler.fuse import Decisions, Fused, fuse
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
-from torchlet.compiler.lower import Group, Home, build_kernels, group_of
+from torchlet.compiler.lower import Group, Home, build_kernels, group_of, in_safe_order
 from torchlet.expr import walk
 from torchlet.index import Index
 from torchlet.op import OPS, ScatterAdd
@@ -155,6 +155,7 @@ class _Scheduler:
         self.group = {n: g for g in self.groups for n in g.nodes}
         self.reads = dict(self.fused.reads)
         self.slots: dict[str, Slot] = {}
+        self.trials = {g: built.kernels[-1] for g, built in self.fused.built.items() if built.kernels}  # with the homes as they are
         self.before: dict[Group, set[Group]] = {g: set() for g in self.groups}
         for g in self.groups:
             for n in self.reads[g]:
@@ -195,13 +196,26 @@ class _Scheduler:
         fused.stores[n] = (fused.homes[n],)
         others = [r for r in self.groups if r is not g and x in self.reads[r]]
         ok = x not in self.reads[g] or not isinstance(n.op.lower, ScatterAdd)
-        ok = ok and (x not in self.reads[g] or in_place(fused.build(g).kernels[-1], fused.homes[n].buffer))
+        trial = self._trial(g, home, fused.homes[n])
+        ok = ok and (x not in self.reads[g] or in_place(trial, fused.homes[n].buffer))
         if ok and not any(self._is_before(g, r) for r in others):
             self.before[g].update(others)
+            self.trials[g] = trial
             return True
         if home is not None and stores is not None:
             fused.homes[n], fused.stores[n] = home, stores
         return False
+
+    def _trial(self, g: Group, before: Home | None, home: Home) -> Kernel:
+        """The kernel of a group once what lay in `before` lies in `home`."""
+        kernel = self.trials.get(g)
+        if kernel is None or before is None or before.strides != home.strides:
+            return self.fused.build(g).kernels[-1]
+        phases = []
+        for p in kernel.phases:
+            stores = tuple(replace(s, buffer=home.buffer) if s.buffer == before.buffer else s for s in p.stores)
+            phases.append(replace(p, stores=in_safe_order(stores)))
+        return replace(kernel, phases=tuple(phases))
 
     def _is_before(self, a: Group, b: Group) -> bool:
         """True when b must run after a."""
