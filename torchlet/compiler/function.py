@@ -20,6 +20,7 @@ from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.launch import HOST_CALLS
+from torchlet.compiler.load import Source
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.pages import places, short
@@ -406,7 +407,11 @@ def _is_compiled(f: Any) -> bool:
 def describe(f: CompiledFunction) -> Explanation:
     """The text of explain() for what has happened so far."""
     total = sum(len(exe.kernels) for p in f.programs for exe in executables(p))
-    lines = [f"{f.name}: {_count(len(f.paths), 'path')}, {_count(f.steps_recorded, 'recorded step')}, {_count(total, 'kernel')}"]
+    calls = sum(exe.stages.get("calls", 0) for p in f.programs for exe in executables(p))
+    lines = [
+        f"{f.name}: {_count(len(f.paths), 'path')}, {_count(f.steps_recorded, 'recorded step')}, {_count(total, 'kernel')}, "
+        f"{_count(calls, 'call')} of the C compiler"
+    ]
     if f.replayer is not None:
         lines.extend(f"  {line}" for line in f.replayer.describe())
     if f.dropped:
@@ -427,8 +432,13 @@ def describe(f: CompiledFunction) -> Explanation:
         for p in path.programs.values():
             for exe in executables(p):
                 externs = f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""
-                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}{externs}")
-                lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
+                sources = exe.stages.get("shared", [Source("")] * len(exe.kernels))
+                many = sum(bool(s.values) for s in sources)
+                serves = f", {many} of them for all sizes ({_count(exe.stages['calls'], 'call')} of the C compiler)" if many else ""
+                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}{externs}{serves}")
+                for k, s in zip(exe.kernels, sources, strict=True):
+                    sizes = f"for all sizes since {s.note}" if s.note and s.values else "for all sizes" if s.values else s.note
+                    lines.append(f"    {k.name.ljust(44)} {places(k.origin).ljust(24 if sizes else 0)} {sizes}".rstrip())
                 lines.extend(
                     f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48)
                     + f" {short(n.source)}"

@@ -375,6 +375,7 @@ def schedule(graph: Graph, name: str, known: Decisions | None = None) -> tuple[P
     scheduler = _Scheduler(graph, known)
     plan, fused = scheduler.plan(name), scheduler.fused
     assert fused.decisions is not None
+    fused.built.clear()  # what is not needed any more
     fused.decisions = replace(fused.decisions, reuses=frozenset((b.name, b.reuses) for b in plan.lifetimes if b.reuses))
     return plan, fused
 
