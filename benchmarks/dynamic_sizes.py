@@ -4,7 +4,8 @@
 
 For each length: calls of the C compiler and kernels compiled so far by the function that serves all lengths, milliseconds of its first
 call with that length, and the median of its later calls; then the same of a function with `dynamic=False`, which is compiled for every
-length. The two take turns, so that a busy machine slows both alike. Both start with an empty folder of compiled kernels.
+length. The two take turns, so that a busy machine slows both alike. Both start with an empty folder of compiled kernels; those of the
+first size are the same ones and are counted on the left only.
 """
 
 from __future__ import annotations
@@ -126,8 +127,10 @@ def table(what: str, make: Callable[[int, bool | None], tuple[Step, Step]], size
         a, b = (statistics.median(x) for x in later)
         ratios.append(a / b)
         (c0, k0), (c1, k1) = count[id(shared)], count[id(alone)]
-        print(f"  {n:5}  {c0:8}  {k0:7}  {first:13.1f}  {a:13.3f} | {c1:8}  {k1:7}  {first_alone:13.1f}  {b:13.3f} | {a / b:.2f}", flush=True)
-    print(f"  {count[id(shared)][0]} compiles for {len(sizes)} sizes; a later call takes {statistics.geometric_mean(ratios):.2f} of its time alone")
+        line = f"  {n:5}  {c0:8}  {k0:7}  {first:13.1f}  {a:13.3f} | {c1:8}  {k1:7}  {first_alone:13.1f}  {b:13.3f} | {a / b:.2f}"
+        print(line, flush=True)
+    price = statistics.geometric_mean(ratios)
+    print(f"  {count[id(shared)][0]} compiles for {len(sizes)} sizes; a later call takes {price:.2f} of its time alone")
 
 
 def rates(width: int) -> None:

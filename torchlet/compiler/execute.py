@@ -66,8 +66,10 @@ def compile_graph(
     clock.append(time.perf_counter())
     counts = load.COUNTS if device is CPU else launch.COUNTS
     compiled, calls = counts["compiled"], load.COUNTS["calls"]
-    # a CudaExecutable has the same face
-    exe = compile_plan(plan, family if shared else None) if device is CPU else cast(Executable, CudaExecutable(plan, device, host_inputs, host_outputs))
+    if device is CPU:
+        exe = compile_plan(plan, family if shared else None)
+    else:  # a CudaExecutable has the same face
+        exe = cast(Executable, CudaExecutable(plan, device, host_inputs, host_outputs))
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
     cached = len(plan.kernels) - (counts["compiled"] - compiled)

@@ -408,10 +408,8 @@ def describe(f: CompiledFunction) -> Explanation:
     """The text of explain() for what has happened so far."""
     total = sum(len(exe.kernels) for p in f.programs for exe in executables(p))
     calls = sum(exe.stages.get("calls", 0) for p in f.programs for exe in executables(p))
-    lines = [
-        f"{f.name}: {_count(len(f.paths), 'path')}, {_count(f.steps_recorded, 'recorded step')}, {_count(total, 'kernel')}, "
-        f"{_count(calls, 'call')} of the C compiler"
-    ]
+    what = [(len(f.paths), "path"), (f.steps_recorded, "recorded step"), (total, "kernel")]
+    lines = [f"{f.name}: {', '.join(_count(*x) for x in what)}, {_count(calls, 'call')} of the C compiler"]
     if f.replayer is not None:
         lines.extend(f"  {line}" for line in f.replayer.describe())
     if f.dropped:

@@ -142,7 +142,7 @@ def _signature(graph: Graph) -> tuple[Hashable, Hashable]:
         if isinstance(x, bool) or not isinstance(x, int | float) or x in (0, 1, -1):
             return type(x), x
         sizes.append(x)
-        return type(x)
+        return "a number", isinstance(x, int)
 
     number: dict[Node, int] = {}
     for n in (*graph.inputs, *graph.scalars, *graph.nodes()):
@@ -165,8 +165,8 @@ def _signature(graph: Graph) -> tuple[Hashable, Hashable]:
 def resized(graph: Graph, marked: Mapping[int, Sequence[int]]) -> Graph | None:
     """The graph at sizes of our own invention, as a second example before a second size is met; None where that cannot be.
 
-    `marked`: for each input that is data, the dimensions that are expected to vary. All data dimensions of one size vary together,
-    or, where the operators do not allow that, the marked ones alone. Only a guess: what it is used for is verified otherwise.
+    `marked`: for each input that is data, the dimensions that are expected to vary. Those of one size vary together, and where the
+    operators do not allow that, with all data dimensions of this size. Only a guess: what it is used for is verified otherwise.
     """
     out: Graph | None = None
     for size in sorted({graph.inputs[k].spec.shape[d] for k, dims in marked.items() for d in dims}):
@@ -174,7 +174,7 @@ def resized(graph: Graph, marked: Mapping[int, Sequence[int]]) -> Graph | None:
             continue
         alike = [(k, d) for k in marked for d, n in enumerate(graph.inputs[k].spec.shape) if n == size]
         alone = [(k, d) for k, dims in marked.items() for d in dims if graph.inputs[k].spec.shape[d] == size]
-        for chosen in (alike, alone):
+        for chosen in (alone, alike):
             changed = _replaced(out or graph, chosen, size)
             if changed is not None:
                 out = changed
