@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -44,13 +44,13 @@ def optimize(graph: Graph) -> Graph:
 
 def compile_graph(
     graph: Graph, name: str, device: Place = CPU, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = (),
-    sizes: Sizes | None = None, example: Graph | None = None,
+    sizes: Sizes | None = None, example: Callable[[], Graph | None] = lambda: None,
 ) -> Executable:
     """The graph as an Executable; its `stages` hold what each pass made.
 
     On a CUDA device the addresses of inputs and outputs are the device's, except those listed in `host_inputs`, `host_outputs`.
-    On the CPU, graphs that differ in sizes only share kernels if they are compiled with the same `sizes`. `example` is the graph at
-    other sizes, with which already the first of them is compiled for all sizes.
+    On the CPU, graphs that differ in sizes only share kernels if they are compiled with the same `sizes`. `example` gives the graph at
+    other sizes, with which already the first of them is compiled for all sizes, or None.
     """
     clock = [time.perf_counter()]
     simple = optimize(graph)
@@ -60,8 +60,8 @@ def compile_graph(
     if family is not None and family.decisions is None:
         assert fused.decisions is not None
         family.examples, family.decisions = plan.kernels, fused.decisions
-        if example is not None:
-            family.examples = schedule(optimize(example), name, family.decisions)[0].kernels
+        if (other := example()) is not None:
+            family.examples = schedule(optimize(other), name, family.decisions)[0].kernels
             shared = True
     clock.append(time.perf_counter())
     counts = load.COUNTS if device is CPU else launch.COUNTS

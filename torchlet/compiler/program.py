@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -262,8 +263,11 @@ class Program:
             self.backward = Backward(self, on_tape)
             graph = self.backward.forward
         self.graph = graph
-        example = self._example(graph) if self.backward is None else self.backward.forward_example
-        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes, example)
+        half = self.backward
+        self.executable = compile_graph(
+            graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes,
+            lambda: self._example(graph) if half is None else half.examples[0],
+        )
         places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
         # what a backward half keeps comes after the outputs of the segment
         layouts = [None if s is None or order is None else s.meta for s, order in zip(seg.outputs, seg.orders, strict=True)]
@@ -391,12 +395,12 @@ class Backward:
         self.wrt = [k for k, i in enumerate(seg.inputs) if slots[i].t._meta.requires_grad]
         joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
         self.has_grad = [g is not None for g in grads_out]
-        sizes = program.sizes
+        sizes = program.sizes if program.place is CPU else None
         known = None if sizes is None else sizes.cut(joint)
         self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known)
         if sizes is not None and known is None:
             sizes.note_cut(joint, kept)
-        self.forward_example, self.example = self._examples(distinct, [joint.nodes().index(n) for n in kept])
+        self._distinct = distinct
         self.joint, self.kept_nodes = joint, kept
         joint_inputs = list(joint.inputs)
         computed = len(graph.outputs)
@@ -420,15 +424,16 @@ class Backward:
             inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
             outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
             self.executable = compile_graph(
-                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, self.example
+                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, lambda: self.examples[1]
             )
             if self.on_compiled is not None:
                 self.on_compiled()
         return self.executable
 
-    def _examples(self, distinct: list[Node], kept: list[int]) -> tuple[Graph | None, Graph | None]:
+    @cached_property
+    def examples(self) -> tuple[Graph | None, Graph | None]:
         """Both halves at other sizes, where sizes are expected to vary."""
-        graph = self.program.segment.graph
+        graph, distinct = self.program.segment.graph, self._distinct
         both = replace(graph, outputs=(*graph.outputs, *distinct), targets=(*graph.targets, *[None] * len(distinct)))
         other = self.program._example(both)
         if other is None:
@@ -436,7 +441,8 @@ class Backward:
         n = len(graph.outputs)
         whole = replace(other, outputs=other.outputs[:n], targets=graph.targets)
         joint, grads_in, _ = differentiate(whole, list(other.outputs[n:]), [other.inputs[k] for k in self.wrt])
-        return partition(joint, grads_in, n, kept)[:2]
+        order = self.joint.nodes()
+        return partition(joint, grads_in, n, [order.index(x) for x in self.kept_nodes])[:2]
 
     def places(self) -> list[device]:
         """Where each computed gradient goes: to the device of the input it belongs to."""

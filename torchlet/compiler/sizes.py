@@ -27,7 +27,8 @@ __all__ = ["Family", "Sizes", "resized"]
 
 # attributes that hold sizes or positions; the others (dimensions, flags, formulas) say what is computed
 _SIZES = frozenset(("shape", "size", "items", "count", "chain", "pads", "offset", "n", "k", "counts", "shifts", "step", "num_classes"))
-MAX_FAMILIES = 1024
+MAX_FAMILIES = 1024  # of one function
+MAX_PARAMETERS = 512  # of one kernel
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Family:
         for text in texts:
             for k in self._candidates(i, text):
                 general = generalize.unify(k.text, text)
-                if general is not None:
+                if general is not None and len(general.reals) <= MAX_PARAMETERS:
                     values = generalize.match(general, text)
                     assert values is not None, "a generalisation covers what it was made of"
                     new = self._enter(_Known(general, generalize.render(general, len(kernel.scalars))), i)
