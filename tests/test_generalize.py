@@ -80,8 +80,8 @@ def test_parameters_are_declared_where_the_text_says_so() -> None:
 def test_an_array_gets_the_room_of_the_largest_size_instead_of_a_parameter() -> None:
     text = general("x[TL_ROOM(17, 512)]; n = 17", "x[TL_ROOM(33, 512)]; n = 33")
     assert render(text, 0) == "x[TL_ROOM(512, 512)]; n = size0"
-    assert match(text, of("x[TL_ROOM(512, 512)]; n = 512")) == (512,)
-    assert match(text, of("x[TL_ROOM(513, 512)]; n = 513")) is None
+    assert match(text, of("x[TL_ROOM(5000, 512)]; n = 5000")) == (5000,)
+    assert match(text, of("x[TL_ROOM(17, 64)]; n = 17")) is None
 
 
 _WORDS = ["x[", "] + ", " * b1_0[i", "f(", ", "]

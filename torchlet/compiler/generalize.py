@@ -20,7 +20,7 @@ __all__ = ["ROOM", "SIZES", "Hole", "Room", "Text", "differences", "match", "of"
 Number = int | float
 
 SIZES = "TL_SIZES;"  # stands in a text where the parameters are declared: once in each function
-ROOM = "TL_ROOM("  # TL_ROOM(used, most): an array of `used` elements, of which there are never more than `most`
+ROOM = "TL_ROOM("  # TL_ROOM(n, most): the length of an array that depends on n, and is never more than `most`
 _LITERAL = re.compile(r"(?<![\w.])(\d+\.?\d*(?:[eE][+-]?\d+)?(?:[uUlL]+|f)?)(?![\w.])")
 
 
@@ -67,7 +67,7 @@ def match(general: Text, text: Text) -> tuple[Number, ...] | None:
             return None
         kind, value = _read(other)
         if isinstance(mine, Room):
-            if kind or value > mine.most or text.numbers[i + 1] != str(mine.most):
+            if kind or text.numbers[i + 1] != str(mine.most):
                 return None
             continue
         known = values[mine.parameter]
@@ -92,7 +92,7 @@ def unify(general: Text, text: Text) -> Text | None:
         kind, value = _read(other)
         if isinstance(mine, Room) or general.words[i].endswith(ROOM):
             most = text.numbers[i + 1]
-            if kind or not isinstance(most, str) or general.numbers[i + 1] != most or value > int(most):
+            if kind or not isinstance(most, str) or general.numbers[i + 1] != most:
                 return None
             numbers.append(Room(int(most)))
             continue

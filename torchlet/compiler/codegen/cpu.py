@@ -294,8 +294,8 @@ class _Loops:
         blocked = plan.lane is not None and any(p.reductions or p.reduce for p in self.kernel.phases)
         if blocked:
             low, high = self._range(plan.lane)
-            c.open(f"for (int64_t jb = {low}; jb < {high}; jb += {plan.width})")
-            c.line(f"const int64_t je = TL_MIN(jb + {plan.width}, {high});")
+            c.open(f"for (int64_t jb = {low}; jb < {high}; jb += {self._width})")
+            c.line(f"const int64_t je = TL_MIN(jb + {self._width}, {high});")
         for phase in self._phases():
             self._phase(phase)
         c.close_to(1)
@@ -340,9 +340,17 @@ class _Loops:
         assert axis is not None
         return self.ranges.get(axis) or ("0", str(axis.extent))
 
-    def _room(self, used: int, most: int) -> str:
-        """The length of an array; where the text serves many sizes it says how long the array may get."""
-        return f"TL_ROOM({used}, {most})" if self.shared else str(used)
+    @property
+    def _width(self) -> str:
+        """How many columns are accumulated at once; where the text serves many sizes, by a formula."""
+        return f"TL_WIDTH({self.plan.lane.extent}, {LANES})" if self.shared and self.plan.lane is not None else str(self.plan.width)
+
+    def _columns(self, least: int = 0) -> str:
+        """The length of an array over the columns of a block; where the text serves many sizes, it says how long the array may get."""
+        lane = self.plan.lane
+        if self.shared and lane is not None:
+            return f"TL_ROOM({max(lane.extent, least)}, {LANES})"
+        return str(max(self.plan.width if lane is not None else 1, least))
 
     def _grid_loop(self, axis: Axis, simd: str | None = None) -> None:
         low, high = self._range(axis)
@@ -439,7 +447,7 @@ class _Loops:
         c.close_to(chunk_depth)
         if chunked:
             at = "" if lane is None else "[q]"
-            each = "" if lane is None else f"for (int q = 0; q < {plan.width}; q++) "
+            each = "" if lane is None else f"for (int q = 0; q < {self._width}; q++) "
             for acc, state, part in zip(accumulators, states, inner, strict=True):
                 c.line(each + acc.join([v + at for v in state], [v + at for v in part]))
         c.close_to(depth)
@@ -461,8 +469,8 @@ class _Loops:
                 if self.plan.lane is None:
                     self.c.line(f"{state.kind} {name} = {state.start};")
                 else:
-                    self.c.line(f"{state.kind} {name}[{self._room(self.plan.width, LANES)}] __attribute__((aligned(64)));")
-                    self.c.line(f"for (int q = 0; q < {self.plan.width}; q++) {name}[q] = {state.start};")
+                    self.c.line(f"{state.kind} {name}[{self._columns()}] __attribute__((aligned(64)));")
+                    self.c.line(f"for (int q = 0; q < {self._width}; q++) {name}[q] = {state.start};")
 
     def _split_reduce_axes(self, phase: Phase) -> tuple[Axis, ...]:
         if self.shared:
@@ -474,23 +482,23 @@ class _Loops:
         c = self.c
         if not accumulators:
             return
-        lanes = self.plan.width if self.plan.lane is not None else 1
+        many = self.plan.lane is not None and (self.shared or self.plan.width > 1)
+        lanes = self._width if self.plan.lane is not None else "1"
         c.open("if (nth > 1)")
         pairs = [(a, n) for a, names in zip(accumulators, states, strict=True) for n in names]
         kinds = [state.kind for a in accumulators for state in a.states]
         store: dict[str, str] = {}
         for (_, name), kind in zip(pairs, kinds, strict=True):
             store[name] = c.fresh(f"all_{name}")
-            width = str(64 // 4) if self.plan.lane is None else self._room(max(lanes, 64 // 4), LANES)
             # two sets in turn: a thread may be one reduction ahead of the slowest reader
-            self.statics.append(f"static {kind} {self.kernel.name}_{store[name]}[2][TL_MAX_THREADS][{width}];")
+            self.statics.append(f"static {kind} {self.kernel.name}_{store[name]}[2][TL_MAX_THREADS][{self._columns(64 // 4)}];")
         full = {name: f"{self.kernel.name}_{store[name]}" for name in store}
         q = "q"
         for name in store:
-            c.line(f"for (int q = 0; q < {lanes}; q++) {full[name]}[flip][tid][q] = {name}{'[q]' if lanes > 1 else ''};")
+            c.line(f"for (int q = 0; q < {lanes}; q++) {full[name]}[flip][tid][q] = {name}{'[q]' if many else ''};")
         c.line("tl_barrier(nth);")
         c.open(f"for (int q = 0; q < {lanes}; q++)")
-        at = f"[{q}]" if lanes > 1 else ""
+        at = f"[{q}]" if many else ""
         for a, names in zip(accumulators, states, strict=True):
             for name, state in zip(names, a.states, strict=True):
                 c.line(f"{name}{at} = {state.start};")
@@ -526,7 +534,7 @@ class _Loops:
                         self.kept[e] = self.c.fresh("kept")
                         self.home[e] = earlier
                         extent = math.prod(a.extent for a in later.reduce)
-                        room = self._room(extent, KEPT_BYTES // 8)
+                        room = f"TL_ROOM({extent}, {KEPT_BYTES // 8})" if self.shared else str(extent)
                         self.c.line(f"{c_expr.VALUE[e.dtype]} {self.kept[e]}[{room}] __attribute__((aligned(64)));")
 
     def _bring_kept(self, phase: Phase) -> None:

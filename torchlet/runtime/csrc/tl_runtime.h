@@ -23,8 +23,10 @@ TL_INLINE int tl_choose_axis(const int64_t *ways, int n) {
     }
     return best;
 }
-// the length of an array that holds `used` elements, never more than `most`: in a kernel that serves many sizes it is `most`
-#define TL_ROOM(used, most) (used)
+// `n` in multiples of 16, but not more than `most`
+#define TL_WIDTH(n, most) TL_MIN(most, ((n) + 15) / 16 * 16)
+// the length of an array of so many elements; a kernel that serves many sizes has `most` for n
+#define TL_ROOM(n, most) TL_WIDTH(n, most)
 
 typedef void (*tl_kernel)(char *const *restrict b, const int64_t *restrict s, int tid, int nth);
 
