@@ -13,7 +13,8 @@ import pytest
 from torchlet import dtypes
 from torchlet import index as ix
 from torchlet.compiler.codegen import cpu as codegen
-from torchlet.compiler.load import LoadedKernel, load
+from torchlet.compiler.generalize import SIZES
+from torchlet.compiler.load import LoadedKernel, Source, canonical, load
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store
 from torchlet.compiler.simplify_loops import collapse_axes
 from torchlet.dtypes import dtype
@@ -496,12 +497,10 @@ def threads() -> Iterator[None]:
     runtime.set_num_threads(before)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("name", CASES)
-def test_compiled_kernel_equals_numpy(name: str, count: int, loaded: dict[str, LoadedKernel]) -> None:
-    c = BUILT[name]
+def check(kernel: LoadedKernel, c: Case, count: int) -> None:
+    """A run with `count` threads gives what is expected and leaves the rest alone."""
     arrays = {n: a.copy() for n, a in c.given.items()}
-    run(loaded[name], arrays, c.scalars, count)
+    run(kernel, arrays, c.scalars, count)
     for buffer, expected in c.expected.items():
         got = arrays[buffer]
         if got.dtype.kind in "ib" or c.tolerance == 0:
@@ -513,6 +512,27 @@ def test_compiled_kernel_equals_numpy(name: str, count: int, loaded: dict[str, L
     for buffer, a in arrays.items():
         if buffer not in c.expected:
             np.testing.assert_array_equal(a, c.given[buffer])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_kernel_equals_numpy(name: str, count: int, loaded: dict[str, LoadedKernel]) -> None:
+    check(loaded[name], BUILT[name], count)
+
+
+@pytest.fixture(scope="module")
+def for_all_sizes() -> dict[str, LoadedKernel]:
+    """The kernels of all cases as texts whose choices do not depend on sizes: as it is best, on one thread's part each, and together."""
+    named = [(f"{name}_{how}", c.kernel, how) for name, c in BUILT.items() for how in (None, False, True)]
+    sources = [Source(codegen.emit(canonical(k), shared=True, together=how).replace(SIZES, "")) for _, k, how in named]
+    return dict(zip([label for label, _, _ in named], load([k for _, k, _ in named], sources), strict=True))
+
+
+@pytest.mark.parametrize("how", [None, False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_the_text_for_all_sizes_means_what_the_kernel_means(name: str, how: bool | None, for_all_sizes: dict[str, LoadedKernel]) -> None:
+    for count in (1, 5):
+        check(for_all_sizes[f"{name}_{how}"], BUILT[name], count)
 
 
 @pytest.mark.parametrize("name", ["sums_30000_5_float32_c", "sums_3_40000_float32_x", "softmax_1_50000"])

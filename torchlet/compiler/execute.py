@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from torchlet.compiler.launch import CudaExecutable
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedule
 from torchlet.compiler.simplify import simplify
+from torchlet.compiler.sizes import Family, Sizes
 from torchlet.errors import CompileError
 from torchlet.runtime.cpu import Program, arena
 from torchlet.spec import CPU, contiguous_strides
@@ -44,32 +45,45 @@ def optimize(graph: Graph, gpu: bool = False) -> Graph:
 
 
 def compile_graph(
-    graph: Graph, name: str, device: Place = CPU, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = ()
+    graph: Graph, name: str, device: Place = CPU, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = (),
+    sizes: Sizes | None = None, example: Callable[[], Graph | None] = lambda: None,
 ) -> Executable:
     """The graph as an Executable; its `stages` hold what each pass made.
 
     On a CUDA device the addresses of inputs and outputs are the device's, except those listed in `host_inputs`, `host_outputs`.
+    On the CPU, graphs that differ in sizes only share kernels if they are compiled with the same `sizes`. `example` gives the graph at
+    other sizes, with which already the first of them is compiled for all sizes, or None.
     """
     clock = [time.perf_counter()]
     simple = optimize(graph, gpu=device is not CPU)
     clock.append(time.perf_counter())
-    plan, fused = schedule(simple, name, gpu=device is not CPU)
+    family, shared = sizes.enter(simple) if sizes is not None and device is CPU else (None, False)
+    plan, fused = schedule(simple, name, family.decisions if shared and family is not None else None, gpu=device is not CPU)
+    if family is not None and family.decisions is None:
+        assert fused.decisions is not None
+        family.examples, family.decisions = plan.kernels, fused.decisions
+        if (other := example()) is not None:
+            family.examples = schedule(optimize(other), name, family.decisions)[0].kernels
+            shared = True
     clock.append(time.perf_counter())
     counts = load.COUNTS if device is CPU else launch.COUNTS
-    compiled = counts["compiled"]
-    # a CudaExecutable has the same face
-    exe = compile_plan(plan) if device is CPU else cast(Executable, CudaExecutable(plan, device, host_inputs, host_outputs))
+    compiled, calls = counts["compiled"], load.COUNTS["calls"]
+    if device is CPU:
+        exe = compile_plan(plan, family if shared else None)
+    else:  # a CudaExecutable has the same face
+        exe = cast(Executable, CudaExecutable(plan, device, host_inputs, host_outputs))
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
     cached = len(plan.kernels) - (counts["compiled"] - compiled)
     opened = [] if device is CPU else refusals(graph)
-    exe.stages = {"opened": opened, "graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
+    exe.stages |= {"opened": opened, "graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
+    exe.stages["calls"] = load.COUNTS["calls"] - calls
     return exe
 
 
-def compile_plan(plan: Plan) -> Executable:
-    """The plan with its kernels compiled and loaded."""
-    return Executable(plan)
+def compile_plan(plan: Plan, family: Family | None = None) -> Executable:
+    """The plan with its kernels compiled and loaded; `family`: with the kernels that serve all sizes."""
+    return Executable(plan, family)
 
 
 class Executable:
@@ -80,8 +94,8 @@ class Executable:
 
     extern_text = "runs as NumPy"  # what explain() says of an extern call
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self, plan: Plan, family: Family | None = None):
+        self.plan, self.family = plan, family
         self.name = plan.name
         self.kernels: list[Kernel] = plan.kernels
         self.externs: list[Node] = [s.node for s in plan.steps if isinstance(s, Extern)]
@@ -107,21 +121,32 @@ class Executable:
         self._pack_pointers = struct.Struct(f"={first}Q").pack_into
         self._kinds = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in plan.graph.scalars)
         self._pack_scalars = struct.Struct(f"={self._kinds}").pack_into
-        loaded = iter(load.load(plan.kernels))
+        sources = None if self.family is None else self.family.sources(plan.kernels)
+        loaded = iter(load.load(plan.kernels, sources))
+        if sources is not None:
+            self.stages["shared"] = sources
         segments: list[tuple[Any, memoryview | None, memoryview | None]] = []
         self._offsets = [(first + i, slot.number) for i, slot in enumerate(arena_slots)]
         launches: list[Any] = []
+        numbers = len(plan.graph.scalars)
+        fixed: dict[int, int] = {}  # sizes that kernels get as numbers: the bits of each, and its place after the call's
+
+        def slot(size: int | float) -> int:
+            bits = size if isinstance(size, int) else struct.unpack("=q", struct.pack("=d", size))[0]
+            return fixed.setdefault(bits, numbers + len(fixed))
 
         def flush() -> None:
             if launches:
-                program = Program(list(launches), first + len(arena_slots), len(plan.graph.scalars))
+                program = Program(list(launches), first + len(arena_slots), numbers + len(fixed))
+                program.scalars[numbers : numbers + len(fixed)] = list(fixed)
                 self.programs.append(program)
                 segments.append((program.run, memoryview(program.pointers).cast("B"), memoryview(program.scalars).cast("B")))
                 launches.clear()
 
         for step in plan.steps:
             if isinstance(step, KernelLaunch):
-                launches.append((next(loaded), [number[s] for s in step.slots], list(step.scalars)))
+                kernel = next(loaded)
+                launches.append((kernel, [number[s] for s in step.slots], [*step.scalars, *map(slot, kernel.sizes)]))
             else:
                 flush()
                 segments.append((step, None, None))

@@ -7,7 +7,7 @@ import inspect
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,18 @@ from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, optimize
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.launch import HOST_CALLS
+from torchlet.compiler.load import Source
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.pages import places, short
 from torchlet.compiler.program import Program, segment_of
 from torchlet.compiler.replay import Replayer
 from torchlet.compiler.schedule import schedule
+from torchlet.compiler.sizes import Sizes
 from torchlet.config import config
 from torchlet.op import STATE
 from torchlet.runtime.walk import missing
+from torchlet.spec import normalize_dim
 from torchlet.tensor import Tensor, wrap
 
 _ALL: weakref.WeakSet[CompiledFunction] = weakref.WeakSet()
@@ -58,6 +61,7 @@ class CompiledFunction:
         self.changes: list[str] = []  # what was different when a new path was recorded, the last ones
         self.dropped = 0  # paths that were forgotten
         self.replayer = Replayer(self) if replay else None
+        self.sizes = Sizes(dynamic)
         _ALL.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,13 +120,26 @@ class CompiledFunction:
 
     def compile(self, path: Path, alive: list[Step], run: Run) -> Program:
         """The program of a path for these visible outputs."""
-        program = Program(path, alive, self.name, _Namer(self.function, run.arguments))
+        program = Program(path, alive, self.name, _Namer(self.function, run.arguments), self.sizes, self._varying(path, run))
         self.programs.append(program)
         debug.record(self, path, program, run.scalars)
         return program
 
+    def _varying(self, path: Path, run: Run) -> dict[int, tuple[int, ...]]:
+        """For the arguments of the call among the path's tensors: the dimensions that are expected to vary. Empty if none is."""
+        if self.dynamic is False:
+            return {}
+        found = {}
+        given = {id(t) for t in _tensors(run.arguments)}
+        for i, slot in enumerate(path.slots):
+            if slot.t is not None and id(slot.t) in given:
+                every = range(len(slot.t._meta.shape)) if self.dynamic else ()
+                found[i] = tuple(sorted({*every, *slot.t.__dict__.get(_MARK, ())}))
+        return found if any(found.values()) else {}
+
     def reset(self) -> None:
         """Forget every path and program."""
+        self.sizes = Sizes(self.dynamic)
         self._idle.clear()
         if self.replayer is not None:
             self.replayer = Replayer(self)
@@ -205,7 +222,8 @@ def compile(
 ) -> Any:
     """Capture what `f` does with tensors, and run it compiled. `f` is a function, a method or a module; also a decorator.
 
-    dynamic    reserved for sizes that vary (None: decide by what is seen)
+    dynamic    sizes that vary share kernels, so that a new size needs no C compiler: None from the second size of something on, True
+               from the first, False never. On GPUs every size is compiled
     fullgraph  raise CompileError where a call has more than one segment, instead of compiling each
     backend    None or "cpu"
     dump       a folder that receives every stage and every kernel of what this function compiles
@@ -288,8 +306,25 @@ def is_compiling() -> bool:
     return STATE.run is not None
 
 
-def mark_dynamic(t: Tensor, index: Any) -> None:
-    """Accepted; every size is compiled as it is met."""
+_MARK = "_varying_dimensions"
+
+
+def mark_dynamic(t: Tensor, index: int | Sequence[int]) -> None:
+    """Say that the size of these dimensions will vary, so that the first size is already compiled for all. Raises IndexError."""
+    for d in (index,) if isinstance(index, int) else index:
+        t.__dict__.setdefault(_MARK, set()).add(normalize_dim("mark_dynamic", d, t.ndim))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
 
 
 def reset() -> None:
@@ -363,7 +398,9 @@ def _is_compiled(f: Any) -> bool:
 def describe(f: CompiledFunction) -> Explanation:
     """The text of explain() for what has happened so far."""
     total = sum(len(exe.kernels) for p in f.programs for exe in executables(p))
-    lines = [f"{f.name}: {_count(len(f.paths), 'path')}, {_count(f.steps_recorded, 'recorded step')}, {_count(total, 'kernel')}"]
+    calls = sum(exe.stages.get("calls", 0) for p in f.programs for exe in executables(p))
+    what = [(len(f.paths), "path"), (f.steps_recorded, "recorded step"), (total, "kernel")]
+    lines = [f"{f.name}: {', '.join(_count(*x) for x in what)}, {_count(calls, 'call')} of the C compiler"]
     if f.replayer is not None:
         lines.extend(f"  {line}" for line in f.replayer.describe())
     if f.dropped:
@@ -384,8 +421,13 @@ def describe(f: CompiledFunction) -> Explanation:
         for p in path.programs.values():
             for exe in executables(p):
                 externs = f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""
-                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}{externs}")
-                lines.extend(f"    {k.name.ljust(44)} {places(k.origin)}".rstrip() for k in exe.kernels)
+                sources = exe.stages.get("shared", [Source("")] * len(exe.kernels))
+                many = sum(bool(s.values) for s in sources)
+                serves = f", {many} of them for all sizes ({_count(exe.stages['calls'], 'call')} of the C compiler)" if many else ""
+                lines.append(f"  {exe.name}: {_count(len(exe.kernels), 'kernel')}{externs}{serves}")
+                for k, s in zip(exe.kernels, sources, strict=True):
+                    sizes = f"for all sizes since {s.note}" if s.note and s.values else "for all sizes" if s.values else s.note
+                    lines.append(f"    {k.name.ljust(44)} {places(k.origin).ljust(24 if sizes else 0)} {sizes}".rstrip())
                 lines.extend(
                     f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48)
                     + f" {short(n.source)}"

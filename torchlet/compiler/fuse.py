@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from torchlet import dtypes
@@ -22,7 +22,7 @@ from torchlet.expr import expr, walk
 from torchlet.index import Axis, Index, of
 from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View
 
-__all__ = ["Fused", "fuse"]
+__all__ = ["Decisions", "Fused", "fuse"]
 
 CHEAP = 8  # expression nodes up to which a value is computed again by each reader
 LONGEST = 64  # expression nodes after which a value gets a place, however few read it (and how deep building it can recurse)
@@ -33,6 +33,19 @@ _COSTLY = frozenset((
     "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "sigmoid", "pow",
     "atan2", "philox", "floordiv", "mod", "fmod",
 ))
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a search chose, nodes by their positions in the graph: with it the same graph gets the same kernels at other sizes.
+
+    `reuses`: the buffers that lie in the place of another one which their own kernel reads for the last time (see schedule.py).
+    """
+
+    named: tuple[int, ...]
+    merges: tuple[tuple[int, int, int | None], ...]
+    refused: tuple[tuple[str, str, str], ...]
+    reuses: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass
@@ -47,6 +60,8 @@ class Fused:
     order: dict[Node, int]
     reads: dict[Group, list[Node]]
     refused: list[tuple[str, str, str]] = field(default_factory=list)
+    decisions: Decisions | None = None
+    built: dict[Group, Built] = field(default_factory=dict)  # trials of the groups with the first homes
 
     def build(self, group: Group) -> Built:
         """The kernels of a group with the homes as they are now."""
@@ -234,8 +249,8 @@ def _loops(g: Group) -> set[Axis]:
     return _long([*g.grid, *(a for axes in g.inner.values() for a in axes)])
 
 
-def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int]) -> Group:
-    """The group with the nodes of both, once the pairs of positions are made equal. Raises Refused."""
+def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int], any_size: bool = False) -> Group:
+    """The group with the nodes of both, once the pairs of positions are made equal. Raises Refused; with `any_size`, not for speed."""
     left, right = _unify(pairs)
     a, b = a.substitute(left), b.substitute(right)
     if a.fixed and b.fixed:
@@ -252,7 +267,7 @@ def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mappi
         rest = [x for x in flat.grid if x.extent != 1 and x not in grid]
         if rest and rows.product:
             raise Refused("the elementwise part has more dimensions than the product")
-        if _count(rest) * _count(grid) >= ALONE and _count(grid) < ROWS:
+        if not any_size and _count(rest) * _count(grid) >= ALONE and _count(grid) < ROWS:
             raise Refused("too few rows for so many elements")
     else:
         if _long(a.grid) != _long(b.grid):
@@ -267,7 +282,8 @@ def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mappi
             inner[n] = known[n]
         else:
             inner[n] = tuple(dict.fromkeys(x for i in coords[n] for x in sorted_axes(i) if x not in grid and x.extent != 1))
-    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product)
+    reads = {n: at for n, at in {**b.reads, **a.reads}.items() if n not in coords}
+    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product, False, reads)
     return _share_loops(out)
 
 
@@ -296,11 +312,13 @@ def _share_loops(g: Group) -> Group:
 class _Search:
     """Groups with what they read, and which groups stand before which."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
-        self.order = {n: i for i, n in enumerate(graph.nodes())}
+    def __init__(self, graph: Graph, known: Decisions | None = None):
+        self.graph, self.known = graph, known
+        nodes = graph.nodes()
+        self.order = {n: i for i, n in enumerate(nodes)}
         self.names = Names.of_graph(graph)
-        self.named = named_nodes(graph)
+        self.named = named_nodes(graph) if known is None else [nodes[i] for i in known.named]
+        self.merges: list[tuple[int, int, int | None]] = []  # done, in order
         self.homes = {n: Home.strided(self.names.of(n), n.spec.shape, n.attrs[1]) for n in graph.inputs}
         self.homes |= {n: Home.dense(self.names.of(n), n.spec.shape) for n in self.named}
         self.group: dict[Node, Group] = {}
@@ -317,12 +335,14 @@ class _Search:
         self.mask: dict[Group, int] = {}  # the named nodes of a group, as bits
         self.above: dict[Group, int] = {}  # the named nodes of all groups that must run before it
         for i, n in enumerate(self.named):
-            g = self.group[n] = group_of(n)
+            g = group_of(n)
+            built = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
+            g = self.group[n] = g if known is None else replace(g, reads=built.reads)
+            self.built[g] = built
             self.mask[g] = 1 << i
             self.above[g] = 0
             for h in self.makers(g):
                 self.above[g] |= self.above[h] | self.mask[h]
-            self.built[g] = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
         self.join_claimed()
 
     def _build(self, g: Group, stores: Mapping[Node, Sequence[Home]] | None = None) -> Built:
@@ -384,8 +404,33 @@ class _Search:
         self.refused.pop((self.names.of(x), self.names.of(n)), None)
         self.settle(a, b, merged)
         self.built[merged] = built
+        self.merges.append((self.order[x], self.order[n], None if shared is None else self.order[shared]))
+
+    def repeat(self, known: Decisions) -> list[Group] | None:
+        """The groups that an earlier search of the same graph at other sizes made; None where one of its merges cannot be made here."""
+        nodes = list(self.order)
+        try:
+            for i, j, k in known.merges:
+                a, b = self.group[nodes[i]], self.group[nodes[j]]
+                self.settle(a, b, self.joined(a, b, None if k is None else nodes[k]))
+            groups = list(dict.fromkeys(self.group[n] for n in self.named))
+            for g in groups:
+                if g not in self.built:
+                    self.built[g] = self._build(g)
+        except Refused:
+            return None
+        self.merges = list(known.merges)
+        self.refused = {(a, b): why for a, b, why in known.refused}
+        return groups
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
+        g = self.joined(a, b, shared)
+        built = self._build(g)
+        if len(built.kernels[-1].buffers) > MAX_BUFFERS:
+            raise Refused("too many buffers")
+        return g, built
+
+    def joined(self, a: Group, b: Group, shared: Node | None) -> Group:
         if shared is None:
             if self.between(a, b):
                 raise Refused("another kernel stands between them")
@@ -394,23 +439,24 @@ class _Search:
             if self.between(a, b) or self.between(b, a):
                 raise Refused("another kernel stands between them")
             pairs = self.shared_reads(a, b, shared)
-        g = merge(a, b, pairs, self.order)
-        built = self._build(g)
-        if len(built.kernels[-1].buffers) > MAX_BUFFERS:
-            raise Refused("too many buffers")
-        return g, built
+        return merge(a, b, pairs, self.order, self.known is not None)
+
+    def reads(self, g: Group) -> Mapping[Node, tuple[Coords, ...]]:
+        """At which elements a group reads other nodes."""
+        built = self.built.get(g)
+        return g.reads if built is None else built.reads
 
     def links(self, a: Group, b: Group, swap: bool = False) -> list[tuple[Index, Index]]:
         """Where b reads members of a, next to what a computes at a point."""
         for n in a.nodes:
-            reads = self.built[b].reads.get(n, ())
+            reads = self.reads(b).get(n, ())
             if reads:
                 pairs = list(zip(a.coords[n], reads[0], strict=True))
                 return [(j, i) for i, j in pairs] if swap else pairs
         return []
 
     def shared_reads(self, a: Group, b: Group, x: Node) -> list[tuple[Index, Index]]:
-        mine, theirs = self.built[a].reads.get(x, ()), self.built[b].reads.get(x, ())
+        mine, theirs = self.reads(a).get(x, ()), self.reads(b).get(x, ())
         if not mine or not theirs:
             raise Refused("they read nothing in common")
         if a.product or b.product:
@@ -432,7 +478,8 @@ class _Search:
         for n in merged.nodes:
             self.group[n] = merged
         for g in (a, b):
-            del self.mask[g], self.above[g], self.built[g]
+            del self.mask[g], self.above[g]
+            self.built.pop(g, None)
         for g, known in self.above.items():
             if known & mask:
                 self.above[g] = known | mask | above
@@ -461,14 +508,21 @@ def _sources(n: Node, named: set[Node]) -> list[Node]:
     return sorted(out, key=lambda x: x.kind == "input")
 
 
-def fuse(graph: Graph) -> Fused:
-    """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before."""
-    search = _Search(graph)
-    groups = search.run()
+def fuse(graph: Graph, known: Decisions | None = None) -> Fused:
+    """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before.
+
+    `known`: what was decided for the same graph at other sizes.
+    """
+    search = _Search(graph, known)
+    groups = None if known is None else search.repeat(known)
+    if groups is None:
+        search = _Search(graph) if known is not None else search
+        groups = search.run()
     outside = [n for n in search.named if n in search.outputs or any(search.group[r] is not search.group[n] for r in search.readers[n])]
     stores: dict[Node, tuple[Home, ...]] = {n: (search.homes[n],) for n in outside}
     refused = [(a, b, why) for (a, b), why in search.refused.items()]
     reads = {g: list(g.nodes[0].args() if is_extern(g) else search.built[g].reads) for g in groups}
-    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused)
+    decisions = Decisions(tuple(search.order[n] for n in search.named), tuple(search.merges), tuple(refused))
+    return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused, decisions, search.built)
 
 

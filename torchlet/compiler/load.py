@@ -17,14 +17,27 @@ from torchlet.index import Axis
 from torchlet.runtime import cc
 from torchlet.runtime import cpu as runtime
 
-__all__ = ["LoadedKernel", "canonical", "load"]
+__all__ = ["LoadedKernel", "Source", "canonical", "load", "printed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The C text that serves a kernel. `values`: of the parameters that come after the kernel's scalars, where it serves many sizes.
+
+    `note`: why no text that was there before serves it; empty where one does.
+    """
+
+    text: str
+    values: tuple[int | float, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedKernel:
     """A compiled kernel.
 
-    `address` of its function, `key` of its structure, `work` in element operations, `parallel` when that pays for threads.
+    `address` of its function, `key` of its structure, `work` in element operations, `parallel` when that pays for threads; `sizes` to
+    be passed after its scalars.
     """
 
     name: str
@@ -33,6 +46,7 @@ class LoadedKernel:
     key: str
     work: int
     kernel: Kernel
+    sizes: tuple[int | float, ...] = ()
 
     @cached_property
     def source(self) -> str:
@@ -41,18 +55,23 @@ class LoadedKernel:
 
 
 _ADDRESSES: dict[str, int] = {}
-COUNTS = {"kernels": 0, "compiled": 0}  # how many were asked for, and for how many the C compiler was called
+COUNTS = {"kernels": 0, "compiled": 0, "calls": 0}  # how many were asked for, how many compiled, and in how many calls of the C compiler
 
 
-def load(kernels: Sequence[Kernel]) -> list[LoadedKernel]:
-    """The kernels, compiled. Equal ones under different names share one function. Raises CompileError with the compiler's output."""
+def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None) -> list[LoadedKernel]:
+    """The kernels, compiled. Equal ones under different names share one function. Raises CompileError with the compiler's output.
+
+    `sources`: what to compile for each, where it is not the text of the kernel itself.
+    """
     found: list[LoadedKernel] = []
     runtime.runtime()
     fingerprint = cc.fingerprint() + _header_digest()
     texts: dict[str, str] = {}
     keys: list[str] = []
-    for kernel in kernels:
-        text = _printed(kernel)
+    if sources is None:
+        sources = [Source(printed(kernel)) for kernel in kernels]
+    for source in sources:
+        text = source.text
         key = hashlib.sha256((fingerprint + text).encode()).hexdigest()[:40]
         texts[key] = text
         keys.append(key)
@@ -61,14 +80,15 @@ def load(kernels: Sequence[Kernel]) -> list[LoadedKernel]:
     COUNTS["compiled"] += len(missing)
     if missing:
         _build(missing, texts)
-    for kernel, key in zip(kernels, keys, strict=True):
+    for kernel, source, key in zip(kernels, sources, keys, strict=True):
         amount = codegen.work(kernel)
-        found.append(LoadedKernel(kernel.name, _ADDRESSES[key], amount >= codegen.MIN_WORK, key, amount, kernel))
+        found.append(LoadedKernel(kernel.name, _ADDRESSES[key], amount >= codegen.MIN_WORK, key, amount, kernel, source.values))
     return found
 
 
 @lru_cache(maxsize=4096)
-def _printed(kernel: Kernel) -> str:
+def printed(kernel: Kernel) -> str:
+    """The kernel as C, without names, as it is compiled."""
     return codegen.emit(canonical(kernel))
 
 
@@ -82,6 +102,7 @@ def _build(missing: list[str], texts: dict[str, str]) -> None:
     parts = [texts[key].replace(_PLACEHOLDER, f"tl_{key}") for key in missing]
     text = "\n".join(['#include "tl_runtime.h"', "", *parts])
     name = "kernels-" + hashlib.sha256("".join(sorted(missing)).encode()).hexdigest()[:40]
+    COUNTS["calls"] += not (cc.cache_folder() / f"{name}.so").exists()
     path, digest = cc.library(name, text)
     for key in missing:
         cc.write_entry(key, {"library": name, "sha256": digest})

@@ -82,6 +82,7 @@ class Group:
     fixed: bool  # the grid is the rows of a reduction or the tiles of a product, so no axis of it can become a loop
     product: bool = False
     alone: bool = False
+    reads: Mapping[Node, tuple[Coords, ...]] = field(default_factory=dict)  # elements of other nodes, where that was noted
 
     def substitute(self, new: Mapping[Axis, Index]) -> Group:
         """The same group with axes replaced by indices of others."""
@@ -97,6 +98,7 @@ class Group:
         return replace(
             self, grid=listed(self.grid), coords={n: tuple(change(i) for i in c) for n, c in self.coords.items()},
             inner={n: listed(a) for n, a in self.inner.items()},
+            reads={n: tuple(tuple(change(i) for i in c) for c in at) for n, at in self.reads.items()},
         )
 
 
@@ -337,6 +339,8 @@ class Draft:
 
 def in_safe_order(stores: tuple[Store, ...]) -> tuple[Store, ...]:
     """Stores ordered so that none overwrites what a later one reads (in-place updates); as they are where there is no such order."""
+    if len(stores) == 1:
+        return stores
     reads = [{buffer_of(e) for e in walk(s.value) if e.op == "load"} for s in stores]
     left, out = list(range(len(stores))), []
     while left:
@@ -381,13 +385,14 @@ def build_kernels(
             written[home.buffer] = Buffer(home.buffer, n.spec.dtype, home.size, "output")
             draft.store(Store(home.buffer, home.position(at), rounded(e, n.spec.dtype)), loops)
     phases = draft.phases()
-    reads = {buffer_of(e) for p in phases for e in walk(*_roots(p)) if e.op == "load"}
+    every = [e for p in phases for e in walk(*_roots(p))]
+    reads = {buffer_of(e) for e in every if e.op == "load"}
     for x in emitter.reads:
         home = emitter.homes[x]
         sizes[home.buffer] = Buffer(home.buffer, x.spec.dtype, max(home.size, sizes[home.buffer].size if home.buffer in sizes else 0))
     buffers = [b for name, b in sizes.items() if name in reads and name not in written]
     buffers += [replace(b, role="inout") if name in reads else b for name, b in written.items()]
-    scalars = tuple(emitter.scalars[name] for name in dict.fromkeys(e.attr for p in phases for e in walk(*_roots(p)) if e.op == "scalar"))  # type: ignore[index]
+    scalars = tuple(emitter.scalars[name] for name in dict.fromkeys(e.attr for e in every if e.op == "scalar"))  # type: ignore[index]
     used = sorted(emitter.seen, key=lambda n: order.get(n, 0))
     kernel = Kernel("", group.grid, phases, tuple(buffers), scalars, tuple(dict.fromkeys(n.source for n in used if n.source)))
     if final:

@@ -143,6 +143,8 @@ def pages(entry: Entry, ptx: bool) -> dict[str, str]:
             out[f"{base}.c"] = c_source(k.kernel)
         out.update({f"{base}{end}": text for end, text in triton_source(k.kernel, ptx).items()})
         out[f"{base}_run.py"] = kernel_script(entry, k)
+    if any("shared" in h.exe.stages for h in entry.halves):
+        out["6_kernels/sizes.txt"] = "\n".join(sizes(h) for h in entry.halves if "shared" in h.exe.stages)
     out["7_host.py"] = "\n\n".join(host(h) for h in entry.halves)
     out["repro.py"] = repro(entry)
     return out
@@ -304,6 +306,17 @@ def _header(kernel: Kernel, comment: str) -> str:
 def c_source(kernel: Kernel) -> str:
     """The C that runs, under the user's names."""
     return _header(kernel, "//") + c_codegen.emit(replace(kernel, origin=()))
+
+
+def sizes(half: Half) -> str:
+    """Which kernels serve all sizes, with what numbers they are called here, and the C of those that were not there before."""
+    lines = [f"{half.title}: the sizes of this segment differ from those that were met before, so its kernels are shared with them"]
+    for k, s in zip(half.kernels, half.exe.stages["shared"], strict=True):
+        how = f"with {', '.join(f'size{i} = {v}' for i, v in enumerate(s.values))}" if s.values else "the same at every size"
+        lines.append(f"\n{k.label}: {how if not s.note or s.values else 'alone'}" + (f"; new, because {s.note}" if s.note else ""))
+        if s.note:
+            lines.append(textwrap.indent(s.text, "    "))
+    return "\n".join(lines) + "\n"
 
 
 def triton_source(kernel: Kernel, ptx: bool) -> dict[str, str]:

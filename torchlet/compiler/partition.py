@@ -34,24 +34,9 @@ def _name(n: Node) -> str:
     return n.name or (n.op.name if n.op else n.kind)
 
 
-def partition(joint: Graph, grads_in: Sequence[Node], forward_outputs: int) -> tuple[Graph, Graph, tuple[Node, ...]]:
-    """(forward, backward, kept): forward gives the first outputs and then the kept values that it computes; backward takes
-    the kept values, then `grads_in`. `kept` lists joint nodes in that order: inputs of the joint graph or computed nodes."""
-    seeds = set(grads_in)
-    order = joint.nodes()
-    late: set[Node] = set(seeds)  # needs a gradient to be computed
-    for n in order:
-        if any(x in late for x in n.args()):
-            late.add(n)
-    backward_outputs = joint.outputs[forward_outputs:]
-    wanted: set[Node] = set()  # reached from the gradients backwards
-    stack = list(backward_outputs)
-    while stack:
-        n = stack.pop()
-        if n not in wanted:
-            wanted.add(n)
-            stack.extend(n.args())
+def _cheapest_cut(joint: Graph, order: Sequence[Node], late: set[Node], wanted: set[Node], forward_outputs: int) -> tuple[Node, ...]:
     early = [n for n in order if n in wanted and n not in late]
+    backward_outputs = joint.outputs[forward_outputs:]
     g = nx.DiGraph()
     source, sink = "source", "sink"
     g.add_nodes_from((source, sink))
@@ -75,7 +60,32 @@ def partition(joint: Graph, grads_in: Sequence[Node], forward_outputs: int) -> t
         if n not in late and n.kind != "scalar":
             g.add_edge((n, 1), sink, capacity=float("inf"))
     _, (reachable, _) = nx.minimum_cut(g, source, sink, flow_func=nx.algorithms.flow.boykov_kolmogorov)
-    kept = tuple(n for n in early if n.kind != "scalar" and (n, 0) in reachable and (n, 1) not in reachable)
+    return tuple(n for n in early if n.kind != "scalar" and (n, 0) in reachable and (n, 1) not in reachable)
+
+
+def partition(
+    joint: Graph, grads_in: Sequence[Node], forward_outputs: int, known: Sequence[int] | None = None
+) -> tuple[Graph, Graph, tuple[Node, ...]]:
+    """(forward, backward, kept): forward gives the first outputs and then the kept values that it computes; backward takes
+    the kept values, then `grads_in`. `kept` lists joint nodes in that order: inputs of the joint graph or computed nodes.
+
+    `known`: the kept values by their positions in the graph, where the same graph was cut before at other sizes.
+    """
+    seeds = set(grads_in)
+    order = joint.nodes()
+    late: set[Node] = set(seeds)  # needs a gradient to be computed
+    for n in order:
+        if any(x in late for x in n.args()):
+            late.add(n)
+    backward_outputs = joint.outputs[forward_outputs:]
+    wanted: set[Node] = set()  # reached from the gradients backwards
+    stack = list(backward_outputs)
+    while stack:
+        n = stack.pop()
+        if n not in wanted:
+            wanted.add(n)
+            stack.extend(n.args())
+    kept = _cheapest_cut(joint, order, late, wanted, forward_outputs) if known is None else tuple(order[i] for i in known)
 
     forward_inputs = tuple(n for n in joint.inputs if n not in seeds)
     computed = tuple(n for n in kept if n.kind != "input")

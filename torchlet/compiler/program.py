@@ -6,8 +6,9 @@ import struct
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
 from torchlet.compiler.host import bind_launch, c_launch, emit_launch
 from torchlet.compiler.partition import partition
+from torchlet.compiler.sizes import Sizes, resized
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, Composite, apply
 from torchlet.runtime.cuda import CudaError
@@ -221,10 +223,16 @@ _UNHELD = _unheld()
 
 
 class Program:
-    """A segment compiled for one set of visible outputs. `stepwise` holds the reason where it is run step by step instead."""
+    """A segment compiled for one set of visible outputs. `stepwise` holds the reason where it is run step by step instead.
 
-    def __init__(self, path: Any, alive: Sequence[Any], name: str, slot_name: Any):
-        self.path = path
+    `sizes` is what its function knows of sizes that vary; `varying`: for slots that hold data, the dimensions expected to vary.
+    """
+
+    def __init__(
+        self, path: Any, alive: Sequence[Any], name: str, slot_name: Any, sizes: Sizes | None = None,
+        varying: Mapping[int, Sequence[int]] | None = None,
+    ):
+        self.path, self.sizes, self.varying = path, sizes, varying or {}
         self.stepwise = ""
         self.executable: Executable | None = None
         self.backward: Backward | None = None
@@ -255,7 +263,11 @@ class Program:
             self.backward = Backward(self, on_tape)
             graph = self.backward.forward
         self.graph = graph
-        self.executable = compile_graph(graph, graph.name, self.place, self.host_inputs, self.host_outputs)
+        half = self.backward
+        self.executable = compile_graph(
+            graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes,
+            lambda: self._example(graph) if half is None else half.examples[0],
+        )
         places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
         # what a backward half keeps comes after the outputs of the segment
         layouts = [None if s is None or order is None else s.meta for s, order in zip(seg.outputs, seg.orders, strict=True)]
@@ -301,6 +313,11 @@ class Program:
         if any(slots[i].t._meta.device is CPU for i in seg.written):
             raise UnsupportedError("a CPU tensor is overwritten in a segment that runs on a device")
         return place, [i for i, d in enumerate(inputs) if d is CPU], [k for k, d in enumerate(outputs) if d is CPU]
+
+    def _example(self, graph: Graph) -> Graph | None:
+        """The segment's graph (or one with the same inputs) at other sizes, where sizes are expected to vary."""
+        varying = {j: self.varying[i] for j, i in enumerate(self.segment.inputs) if i in self.varying}
+        return resized(graph, varying) if varying else None
 
     def run(self, slots: Sequence[Any], scalars: Sequence[Any]) -> None:
         """Launch; bind the visible placeholders to their arrays."""
@@ -382,7 +399,12 @@ class Backward:
         self.reaches, self.group_of = _groups(graph, distinct, [graph.inputs[k] for k in self.wrt])
         joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
         self.has_grad = [g is not None for g in grads_out]
-        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs))
+        sizes = program.sizes if program.place is CPU else None
+        known = None if sizes is None else sizes.cut(joint)
+        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known)
+        if sizes is not None and known is None:
+            sizes.note_cut(joint, kept)
+        self._distinct = distinct
         self.joint, self.kept_nodes = joint, kept
         joint_inputs = list(joint.inputs)
         computed = len(graph.outputs)
@@ -405,10 +427,26 @@ class Backward:
             inputs = [j for j, (is_input, n) in enumerate(self.kept) if n in (program.host_inputs if is_input else program.host_outputs)]
             inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
             outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
-            self.executable = compile_graph(self.graph, self.graph.name, program.place, inputs, outputs)
+            self.executable = compile_graph(
+                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, lambda: self.examples[1]
+            )
             if self.on_compiled is not None:
                 self.on_compiled()
         return self.executable
+
+    @cached_property
+    def examples(self) -> tuple[Graph | None, Graph | None]:
+        """Both halves at other sizes, where sizes are expected to vary."""
+        graph, distinct = self.program.segment.graph, self._distinct
+        both = replace(graph, outputs=(*graph.outputs, *distinct), targets=(*graph.targets, *[None] * len(distinct)))
+        other = self.program._example(both)
+        if other is None:
+            return None, None
+        n = len(graph.outputs)
+        whole = replace(other, outputs=other.outputs[:n], targets=graph.targets)
+        joint, grads_in, _ = differentiate(whole, list(other.outputs[n:]), [other.inputs[k] for k in self.wrt])
+        order = self.joint.nodes()
+        return partition(joint, grads_in, n, [order.index(x) for x in self.kept_nodes])[:2]
 
     def places(self) -> list[device]:
         """Where each computed gradient goes: to the device of the input it belongs to."""

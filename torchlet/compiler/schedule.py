@@ -6,11 +6,11 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torchlet.compiler.fuse import Fused, fuse
+from torchlet.compiler.fuse import Decisions, Fused, fuse
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.group import form_of, grouped
 from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
-from torchlet.compiler.lower import Group, Home, build_kernels, group_of
+from torchlet.compiler.lower import Group, Home, build_kernels, group_of, in_safe_order
 from torchlet.compiler.split import split
 from torchlet.expr import walk
 from torchlet.index import Index
@@ -146,16 +146,18 @@ def _in_nest(p: Phase, index: Index, value: object) -> bool:
 
 
 class _Scheduler:
-    def __init__(self, graph: Graph, gpu: bool):
-        self.original, self.gpu = graph, gpu
+    def __init__(self, graph: Graph, known: Decisions | None, gpu: bool):
+        self.original, self.known, self.gpu = graph, known, gpu
         self.graph, self.kept = _with_copies(graph)
         made = [k for k in range(len(self.graph.outputs)) if k not in self.kept]
         named = tuple(self.graph.output_names[k] for k in made) if self.graph.output_names else ()
-        self.fused: Fused = fuse(replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named))
+        simple = replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named)
+        self.fused: Fused = fuse(simple, known)
         self.groups = list(self.fused.groups)
         self.group = {n: g for g in self.groups for n in g.nodes}
         self.reads = dict(self.fused.reads)
         self.slots: dict[str, Slot] = {}
+        self.trials = {g: built.kernels[-1] for g, built in self.fused.built.items() if built.kernels}  # with the homes as they are
         self.before: dict[Group, set[Group]] = {g: set() for g in self.groups}
         for g in self.groups:
             for n in self.reads[g]:
@@ -196,13 +198,26 @@ class _Scheduler:
         fused.stores[n] = (fused.homes[n],)
         others = [r for r in self.groups if r is not g and x in self.reads[r]]
         ok = x not in self.reads[g] or not isinstance(n.op.lower, ScatterAdd)
-        ok = ok and (x not in self.reads[g] or in_place(fused.build(g).kernels[-1], fused.homes[n].buffer))
+        trial = self._trial(g, home, fused.homes[n])
+        ok = ok and (x not in self.reads[g] or in_place(trial, fused.homes[n].buffer))
         if ok and not any(self._is_before(g, r) for r in others):
             self.before[g].update(others)
+            self.trials[g] = trial
             return True
         if home is not None and stores is not None:
             fused.homes[n], fused.stores[n] = home, stores
         return False
+
+    def _trial(self, g: Group, before: Home | None, home: Home) -> Kernel:
+        """The kernel of a group once what lay in `before` lies in `home`."""
+        kernel = self.trials.get(g)
+        if kernel is None or before is None or before.strides != home.strides:
+            return self.fused.build(g).kernels[-1]
+        phases = []
+        for p in kernel.phases:
+            stores = tuple(replace(s, buffer=home.buffer) if s.buffer == before.buffer else s for s in p.stores)
+            phases.append(replace(p, stores=in_safe_order(stores)))
+        return replace(kernel, phases=tuple(phases))
 
     def _is_before(self, a: Group, b: Group) -> bool:
         """True when b must run after a."""
@@ -290,7 +305,8 @@ class _Scheduler:
             new = [b for b in dict.fromkeys(touched) if first.get(b) == i]
             dying = [b for b in dict.fromkeys(touched) if last.get(b) == i and first[b] < i]
             for b in new:
-                old = next((d for d in dying if isinstance(what, Kernel) and nbytes[d] == nbytes[b] and _may_replace(what, d, b)), None)
+                fitting = [d for d in dying if nbytes[d] == nbytes[b] and (self.known is None or (b, d) in self.known.reuses)]
+                old = next((d for d in fitting if isinstance(what, Kernel) and _may_replace(what, d, b)), None)
                 if old is not None and isinstance(what, Kernel):
                     what = _renamed(what, b, old)
                     dying.remove(old)
@@ -395,9 +411,16 @@ def _aligned(nbytes: int) -> int:
     return max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
 
 
-def schedule(graph: Graph, name: str, gpu: bool = False) -> tuple[Plan, Fused]:
-    """The launch plan of a graph that `decompose` and `simplify` have been through, and how it was fused."""
-    scheduler = _Scheduler(graph, gpu)
-    return scheduler.plan(name), scheduler.fused
+def schedule(graph: Graph, name: str, known: Decisions | None = None, gpu: bool = False) -> tuple[Plan, Fused]:
+    """The launch plan of a graph that `decompose` and `simplify` have been through, and how it was fused.
+
+    `known`: what was decided for the same graph at other sizes, which is done here too wherever it can be.
+    """
+    scheduler = _Scheduler(graph, known, gpu)
+    plan, fused = scheduler.plan(name), scheduler.fused
+    assert fused.decisions is not None
+    fused.built.clear()  # what is not needed any more
+    fused.decisions = replace(fused.decisions, reuses=frozenset((b.name, b.reuses) for b in plan.lifetimes if b.reuses))
+    return plan, fused
 
 

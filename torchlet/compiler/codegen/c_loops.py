@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torchlet import dtypes
 from torchlet.compiler.codegen import c_expr
+from torchlet.compiler.generalize import SIZES
 from torchlet.compiler.loops import Kernel, Store, data_terms, depends_on
 from torchlet.expr import Expr, expr, walk
 from torchlet.index import Axis, FloorDiv, Index, Mod
@@ -21,7 +23,7 @@ _RESERVED = frozenset(
         r"\w+",
         """auto break case char const continue default do double else enum extern float for goto if inline int long register restrict
         return short signed sizeof static struct switch typedef union unsigned void volatile while
-        b s tid nth lo hi ib jb je q flip once chunk thread env t ld dst rs ks row0 row1 col0 col1 z every g""",
+        b s tid nth lo hi ib jb je q flip once chunk thread env t ld dst rs ks row0 row1 col0 col1 z every g ways chosen""",
     )
 )
 
@@ -43,16 +45,19 @@ class _Scope:
 
 
 class Scopes:
-    """Nested C loops being printed; an expression lands in the outermost loop where all it depends on is known."""
+    """Nested C loops being printed; an expression lands in the outermost loop where all it depends on is known.
 
-    def __init__(self, kernel: Kernel):
-        self.kernel = kernel
+    `shared`: the text is to have the same words for all sizes, so that only its numbers differ (see generalize.py).
+    """
+
+    def __init__(self, kernel: Kernel, shared: bool = False):
+        self.kernel, self.shared = kernel, shared
         self.buffers = {b.name: b for b in kernel.buffers}
         taken: set[str] = set()
         self.pointer = {b.name: self._unique(b.name, taken, f"_{i}") for i, b in enumerate(kernel.buffers)}
         self.scalar = {a.name: self._unique(a.name, taken, f"_s{i}") for i, a in enumerate(kernel.scalars)}
         axes = dict.fromkeys([*kernel.grid, *(a for p in kernel.phases for a in p.reduce)])
-        self.axis = {a: self._unique(a.name, taken, "") for a in axes}
+        self.axis: dict[object, str] = {a: self._unique(a.name, taken, "") for a in axes}
         self.taken = taken
         self.values: dict[str, tuple[str, Axis | int]] = {}  # reduction results: text, and the axis or the scope they belong to
         self.uses: Counter[Expr] = Counter()
@@ -102,6 +107,8 @@ class Scopes:
 
     def declare_arguments(self) -> None:
         """The kernel's pointers and scalars as locals."""
+        if self.shared:
+            self.line(SIZES)
         written = {s.buffer for p in self.kernel.phases for s in p.stores}
         for i, b in enumerate(self.kernel.buffers):
             kind = c_expr.MEMORY[b.dtype]
@@ -198,7 +205,10 @@ class Scopes:
     def position(self, index: Index, top: bool = False) -> str:
         """The C text of an index."""
         parts = []
-        for term, c in index.terms:
+        terms: Iterable[tuple[Any, int]] = index.terms
+        if self.shared:  # an index has its terms in the order of their factors, which depends on sizes
+            terms = sorted(terms, key=lambda entry: re.sub(r"\b\d+", "", self.axis.get(entry[0]) or f"~{entry[0]}"))
+        for term, c in terms:
             text = self._term(term)
             parts.append(text if c == 1 else f"{text} * {c}")
         if index.const or not parts:

@@ -29,6 +29,7 @@ LANES = 512  # columns that are accumulated at once: long enough runs of memory,
 CHUNK = 2048  # terms of a float sum that are added up before they join the total, which keeps long sums accurate
 COLUMN_CHUNK = 512  # the same where every column has one running sum instead of a vector of them
 KEPT_BYTES = 64 << 10  # stack that a kernel may use to keep values of one phase for a later one
+KEPT_VALUES = 4  # so many, where each has room for any size
 MIN_WORK = 1 << 17  # element operations (about 4 us of vector code) below which waking a second thread costs more than it brings
 TILE = 32  # of a transposing loop: a square of it stays in the first-level cache
 _WEIGHTS = {"div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 8, "mod": 8, "fmod": 8} | dict.fromkeys(
@@ -57,15 +58,16 @@ _WEIGHTS = {"div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 8, "mod": 8, "fmod": 8}
 )
 
 
-def emit(kernel: Kernel) -> str:
+def emit(kernel: Kernel, shared: bool = False, together: bool | None = None) -> str:
     """One C function `void NAME(char *const *restrict b, const int64_t *restrict s, int tid, int nth)` (and what it needs before it).
 
     b[i] points to kernel.buffers[i], s[i] holds kernel.scalars[i] (the bits of a double for float64). Raises UnsupportedError
-    for an operator that has no C.
+    for an operator that has no C. With `shared` no choice depends on sizes where that can be: the texts of one kernel at two
+    sizes then differ in numbers only, and generalize.py makes one of them; `together` makes the one choice that may differ.
     """
     simple = collapse_axes(kernel)
-    product = cpu_gemm.product_of(simple)
-    body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple).function()
+    product = cpu_gemm.product_of(simple, shared)
+    body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared, together).function()
     header = [f"// {kernel.name}" + (f": {', '.join(kernel.origin)}" if kernel.origin else "")]
     return "\n".join([*header, *body, ""])
 
@@ -196,11 +198,11 @@ class _Accumulator:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Which loops a kernel gets. `lane` is the vectorized grid axis (None: a reduce axis is), `shared` the axis given to threads."""
+    """Which loops a kernel gets. `lane` is the vectorized grid axis (None: a reduce axis is), `split` the axis given to threads."""
 
     outer: tuple[Axis, ...]
     lane: Axis | None
-    shared: Axis | None
+    split: tuple[Axis, ...]  # one axis, none, or those of which one is chosen when the kernel runs
     together: bool  # the reduce axes are shared out, and partial results combined
     across: Axis | None = None  # the last outer axis, which a load walks element by element: both loops go in tiles
 
@@ -222,7 +224,7 @@ def _unit_strides(phases: Iterable[Phase], axis: Axis) -> int:
     return found
 
 
-def _plan(kernel: Kernel) -> _Plan:
+def _plan(kernel: Kernel, any_size: bool = False, forced: bool | None = None) -> _Plan:
     grid = kernel.grid
     adds = [s for p in kernel.phases for s in p.stores if s.mode == "add"]
     free = [a for a in grid if all(separates(s.index, a) for s in adds)]
@@ -235,10 +237,11 @@ def _plan(kernel: Kernel) -> _Plan:
             lane = None
     outer = tuple(a for a in grid if a is not lane)
     across = None
-    if not nests and lane is not None and lane.extent >= 2 * TILE:
+    least, far = (2, 2) if any_size else (2 * TILE, 16)
+    if not nests and lane is not None and lane.extent >= least:
         loads = list(strides(kernel.roots()))
         across = next(
-            (a for a in outer if a.extent >= 2 * TILE and any(i.coefficient(a) == 1 and abs(i.coefficient(lane)) >= 16 for i in loads)),
+            (a for a in outer if a.extent >= least and any(i.coefficient(a) == 1 and abs(i.coefficient(lane)) >= far for i in loads)),
             None,
         )
         outer = (*(a for a in outer if a is not across), *(a for a in outer if a is across))
@@ -250,18 +253,21 @@ def _plan(kernel: Kernel) -> _Plan:
     shared = next((a for a in grid if a in free and ways(a) >= 64), None) or max(free, key=ways, default=None)
     reduce_work = max((math.prod(a.extent for a in p.reduce) for p in nests), default=0)
     blocks = math.prod(a.extent for a in outer) * (-(-lane.extent // LANES) if lane else 1)
-    few = (shared is None or ways(shared) < 8) and reduce_work >= 1024 and blocks <= 64
-    together = bool(nests) and few and not adds and kernel.points * reduce_work >= 8192
-    return _Plan(outer, lane, None if together else shared, together, across)
+    few = (shared is None or ways(shared) < 8) and (any_size or reduce_work >= 1024) and blocks <= 64
+    few = few and (any_size or kernel.points * reduce_work >= 8192)
+    together = bool(nests) and not adds and (few if forced is None else forced)
+    split = tuple(free) if any_size else () if shared is None else (shared,)
+    return _Plan(outer, lane, () if together else split, together, across)
 
 
 class _Loops:
     """Prints a kernel without matrix products."""
 
-    def __init__(self, kernel: Kernel):
-        self.kernel = kernel
-        self.plan = _plan(kernel)
-        self.c = Scopes(kernel)
+    def __init__(self, kernel: Kernel, shared: bool = False, together: bool | None = None):
+        self.kernel, self.shared = kernel, shared
+        self.plan = _plan(kernel, shared, together)
+        self.c = Scopes(kernel, shared)
+        self.ranges: dict[Axis, tuple[str, str]] = {}  # what this thread has of the axes that are split
         self.kept: dict[Expr, str] = {}
         self.statics: list[str] = []
 
@@ -271,13 +277,15 @@ class _Loops:
         c.open(f"void {self.kernel.name}(char *const *restrict b, const int64_t *restrict s, int tid, int nth)")
         c.line("(void)b, (void)s, (void)nth;")
         c.declare_arguments()
-        if plan.shared is not None:
-            c.line(f"TL_SHARE(lo, hi, {plan.shared.extent}, {16 if plan.shared is plan.lane else 1});")
+        if plan.split:
+            self._split(plan.split)
         elif not plan.together:
             c.line("if (tid) return;")
         self._keep_values()
         if plan.together:
             c.line("int flip = 0;")
+            if self.shared:
+                self._alone_if_small()
         for a in plan.outer:
             if a is plan.across:
                 self._tiles(a)
@@ -286,8 +294,8 @@ class _Loops:
         blocked = plan.lane is not None and any(p.reductions or p.reduce for p in self.kernel.phases)
         if blocked:
             low, high = self._range(plan.lane)
-            c.open(f"for (int64_t jb = {low}; jb < {high}; jb += {plan.width})")
-            c.line(f"const int64_t je = TL_MIN(jb + {plan.width}, {high});")
+            c.open(f"for (int64_t jb = {low}; jb < {high}; jb += {self._width})")
+            c.line(f"const int64_t je = TL_MIN(jb + {self._width}, {high});")
         for phase in self._phases():
             self._phase(phase)
         c.close_to(1)
@@ -303,9 +311,46 @@ class _Loops:
                 out.append(p)
         return out
 
+    def _split(self, axes: tuple[Axis, ...]) -> None:
+        """Give each thread its part of one axis: the first of at least 64 parts, else the one with most."""
+        c = self.c
+
+        def grain(a: Axis) -> int:
+            return 16 if a is self.plan.lane else 1
+
+        if len(axes) == 1:
+            self.ranges = {axes[0]: ("lo", "hi")}
+            c.line(f"TL_SHARE(lo, hi, {axes[0].extent}, {grain(axes[0])});")
+            return
+        ways = [f"{a.extent}" if grain(a) == 1 else f"{a.extent} / {grain(a)}" for a in axes]
+        c.line(f"const int64_t ways[] = {{{', '.join(ways)}}};")
+        c.line(f"const int chosen = tl_choose_axis(ways, {len(axes)});")
+        self.ranges = {}
+        for i, a in enumerate(axes):
+            low, high = self.ranges[a] = c.fresh("lo0"), c.fresh("hi0")
+            c.line(f"TL_SHARE_IF(chosen == {i}, {low}, {high}, {a.extent}, {grain(a)});")
+
+    def _alone_if_small(self) -> None:
+        """One thread runs what is too little to be shared out, where that depends on the size."""
+        each = [f"(int64_t){' * '.join(str(a.extent) for a in p.reduce)}" for p in self.kernel.phases if p.reduce] or ["1"]
+        self.c.line(f"const int64_t every = {' + '.join(each)};")
+        self.c.line(f"if (every < 1024 || every * {self.kernel.points} < 8192) {{ if (tid) return; nth = 1; }}")
+
     def _range(self, axis: Axis | None) -> tuple[str, str]:
         assert axis is not None
-        return ("lo", "hi") if axis is self.plan.shared else ("0", str(axis.extent))
+        return self.ranges.get(axis) or ("0", str(axis.extent))
+
+    @property
+    def _width(self) -> str:
+        """How many columns are accumulated at once; where the text serves many sizes, by a formula."""
+        return f"TL_WIDTH({self.plan.lane.extent}, {LANES})" if self.shared and self.plan.lane is not None else str(self.plan.width)
+
+    def _columns(self, least: int = 0) -> str:
+        """The length of an array over the columns of a block; where the text serves many sizes, it says how long the array may get."""
+        lane = self.plan.lane
+        if self.shared and lane is not None:
+            return f"TL_ROOM({max(lane.extent, least)}, {LANES})"
+        return str(max(self.plan.width if lane is not None else 1, least))
 
     def _grid_loop(self, axis: Axis, simd: str | None = None) -> None:
         low, high = self._range(axis)
@@ -362,19 +407,21 @@ class _Loops:
         lane = plan.lane
         suffix = f"[{c.axis[lane]} - jb]" if lane is not None else ""
         self._declare(accumulators, states)
-        shared = self._shared_reduce_axis(phase)
         depth = len(c.scopes)
         if plan.together:
             c.open("")  # lo and hi of this phase
-            c.line(f"TL_SHARE(lo, hi, {shared.extent if shared else 1}, 1);" if shared else "const int64_t lo = tid, hi = 1;")
+            if phase.reduce:
+                self._split(self._split_reduce_axes(phase))
+            else:
+                c.line("const int64_t lo = tid, hi = 1;")
         last = phase.reduce[-1] if phase.reduce else None
         vector = last if lane is None else lane
         simd = vector is not None and may_vectorize(roots, inside, vector) and all(a.clause is not None for a in accumulators)
         for a in phase.reduce[:-1]:
-            c.loop(a, *(("lo", "hi") if a is shared else ()))
-        low, high = ("lo", "hi") if last is shared else ("0", str(last.extent if last else 1))
+            c.loop(a, *self._range(a))
+        low, high = self._range(last) if last else ("0", "1")
         size = CHUNK if lane is None else COLUMN_CHUNK
-        chunked = last is not None and last.extent > 2 * size and any(a.is_float_sum for a in accumulators)
+        chunked = last is not None and (self.shared or last.extent > 2 * size) and any(a.is_float_sum for a in accumulators)
         inner = states
         if chunked:
             c.open(f"for (int64_t chunk = {low}; chunk < {high}; chunk += {size})")
@@ -400,7 +447,7 @@ class _Loops:
         c.close_to(chunk_depth)
         if chunked:
             at = "" if lane is None else "[q]"
-            each = "" if lane is None else f"for (int q = 0; q < {plan.width}; q++) "
+            each = "" if lane is None else f"for (int q = 0; q < {self._width}; q++) "
             for acc, state, part in zip(accumulators, states, inner, strict=True):
                 c.line(each + acc.join([v + at for v in state], [v + at for v in part]))
         c.close_to(depth)
@@ -422,36 +469,36 @@ class _Loops:
                 if self.plan.lane is None:
                     self.c.line(f"{state.kind} {name} = {state.start};")
                 else:
-                    self.c.line(f"{state.kind} {name}[{self.plan.width}] __attribute__((aligned(64)));")
-                    self.c.line(f"for (int q = 0; q < {self.plan.width}; q++) {name}[q] = {state.start};")
+                    self.c.line(f"{state.kind} {name}[{self._columns()}] __attribute__((aligned(64)));")
+                    self.c.line(f"for (int q = 0; q < {self._width}; q++) {name}[q] = {state.start};")
 
-    def _shared_reduce_axis(self, phase: Phase) -> Axis | None:
-        if not self.plan.together or not phase.reduce:
-            return None
-        return next((a for a in phase.reduce if a.extent >= 64), None) or max(phase.reduce, key=lambda a: a.extent)
+    def _split_reduce_axes(self, phase: Phase) -> tuple[Axis, ...]:
+        if self.shared:
+            return phase.reduce
+        return (next((a for a in phase.reduce if a.extent >= 64), None) or max(phase.reduce, key=lambda a: a.extent),)
 
     def _combine_threads(self, accumulators: list[_Accumulator], states: list[list[str]]) -> None:
         """Every thread reads every thread's part in the same order, so all have the same result and runs repeat exactly."""
         c = self.c
         if not accumulators:
             return
-        lanes = self.plan.width if self.plan.lane is not None else 1
+        many = self.plan.lane is not None and (self.shared or self.plan.width > 1)
+        lanes = self._width if self.plan.lane is not None else "1"
         c.open("if (nth > 1)")
         pairs = [(a, n) for a, names in zip(accumulators, states, strict=True) for n in names]
         kinds = [state.kind for a in accumulators for state in a.states]
         store: dict[str, str] = {}
         for (_, name), kind in zip(pairs, kinds, strict=True):
             store[name] = c.fresh(f"all_{name}")
-            width = max(lanes, 64 // 4)
             # two sets in turn: a thread may be one reduction ahead of the slowest reader
-            self.statics.append(f"static {kind} {self.kernel.name}_{store[name]}[2][TL_MAX_THREADS][{width}];")
+            self.statics.append(f"static {kind} {self.kernel.name}_{store[name]}[2][TL_MAX_THREADS][{self._columns(64 // 4)}];")
         full = {name: f"{self.kernel.name}_{store[name]}" for name in store}
         q = "q"
         for name in store:
-            c.line(f"for (int q = 0; q < {lanes}; q++) {full[name]}[flip][tid][q] = {name}{'[q]' if lanes > 1 else ''};")
+            c.line(f"for (int q = 0; q < {lanes}; q++) {full[name]}[flip][tid][q] = {name}{'[q]' if many else ''};")
         c.line("tl_barrier(nth);")
         c.open(f"for (int q = 0; q < {lanes}; q++)")
-        at = f"[{q}]" if lanes > 1 else ""
+        at = f"[{q}]" if many else ""
         for a, names in zip(accumulators, states, strict=True):
             for name, state in zip(names, a.states, strict=True):
                 c.line(f"{name}{at} = {state.start};")
@@ -479,13 +526,16 @@ class _Loops:
                 known = set(walk_all(_nest_roots(earlier)))
                 for e in _outermost(inside, known):
                     size = math.prod(a.extent for a in later.reduce) * 8
+                    if self.shared:  # each has room for the largest size
+                        left = KEPT_BYTES if len(self.kept) < KEPT_VALUES else 0
                     costly = any(_WEIGHTS.get(x.op, 1) >= 8 for x in walk(e))
                     if e not in self.kept and costly and depends_on(e, frozenset(later.reduce)) and size <= left:
                         left -= size
                         self.kept[e] = self.c.fresh("kept")
                         self.home[e] = earlier
                         extent = math.prod(a.extent for a in later.reduce)
-                        self.c.line(f"{c_expr.VALUE[e.dtype]} {self.kept[e]}[{extent}] __attribute__((aligned(64)));")
+                        room = f"TL_ROOM({extent}, {KEPT_BYTES // 8})" if self.shared else str(extent)
+                        self.c.line(f"{c_expr.VALUE[e.dtype]} {self.kept[e]}[{room}] __attribute__((aligned(64)));")
 
     def _bring_kept(self, phase: Phase) -> None:
         """In a later phase a kept value is a load from its row buffer."""

@@ -28,9 +28,10 @@ class Product:
     dot: Dot
     batch: tuple[Axis, ...]
     stores: tuple[Store, ...]
+    shared: bool = False  # the text is to have the same words for all sizes
 
 
-def product_of(kernel: Kernel) -> Product | None:
+def product_of(kernel: Kernel, shared: bool = False) -> Product | None:
     """The kernel as one matrix product with stores, None where it is something else."""
     dots = [r for p in kernel.phases for r in p.reductions if isinstance(r, Dot)]
     if len(dots) != 1 or sum(len(p.reductions) for p in kernel.phases) != 1 or dots[0].dtype not in _SUFFIX:
@@ -44,7 +45,7 @@ def product_of(kernel: Kernel) -> Product | None:
     crossed = depends_on(dot.a, frozenset(dot.n)) or depends_on(dot.b, frozenset(dot.m))
     if crossed or len(batch) > _MAX_BATCH_AXES or not set(dot.m + dot.n) <= set(kernel.grid):
         return None
-    return Product(dot, batch, stores)
+    return Product(dot, batch, stores, shared)
 
 
 def _axes_of(store: Store) -> frozenset[Axis]:
@@ -75,7 +76,7 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
     lines += _tile_function(kernel, product)
     touch = _touch_function(kernel, product)
     lines += touch
-    c = Scopes(kernel)
+    c = Scopes(kernel, product.shared)
     c.open(f"void {kernel.name}(char *const *restrict b, const int64_t *restrict s, int tid, int nth)")
     c.declare_arguments()
     c.line("tl_env env = {b, s, {0}};")
@@ -142,7 +143,7 @@ def _offset(c: Scopes, e: Expr, batch: tuple[Axis, ...]) -> str:
 
 
 def _begin(kernel: Kernel, product: Product, header: str) -> Scopes:
-    c = Scopes(kernel)
+    c = Scopes(kernel, product.shared)
     c.open(header)
     c.line("char *const *b = env->b;")
     c.line("const int64_t *s = env->s;")

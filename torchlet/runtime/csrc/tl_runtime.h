@@ -10,6 +10,23 @@
 #define TL_SHARE(lo, hi, n, grain) \
     const int64_t lo = TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * tid / nth * (grain)); \
     const int64_t hi = TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * (tid + 1) / nth * (grain))
+// the same where the condition holds, else all of range(n)
+#define TL_SHARE_IF(condition, lo, hi, n, grain) \
+    const int64_t lo = !(condition) ? 0 : TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * tid / nth * (grain)); \
+    const int64_t hi = !(condition) ? (n) : TL_MIN((int64_t)(n), ((n) + (grain) - 1) / (grain) * (tid + 1) / nth * (grain))
+// which of `n` axes is split: the outermost of 64 parts or more, which keeps each thread's memory together, else the one with most
+TL_INLINE int tl_choose_axis(const int64_t *ways, int n) {
+    int best = 0;
+    for (int i = 0; i < n; i++) {
+        if (ways[i] >= 64) return i;
+        if (ways[i] > ways[best]) best = i;
+    }
+    return best;
+}
+// `n` in multiples of 16, but not more than `most`
+#define TL_WIDTH(n, most) TL_MIN(most, ((n) + 15) / 16 * 16)
+// the length of an array of so many elements; a kernel that serves many sizes has `most` for n
+#define TL_ROOM(n, most) TL_WIDTH(n, most)
 
 typedef void (*tl_kernel)(char *const *restrict b, const int64_t *restrict s, int tid, int nth);
 
