@@ -64,3 +64,20 @@ def test_positions_of_an_empty_selection_compile(recwarn: pytest.WarningsRecorde
     f = torch.compile(lambda x, i: layer(x[None, i].reshape(-1, 4)).sum())
     assert f(torch.ones(5, 4), torch.zeros(0, dtype=torch.int64)).item() == 0
     assert not recwarn.list
+
+
+def test_an_infinite_gradient_of_an_output_that_is_not_differentiated_stays_out() -> None:
+    """0 times infinity is no gradient: eager never goes there."""
+    w = torch.tensor([0.0, 1.0], requires_grad=True)
+    f = torch.compile(lambda: ((w * 3).sum(), w.log().sum(), (w * w).sum()))
+    for use in ((0,), (0,), (0, 2), (2,)):
+        outputs = f()
+        w.grad = None
+        sum(outputs[i] for i in use).backward()
+        expected = sum((torch.full((2,), 3.0), 0, 2 * w.detach())[i] for i in use)
+        assert w.grad is not None and w.grad.tolist() == expected.tolist()
+    shared = torch.compile(lambda: (lambda s: (s.sum(), (s.log() * 2).sum()))(w * 1.0))
+    for _ in range(2):
+        w.grad = None
+        shared()[0].backward()
+        assert w.grad is not None and w.grad.tolist() == [1.0, 1.0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchlet.autograd import OpNode, walk_back
-from torchlet.compiler.graph import Builder, Graph, Node
+from torchlet.compiler.graph import Builder, Graph, Node, rewrite
 from torchlet.op import OPS, STATE, Composite, Op
 from torchlet.tensor import Storage, Tensor
 
@@ -105,3 +105,21 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
     return joint, tuple(grads_in), tuple(grads_out)
 
 
+
+
+def drop_gradients(graph: Graph, gradients: Sequence[Node], missing: Sequence[Node]) -> Graph:
+    """The backward graph where the inputs `missing`, some of its `gradients`, are not given: nothing flows from them.
+
+    The graph is linear in its gradients, so what depends on missing ones alone is zero; it is not computed, as 0 times infinity would be.
+    """
+    sources: dict[Node, frozenset[Node]] = {}
+    for n in graph.nodes():
+        sources[n] = frozenset({n} if n in gradients else set().union(*[sources[x] for x in n.args()]))
+    gone = frozenset(missing)
+
+    def rule(b: Builder, n: Node, inputs: tuple[Any, ...]) -> Node | None:
+        if not sources[n] or not sources[n] <= gone:
+            return None
+        return b.node(OPS["full"], (0.0,), (n.spec.shape, n.spec.dtype), n.source, n.spec)
+
+    return rewrite(graph, rule)

@@ -530,7 +530,7 @@ def kernels(f: Any, *args: Any, target: str = "cuda:90", **kwargs: Any) -> list[
         del result
         for program in run.programs:
             if program.backward is not None:
-                program.backward.compiled()
+                program.backward.compiled([True] * len(program.backward.seed_metas))
     finally:
         STATE.gpu = False
         Tensor.grad = seen  # type: ignore

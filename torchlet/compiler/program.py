@@ -15,7 +15,7 @@ import numpy as np
 
 from torchlet import autograd, dtypes, storage
 from torchlet.autograd import Saved, edge_of, execute, execute_inplace, force, walk_back
-from torchlet.compiler.differentiate import differentiate
+from torchlet.compiler.differentiate import differentiate, drop_gradients
 from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
 from torchlet.compiler.host import bind_launch, c_launch, emit_launch
@@ -416,23 +416,35 @@ class Backward:
                 self.kept.append((False, computed))
                 computed += 1
         self.seed_metas = [Meta.get(n.spec.shape, n.spec.dtype, device=on_tape[nodes.index(n)].meta.device) for n in distinct]
-        self.executable: Executable | None = None
+        self.executables: dict[tuple[bool, ...], Executable] = {}  # by which gradients of the outputs are given
         self.on_compiled: Callable[[], None] | None = None  # who wants to see the executable once it is there
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
 
-    def compiled(self) -> Executable:
-        """The executable; it is made when the first backward pass asks for it."""
-        if self.executable is None:
+    @property
+    def executable(self) -> Executable | None:
+        """What the first backward pass compiled, None before it."""
+        return next(iter(self.executables.values()), None)
+
+    def compiled(self, given: Sequence[bool]) -> Executable:
+        """The executable for backward passes that bring these gradients; it is made when the first of them asks for it."""
+        given = tuple(given)
+        found = self.executables.get(given)
+        if found is None:
             program, kept = self.program, len(self.kept)
             inputs = [j for j, (is_input, n) in enumerate(self.kept) if n in (program.host_inputs if is_input else program.host_outputs)]
             inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
             outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
-            self.executable = compile_graph(
-                self.graph, self.graph.name, program.place, inputs, outputs, program.sizes, lambda: self.examples[1]
+            found = self.executables[given] = compile_graph(
+                self._given(self.graph, given), self.graph.name, program.place, inputs, outputs, program.sizes,
+                lambda: None if self.examples[1] is None else self._given(self.examples[1], given),
             )
-            if self.on_compiled is not None:
+            if len(self.executables) == 1 and self.on_compiled is not None:
                 self.on_compiled()
-        return self.executable
+        return found
+
+    def _given(self, graph: Graph, given: Sequence[bool]) -> Graph:
+        seeds = graph.inputs[len(self.kept) :]
+        return graph if all(given) else drop_gradients(graph, seeds, [n for n, has in zip(seeds, given, strict=True) if not has])
 
     @cached_property
     def examples(self) -> tuple[Graph | None, Graph | None]:
@@ -535,7 +547,7 @@ class SegmentNode(TapeNode):
         if STATE.grad:
             return self._differentiable(grads)
         half = self.half
-        executable = half.compiled()
+        executable = half.compiled([g is not None for g in grads])
         seeds = []
         for g, m in zip(grads, self.metas, strict=True):
             if g is None:
