@@ -65,12 +65,76 @@ def test_a_training_step_is_replayed(momentum):
     assert signature(f).replayed > 10
 
 
-def test_a_step_whose_own_numbers_change_is_followed_and_explained():
-    expected, _ = train(lambda f: f, lambda p: torch.optim.Adam(p, lr=0.05))
-    found, f = train(lambda f: torch.compile(f, replay=True), lambda p: torch.optim.Adam(p, lr=0.05))
+OPTIMIZERS = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.05),
+    "AdamW_amsgrad": lambda p: torch.optim.AdamW(p, lr=0.05, amsgrad=True),
+    "groups": lambda p: torch.optim.AdamW([{"params": [q], "lr": 0.01 * (i + 1)} for i, q in enumerate(p)], weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.1),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizers_own_numbers_are_asked_of_it_in_replayed_calls(name):
+    expected, _ = train(lambda f: f, OPTIMIZERS[name])
+    found, f = train(lambda f: torch.compile(f, replay=True), OPTIMIZERS[name])
+    same(expected, found)
+    assert signature(f).replayed > 10
+
+
+@pytest.mark.parametrize("name", ["Adam", "groups"])
+def test_learning_rates_and_decays_that_change_between_replayed_calls_count(name):
+    def run(compile):
+        model = mlp()
+        opt = OPTIMIZERS[name](model.parameters())
+        schedule = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
+
+        def step(x):
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            opt.step()
+
+        f = compile(step)
+        out = []
+        for i in range(40):
+            f(randn(5, 6, seed=i))
+            schedule.step()
+            if i == 20:
+                opt.param_groups[-1]["weight_decay"] = 0.3 if name == "Adam" else 0.0  # another kind of step, not only another number
+            out.append([state(model), [s["step"] for s in opt.state.values()]])
+        return plain(out), f
+
+    expected, _ = run(lambda f: f)
+    found, f = run(lambda f: torch.compile(f, replay=True))
+    same(expected, found)
+    assert signature(f).replayed > 20
+
+
+@pytest.mark.parametrize("how", ["schedule", "by hand"])
+def test_a_call_that_changes_the_learning_rate_itself_is_followed_and_explained(how):
+    def run(compile):
+        model = mlp()
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(opt, 3)
+
+        def step(x):
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            opt.step()
+            if how == "schedule":
+                schedule.step()
+            else:
+                opt.param_groups[0]["lr"] *= 0.9
+
+        f = compile(step)
+        return plain([[f(randn(5, 6, seed=i)), state(model)] for i in range(20)]), f
+
+    expected, _ = run(lambda f: f)
+    found, f = run(lambda f: torch.compile(f, replay=True))
     same(expected, found)
     assert signature(f).replayed == 0
-    assert "adam: the number" in str(torch.explain(f)(randn(5, 6), randn(5, 3)))
+    assert "hyperparameters" in str(torch.explain(f)(randn(5, 6)))
 
 
 def test_a_changed_python_number_raises_in_the_next_followed_call():

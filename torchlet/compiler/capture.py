@@ -408,6 +408,12 @@ class Run:
         self._take(s)
         self.writes_pending = True
 
+    def stepping(self, optimizer: Any) -> None:
+        """An optimizer begins a step; who repeats calls wants to know."""
+
+    def disturb(self, reason: str) -> None:
+        """Python state changes that later calls depend on; who repeats calls wants to know."""
+
     def event(self, kind: str, *value: Any) -> None:
         """A fact that later steps depend on (the grad mode), as a step of the path, so that no step has to check it."""
         if self.cur is HELD:

@@ -6,13 +6,14 @@ below hold; every 2^k-th call is followed again and compared, and a difference r
 
 Facts looked at in every call: structure, Meta and identity pattern of the arguments, the grad mode, the Meta of every tensor that the
 path reads, which of them have a gradient. A number of an argument is data once calls with different values have shown that it
-is passed on as it is; otherwise its value is a fact too. A number that comes from anywhere else and changes from call to call (Adam's
-step count, the position of a random stream) means that the function is followed in every call; so does a value that is read, a
+is passed on as it is; otherwise its value is a fact too. The numbers of an optimizer (learning rate, step count) are asked of it in
+every call: its `step` runs, without its tensors. A number that comes from anywhere else and changes from call to call (the position
+of a random stream) means that the function is followed in every call; so does a value that is read, a
 segment that ends early, and a tensor that is kept elsewhere than in the result and in `.grad`. `explain` tells which. Operations
 that may fail on their data (a lookup by positions) are asked before each launch; where one would fail, the call is followed.
 
 What replay cannot see: effects that are no tensor operations (prints, lists that grow, counters) happen in followed calls alone, and Python
-state that changes (a learning rate, `train()/eval()`) is noticed by the next call that is followed.
+state that changes (`train()/eval()`) is noticed by the next call that is followed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ class WatchedRun(Run):
         """Before each call."""
         self.refused = ""
         self.path: Path | None = None
+        self.optimizers: list[tuple[Any, Step]] = []  # those that made a step, and the step of the path before
+
+    def stepping(self, optimizer: Any) -> None:
+        """An optimizer begins a step."""
+        self.optimizers.append((optimizer, self.cur))
+
+    def disturb(self, reason: str) -> None:
+        """Python state changes that a replayed call would leave as it is."""
+        self.refused = self.refused or f"{user_line()}: {reason}"
 
     def flush(self, reason: str = "", last: bool = False, stepwise: str = "", end: Step | None = None) -> None:
         """As Run.flush; a segment that ends before the call does is noted."""
@@ -74,6 +84,7 @@ class Observation:
         if self.refused or path is None:
             return
         self.path, self.alive, self.program, self.numbers = path, run.alive, run.program, run.numbers
+        self.optimizers = [(optimizer, _updates(path, before)) for optimizer, before in run.optimizers]
         place = {id(t): j for j, t in reversed(list(enumerate(tensors)))}
         self.sources: list[Any] = [place.get(id(t), t) for t in run.bound]  # number of an argument, or the tensor itself
         self.fixed = [t for t in self.sources if isinstance(t, Tensor)]
@@ -118,6 +129,41 @@ class Observation:
         """The step that computes with a number of the path."""
         step = next(s for s in self.path.steps if s.scalars_before <= number < s.scalars_after)
         return f"{step.source}: {step.op.name}"
+
+
+def _updates(path: Path, before: Step) -> list[Step]:
+    """The updates that directly follow a step of the path."""
+    at = path.steps.index(before) + 1 if before is not path.root else 0
+    end = next((i for i in range(at, len(path.steps)) if path.steps[i].kind != "update"), len(path.steps))
+    return path.steps[at:end]
+
+
+class _Numbers:
+    """Stands where a capture stands while an optimizer makes a step for the sake of its numbers: learning rate, corrections, counts."""
+
+    def __init__(self, expected: Sequence[Step]):
+        self.expected = iter(expected)
+        self.numbers: list[Any] = []
+
+    def stepping(self, optimizer: Any) -> None:
+        """It begins."""
+
+    def disturb(self, reason: str) -> None:
+        """A hook of the optimizer does what it does in every call."""
+
+    def update(self, op: Any, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
+        """What it would do to its tensors; only the numbers are wanted."""
+        s = next(self.expected, None)
+        if s is None or s.op is not op or s.attrs != (attrs, tuple(map(len, lists))):
+            raise _Refused(f"{op.name}: the optimizer does something else than before")
+        self.numbers += scalars
+
+    def __getattr__(self, name: str) -> Any:
+        raise _Refused("an optimizer's step does more than to update its tensors")
+
+
+def _hyperparameters(optimizer: Any) -> list[Any]:
+    return [v for group in optimizer.param_groups for k, v in group.items() if k != "params"]
 
 
 def _template(x: Any, made: dict[int, int], place: dict[int, int], used: set[int]) -> Any:
@@ -218,9 +264,14 @@ class Plan:
         self.last, self.path, self.program, self.alive = last, last.path, last.program, last.alive
         self.constants = list(last.numbers)
         self.data: list[tuple[int, int]] = []  # (number of the path, number among the arguments)
+        # an optimizer's own numbers are asked of it in every call
+        self.optimizers = [(o, updates, updates[0].scalars_before, updates[-1].scalars_after) for o, updates in last.optimizers if updates]
+        self.asked = {i for _, _, first, end in self.optimizers for i in range(first, end)}
+        if any([o for o, _ in x.optimizers] != [o for o, _ in last.optimizers] for x in seen):
+            raise _Refused("which optimizers make a step")
         used = set()
         for i, value in enumerate(last.numbers):
-            if all(_equal(o.numbers[i], value) for o in seen):
+            if i in self.asked or all(_equal(o.numbers[i], value) for o in seen):
                 continue
             j = next((j for j in range(len(last.arguments)) if all(_equal(o.numbers[i], o.arguments[j]) for o in seen)), None)
             if j is None:
@@ -293,21 +344,52 @@ class Plan:
             t._meta, t._store = s.meta, Storage()  # type: ignore[assignment]
             made.append(t)
         program = self.program
-        for leaf, _ in self.grads:  # the function dropped them too; their memory is free for the new ones
-            leaf._grad = None
+        before = [leaf._grad for leaf, _ in self.grads]
+        for leaf, i in self.grads:  # the function dropped the old ones too; their memory is free for the new ones
+            leaf._grad = made[i]
+        try:
+            for optimizer, updates, first, end in self.optimizers:
+                scalars[first:end] = self._ask(optimizer, updates, scalars[first:end])
+        except BaseException:
+            for (leaf, _), g in zip(self.grads, before, strict=True):
+                leaf._grad = g
+            for h in (*self.alive, *self.path.slots):
+                h.t = None
+            self.bound_in = -1
+            raise
+        del before
         try:
             if program.is_plain:
                 program.launch(scalars)
             else:
                 program.run(self.path.slots, list(scalars))
+        except BaseException:
+            for leaf, _ in self.grads:
+                leaf._grad = None
+            raise
         finally:
             for s in self.alive:
                 s.t = None
             for slot, _ in self.taken:
                 slot.t = None
-        for leaf, i in self.grads:
-            leaf._grad = made[i]
         return _build(self.last.result, made, tensors)
+
+    def _ask(self, optimizer: Any, updates: Sequence[Step], before: list[Any]) -> list[Any]:
+        """The numbers of an optimizer's step, which counts as made. Raises _Refused where the step would be another."""
+        counts = [(s, s["step"]) for s in optimizer.state.values() if "step" in s] if len(updates) > 1 else []
+        stub = _Numbers(updates)
+        outer, STATE.run = STATE.run, stub
+        try:
+            optimizer.step()
+            if next(stub.expected, None) is not None or list(map(type, stub.numbers)) != list(map(type, before)):
+                raise _Refused("the optimizer does something else than before")
+        except _Refused:
+            for s, n in counts:  # of the updates before the one that differs
+                s["step"] = n
+            raise
+        finally:
+            STATE.run = outer
+        return stub.numbers
 
 
 class _Refused(Exception):
@@ -321,7 +403,7 @@ def _equal(a: Any, b: Any) -> bool:
 class Signature:
     """What is known of calls with one structure of arguments."""
 
-    __slots__ = ("calls", "check", "plan", "seen", "reason", "replayed", "held", "leaves")
+    __slots__ = ("calls", "check", "held", "leaves", "optimizers", "plan", "reason", "replayed", "seen")
 
     def __init__(self, held: list[Any]):
         self.calls = self.replayed = 0
@@ -331,6 +413,7 @@ class Signature:
         self.reason = "three calls have to do the same first"
         self.held = held  # objects that the key knows by id
         self.leaves: list[Tensor] = []
+        self.optimizers: list[Any] = []
 
 
 class Replayer:
@@ -363,10 +446,16 @@ class Replayer:
             known.calls += 1
             plan = known.plan
             if plan is not None and known.calls != known.check:
+                reason = "a fact changed; three calls have to do the same again"
                 if plan.applies(tensors, numbers):
-                    known.replayed += 1
-                    return plan.run(self.run.calls, tensors, numbers)
-                known.plan, known.seen, known.reason = None, [], "a fact changed; three calls have to do the same again"
+                    try:
+                        result = plan.run(self.run.calls, tensors, numbers)
+                    except _Refused as refused:
+                        reason = f"{refused}; three calls have to do the same again"
+                    else:
+                        known.replayed += 1
+                        return result
+                known.plan, known.seen, known.reason = None, [], reason
             return self._follow(known, tensors, numbers, args, kwargs, follow)
         finally:
             self.lock.release()
@@ -377,11 +466,16 @@ class Replayer:
         run = self.run
         run.watch()
         without = {id(t): t._grad is None for t in known.leaves}
+        before_call = [(o, _hyperparameters(o)) for o in known.optimizers]
         try:
             result = follow(run, args, kwargs)
         except BaseException:
             known.plan, known.seen, known.reason = None, [], "a call raised an exception"
             raise
+        for optimizer, values in before_call:
+            if not all(map(_equal, values, _hyperparameters(optimizer))):
+                run.disturb("the call changes an optimizer's hyperparameters")
+        known.optimizers = [o for o, _ in run.optimizers]
         seen = Observation(run, tensors, list(numbers), result, without)
         run.path = None
         run.made = run.bound = []
@@ -390,9 +484,9 @@ class Replayer:
             known.check *= 2
             what = plan.last.differs(seen)
             if not what:
-                wrong = next(
-                    (i for i, v in enumerate(seen.numbers) if (i not in dict(plan.data)) and not _equal(v, plan.constants[i])), None
-                )
+                data = dict(plan.data)
+                others = [i for i in range(len(seen.numbers)) if i not in plan.asked and i not in data]
+                wrong = next((i for i in others if not _equal(seen.numbers[i], plan.constants[i])), None)
                 if wrong is not None:
                     what = f"{seen.where(wrong)}: the number {plan.constants[wrong]} → {seen.numbers[wrong]}"
             if what:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torchlet.op import STATE
 from torchlet.optim.optimizer import Optimizer, number
 from torchlet.tensor import Tensor
 
@@ -36,6 +37,8 @@ def _values(optimizer: Optimizer, key: str) -> list[Any]:
 
 
 def _set(group: dict[str, Any], key: str, value: Any) -> None:
+    if STATE.run is not None:
+        STATE.run.disturb("the call moves a schedule of hyperparameters")
     if isinstance(group[key], Tensor):
         group[key].fill_(number(value))
     else:

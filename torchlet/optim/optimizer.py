@@ -16,6 +16,7 @@ from typing import Any
 
 from torchlet import dtypes, ops
 from torchlet.autograd import RemovableHandle, enable_grad, is_leaf, no_grad
+from torchlet.op import STATE
 from torchlet.tensor import Tensor
 
 __all__ = ["Optimizer", "required"]
@@ -90,6 +91,8 @@ class Optimizer:
     def _begin(self, closure: Callable[[], Any] | None) -> Any:
         """What every `step` does first: call the closure with gradients on."""
         self._opt_called = True
+        if STATE.run is not None:
+            STATE.run.stepping(self)
         if closure is None:
             return None
         with enable_grad():
