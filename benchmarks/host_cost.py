@@ -20,7 +20,7 @@ import numpy as np
 Row = tuple[str, str, Callable[[], Any]]  # (what, who, one call)
 
 
-def workloads(torch: Any, compile: Callable[..., Any], who: str, options: dict[str, Any], replay: bool) -> list[Row]:
+def workloads(torch: Any, compile: Callable[..., Any], who: str, options: dict[str, Any]) -> list[Row]:
     """The same Python in torchlet and in PyTorch."""
     nn, functional = torch.nn, torch.nn.functional
     rows: list[Row] = []
@@ -65,8 +65,7 @@ def workloads(torch: Any, compile: Callable[..., Any], who: str, options: dict[s
 
     x, y = torch.ones(2, 8), torch.ones(2, 8)
     enter("MLP step, 10 parameters, SGD", trained(mlp(), lambda p: torch.optim.SGD(p, lr=0.01), squares), x, y)
-    if not replay:
-        enter("MLP step, 10 parameters, Adam", trained(mlp(), lambda p: torch.optim.Adam(p, lr=0.01), squares), x, y)
+    enter("MLP step, 10 parameters, Adam", trained(mlp(), lambda p: torch.optim.Adam(p, lr=0.01), squares), x, y)
 
     class Block(nn.Module):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -91,8 +90,7 @@ def workloads(torch: Any, compile: Callable[..., Any], who: str, options: dict[s
             return forward(tokens)
 
     enter("GPT-2-like forward, 150 parameters", infer)
-    if not replay:
-        enter("GPT-2-like step, 150 parameters, Adam", trained(net, lambda p: torch.optim.Adam(p, lr=0.01), squares), tokens, tokens)
+    enter("GPT-2-like step, 150 parameters, Adam", trained(net, lambda p: torch.optim.Adam(p, lr=0.01), squares), tokens, tokens)
     return rows
 
 
@@ -111,8 +109,8 @@ def of_torchlet() -> list[Row]:
 
     program.compile_graph = without_kernels
     return [
-        *workloads(torchlet, torchlet.compile, "torchlet", {}, False),
-        *workloads(torchlet, torchlet.compile, "torchlet replay", {"replay": True}, True),
+        *workloads(torchlet, torchlet.compile, "torchlet", {}),
+        *workloads(torchlet, torchlet.compile, "torchlet replay", {"replay": True}),
     ]
 
 
@@ -134,7 +132,7 @@ def of_torch() -> list[Row]:
 
         return make_boxed_func(run)
 
-    return workloads(torch, torch.compile, "torch.compile", {"backend": aot_autograd(fw_compiler=stored, bw_compiler=stored)}, False)
+    return workloads(torch, torch.compile, "torch.compile", {"backend": aot_autograd(fw_compiler=stored, bw_compiler=stored)})
 
 
 def of_jax() -> list[Row]:
