@@ -213,6 +213,7 @@ class Run:
     """
 
     cur: Step
+    is_watched = False  # by who repeats calls, and wants to know of optimizers' steps and schedules
     inside = 0  # more: the owner's thread is in the C code, which has no frame that would tell
 
     def __init__(self, owner: Any):
@@ -407,12 +408,6 @@ class Run:
             s.known = tuple(slot for slot, _ in s.checks[:n]), tuple(kind for _, kind in s.checks[n:])  # type: ignore[assignment,misc]
         self._take(s)
         self.writes_pending = True
-
-    def stepping(self, optimizer: Any) -> None:
-        """An optimizer begins a step; who repeats calls wants to know."""
-
-    def disturb(self, reason: str) -> None:
-        """Python state changes that later calls depend on; who repeats calls wants to know."""
 
     def event(self, kind: str, *value: Any) -> None:
         """A fact that later steps depend on (the grad mode), as a step of the path, so that no step has to check it."""

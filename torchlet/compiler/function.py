@@ -69,27 +69,35 @@ class CompiledFunction:
             return self.function(*args, **kwargs)
         if self.replayer is not None:
             return self.replayer.call(args, kwargs, self._follow)
-        return self._follow(None, args, kwargs)
-
-    def _follow(self, run: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         idle = self._idle
-        if run is None:
-            run = idle.pop() if idle else run_class()(self)
-        else:
-            idle = []  # the caller's own
+        run = idle.pop() if idle else run_class()(self)
         try:
             run.begin(args, kwargs)
             return self.function(*args, **kwargs)
         finally:
             try:
-                run.end()
-            except BaseException:
-                run.abandon()
-                raise
+                self._end(run)
             finally:
-                if len(self.paths) > MAX_PATHS:
-                    self._forget(run)
                 idle.append(run)
+
+    def _follow(self, run: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call on a walk of the caller's own (None: on a new one)."""
+        run = run_class()(self) if run is None else run
+        try:
+            run.begin(args, kwargs)
+            return self.function(*args, **kwargs)
+        finally:
+            self._end(run)
+
+    def _end(self, run: Run) -> None:
+        try:
+            run.end()
+        except BaseException:
+            run.abandon()
+            raise
+        finally:
+            if len(self.paths) > MAX_PATHS:
+                self._forget(run)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

@@ -42,6 +42,8 @@ class WatchedRun(Run):
     # a value that is read, also one that is there already, decides what Python does next: it shall come to flush
     writes_pending = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
 
+    is_watched = True
+
     def watch(self) -> None:
         """Before each call."""
         self.refused = ""
@@ -141,15 +143,11 @@ def _updates(path: Path, before: Step) -> list[Step]:
 class _Numbers:
     """Stands where a capture stands while an optimizer makes a step for the sake of its numbers: learning rate, corrections, counts."""
 
+    is_watched = False
+
     def __init__(self, expected: Sequence[Step]):
         self.expected = iter(expected)
         self.numbers: list[Any] = []
-
-    def stepping(self, optimizer: Any) -> None:
-        """It begins."""
-
-    def disturb(self, reason: str) -> None:
-        """A hook of the optimizer does what it does in every call."""
 
     def update(self, op: Any, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
         """What it would do to its tensors; only the numbers are wanted."""

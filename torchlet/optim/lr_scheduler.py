@@ -37,8 +37,9 @@ def _values(optimizer: Optimizer, key: str) -> list[Any]:
 
 
 def _set(group: dict[str, Any], key: str, value: Any) -> None:
-    if STATE.run is not None:
-        STATE.run.disturb("the call moves a schedule of hyperparameters")
+    run = STATE.run
+    if run is not None and run.is_watched:
+        run.disturb("the call moves a schedule of hyperparameters")
     if isinstance(group[key], Tensor):
         group[key].fill_(number(value))
     else:

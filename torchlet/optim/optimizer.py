@@ -91,8 +91,9 @@ class Optimizer:
     def _begin(self, closure: Callable[[], Any] | None) -> Any:
         """What every `step` does first: call the closure with gradients on."""
         self._opt_called = True
-        if STATE.run is not None:
-            STATE.run.stepping(self)
+        run = STATE.run
+        if run is not None and run.is_watched:
+            run.stepping(self)
         if closure is None:
             return None
         with enable_grad():
