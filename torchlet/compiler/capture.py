@@ -472,17 +472,16 @@ class Run:
         Positions that are pending are computed aside where they are cheap (a slice of an argument, `arange`); else the segment ends.
         """
         assert op.check is not None
-        if any(isinstance(x, Tensor) and x._meta.device is not CPU for x in inputs):
-            return  # a look at a device's data would wait for all that was launched
-        specs = [x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs]
-        if matched is not None and matched.checked is not None:
+        if matched is not None and matched.checked is not None and not self.writes_pending:
             for k, seen, version in matched.checked:
                 x = inputs[k]
                 if seen() is not x or x._store.version != version or x._store.exported:
                     break
             else:
-                if not self.writes_pending:
-                    return
+                return
+        if any(isinstance(x, Tensor) and x._meta.device is not CPU for x in inputs):
+            return  # a look at a device's data would wait for all that was launched
+        specs = [x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs]
         try:
             positions = op.check.operands(specs, attrs)
         except Exception:  # shapes that do not fit: the operator says so itself
