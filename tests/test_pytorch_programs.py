@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ROOT / "tests" / "programs"
 NAMES = sorted(p.stem for p in PROGRAMS.glob("*.py") if p.stem != "fill")
-SLOW_TO_COMPILE = {"ddpm", "dcgan", "flows", "functions", "graphs", "llama", "lstm_lm", "metric", "resnet", "transformer", "vit"}
+SLOW_TO_COMPILE = {
+    "ddpm", "dcgan", "flows", "functions", "graphs", "llama", "lstm_lm", "metric", "mixtures", "nanogpt", "resnet", "transformer", "vit",
+}
 NOT_COMPILED = {"loading", "seq2seq", "training"}  # no step in them asks for it
 
 
@@ -78,11 +80,11 @@ EXAMPLES = {
     "quantize": ["--epochs", "5"],
     "distill": ["--epochs", "1"],
 }
-LONG = {"vit_digits", "mlp", "linear_regression"}
+QUICK = {"inspect_kernels", "lstm_text"}
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in LONG)) for p in sorted((ROOT / "examples").glob("*.py"))]
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem not in QUICK)) for p in sorted((ROOT / "examples").glob("*.py"))]
 )
 def test_an_example_runs_when_it_says_import_torch(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
