@@ -1,6 +1,5 @@
 """Training scripts as people write them for PyTorch run on torchlet by its other name, and print what they print there."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -44,14 +43,8 @@ def compare(text: str, expected: str) -> None:
         assert len(line.split()) == len(want.split()) and all(map(agree, line.split(), want.split())), f"{line}\n{want}"
 
 
-def needs(name: str) -> None:
-    if "einops" in (PROGRAMS / f"{name}.py").read_text() and importlib.util.find_spec("einops") is None:
-        pytest.skip("einops is not installed")
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_program_prints_what_it_prints_with_pytorch(name: str, tmp_path: Path) -> None:
-    needs(name)
     compare(printed(PROGRAMS / f"{name}.py", folder=tmp_path), (PROGRAMS / f"{name}.txt").read_text())
 
 
@@ -59,7 +52,6 @@ def test_a_program_prints_what_it_prints_with_pytorch(name: str, tmp_path: Path)
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_TO_COMPILE else n for n in NAMES if n not in NOT_COMPILED]
 )
 def test_a_compiled_program_prints_what_it_prints_with_pytorch(name: str, tmp_path: Path) -> None:
-    needs(name)
     compare(printed(PROGRAMS / f"{name}.py", "--compile", folder=tmp_path), (PROGRAMS / f"{name}.txt").read_text())
 
 

@@ -1,8 +1,8 @@
 // The walk along a known path, for CPython: what compiler/capture.py and compiler/host.py say in Python, done without its interpreter.
 //
 // The Python code is the specification. Every function here either does what its Python twin does, or finds that the case is not the
-// common one before it has changed anything (but slots, which the twin binds anew), and calls the twin. Fields of Slot, Step, Meta, ... are read at the places that
-// their own member descriptors tell; attributes of tensors by the ordinary protocol.
+// common one before it has changed anything (but slots, which the twin binds anew), and calls the twin. Fields of Slot, Step and Meta
+// are read where their member descriptors say; attributes of tensors by the ordinary protocol.
 //
 // `inside` counts how deep this thread is in here: frames of capture.py tell other threads that the owner is in the middle of a step,
 // and C has no frame. It is 0 while a twin runs, for that has a frame and may wait for another thread.
