@@ -10,7 +10,6 @@ A *segment* is the path from a root to the point where Python needs a value or t
 from __future__ import annotations
 
 import operator
-import os
 import sys
 import threading
 import time
@@ -18,27 +17,43 @@ import weakref
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from torchlet import autograd, dtypes
 from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, open_composite, result_device
 from torchlet.compiler.program import Program, run_stepwise
+from torchlet.compiler.trie import (
+    PRISTINE,
+    Constant,
+    Lost,
+    Macro,
+    Path,
+    Quiet,
+    ScalarSlot,
+    Slot,
+    Step,
+    base_slot,
+    difference,
+    get_t,
+    get_weak,
+    likeness,
+    refcount,
+    slots_between,
+    user_line,
+)
 from torchlet.errors import CompileError
 from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec, result_strides
 from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
 from torchlet.tensor import Meta, Storage, Tensor, new
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_STDLIB = os.path.dirname(os.path.abspath(operator.__file__))
 MAX_STEPS = 2000  # a longer segment is cut: compile time grows faster than the gain
 MAX_PATHS = 256  # of one function; those not used for longest are forgotten
 MAX_PROGRAMS = 8  # of one path: sets of outputs that someone still holds
-MAX_CONSTANTS = 4096  # numbers that are part of programs
 MAX_ASIDE = 16  # operations that are computed twice, so that positions are known before they are used
-_refcount = sys.getrefcount
+_is, _get_store = operator.is_, operator.attrgetter("_store")
 
 
 def _calibrate() -> int:
@@ -46,163 +61,7 @@ def _calibrate() -> int:
     holder = Slot()
     holder.t = new(Tensor)
     t = holder.t
-    return _refcount(t)
-
-
-class Slot:
-    """A tensor's place on a path; filled anew in each call."""
-
-    __slots__ = ("t", "position")
-
-    def __init__(self) -> None:
-        self.t: Any = None
-        self.position = -1
-
-
-class ScalarSlot(Slot):
-    """A Python number of the call, as a weak 0-d tensor for gradient rules that compute with it."""
-
-    __slots__ = ("index",)
-    index: int
-
-
-class Step(Slot):
-    """One operation of a path. `t` is its output: a placeholder that is used again whenever nobody else holds it.
-
-    checks[i] says what input i must be:  (slot, None) that slot's tensor;  (slot, Meta) a new outside tensor;
-    (None, type) a number, data of the call;  (None, Constant) a number that is part of the program.
-    """
-
-    __slots__ = (
-        "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "scalars_before",
-        "scalars_after", "path", "after", "macros", "writes", "grad", "inner", "checked",
-    )
-
-    def __init__(self, parent: Step | None, kind: str = "root", op: Any = None, attrs: tuple[Any, ...] = ()):
-        super().__init__()
-        self.parent, self.kind, self.op, self.attrs = parent, kind, op, attrs
-        # so that the hot loop asks one thing, not three: an operation without effect that cannot fail on data
-        self.functional = op if kind == "op" and op.check is None else None
-        self.checks: tuple[tuple[Slot | None, Any], ...] = ()
-        self.known: tuple[tuple[Slot, ...], tuple[type, ...]] | None = None  # an update's checks, where all its tensors are known
-        self.fresh: tuple[Slot, ...] = ()  # outside tensors that appear here first
-        self.meta: Meta | None = None
-        self.next: Step | None = None  # the edge taken last
-        self.edges: dict[Any, Step] = {}
-        self.source = ""
-        self.position = parent.position + 1 if parent is not None else 0
-        self.scalars_before: int = 0 if parent is None else parent.scalars_after  # numbers of the segment so far
-        self.scalars_after: int = self.scalars_before
-        self.path: Path | None = None  # what is known when a segment ends here
-        self.after: Step | None = None  # the root of the segment that follows then
-        self.macros: dict[Any, Macro] = {}
-        self.writes: tuple[Slot, ...] = ()
-        self.grad = True
-        self.inner = False  # made by a gradient rule: the user's code does not see its output
-        self.checked: Any = None  # (weak reference, version) of the positions that were last found to be legal
-
-
-class Constant:
-    """A number that is part of the program (it came from a gradient rule, not from the user)."""
-
-    __slots__ = ("value",)
-    value: Any
-    table: ClassVar[dict[tuple[type, str], Constant]] = {}
-
-    @staticmethod
-    def of(value: Any) -> Constant:
-        """The one Constant of this type and value."""
-        key = (value.__class__, repr(value))
-        found = Constant.table.get(key)
-        if found is None:
-            if len(Constant.table) >= MAX_CONSTANTS:
-                Constant.table.clear()
-            found = Constant.table[key] = Constant()
-            found.value = value
-        return found
-
-
-class Path:
-    """A segment: its steps, its outside tensors, who makes what; and the programs compiled for it."""
-
-    def __init__(self, root: Step, end: Step):
-        steps: list[Step] = []
-        s: Step | None = end
-        while s is not root:
-            assert s is not None
-            steps.append(s)
-            s = s.parent
-        steps.reverse()
-        self.steps = steps
-        self.slots = [h for s in steps for h in s.fresh]
-        self.producers = [s for s in steps if s.kind == "op"]
-        self.written: list[Slot] = list(dict.fromkeys(w for s in steps for w in s.writes))
-        self.written_outside = [w for w in self.written if not isinstance(w, Step)]
-        self.released = frozenset(i for s in steps if s.kind == "event" and s.op == "release" for i in s.attrs[0])
-        self.root, self.end = root, end
-        self.scalar_count = end.scalars_after
-        self.is_empty = all(s.kind == "event" for s in steps)
-        self.programs: dict[tuple[int, ...], Program] = {}
-        self.quiet: Quiet | None = None
-        self.reasons: dict[str, str] = {}  # why it ended, and the user's line
-        self.cause = ""  # what was different from the path known before
-        self.launches = 0
-        self.used = 0  # number of the call that launched it last
-        self.stepwise = 0
-        self.stepwise_because: list[str] = []
-
-
-class Quiet:
-    """What is expected of the placeholders of a path when it is launched; one look at the counts tells whether it is so."""
-
-    __slots__ = ("dead", "count", "alive", "program", "watched", "notes", "size")
-
-    def __init__(self, dead: list[Step], alive: list[Step], program: Program | None):
-        self.dead, self.alive, self.program = dead, alive, program
-        self.count = sum(map(_refcount, map(_get_t, dead)))
-        # what the user's code held may carry its attributes, or be watched by its weak references: then it is not used again
-        self.watched = [s for s in dead if not s.inner]
-        self.notes = [s.t.__dict__ for s in self.watched]
-        self.size = _PRISTINE * len(self.notes)
-
-
-class Lost:
-    """Stands where the capture of a tensor stood whose launch failed."""
-
-    def __init__(self, error: BaseException):
-        self.text = f"{type(error).__name__}: {error}"
-
-    def force(self, t: Tensor) -> None:
-        """Always raises."""
-        raise RuntimeError(f"this tensor was never computed, because the launch of its segment failed with {self.text}")
-
-    edge_of = observe = force
-
-
-class Macro:
-    """A whole backward pass as one stride: where it ends, and the few facts that could differ next time.
-
-    For leaf i (`slots[i]`): `made[i]` is the step of its new gradient, or, where it had one, `olds[i]` is the slot of that gradient,
-    which was added to; `old_metas[i]` is its Meta where the slot is bound here first.
-    """
-
-    __slots__ = ("end", "slots", "made", "olds", "old_metas", "accumulates")
-
-    def __init__(self, end: Step):
-        self.end = end
-        self.slots: list[Slot] = []
-        self.made: list[Any] = []
-        self.olds: list[Slot | None] = []
-        self.old_metas: list[Meta | None] = []
-        self.accumulates = False
-
-    def leaf(self, slot: Slot, made: Any, old: Slot | None, meta: Meta | None) -> None:
-        """One leaf."""
-        self.slots.append(slot)
-        self.made.append(made)
-        self.olds.append(old)
-        self.old_metas.append(meta)
-        self.accumulates |= old is not None
+    return refcount(t)
 
 
 class Run:
@@ -285,7 +144,7 @@ class Run:
                 else:
                     self.cur = s
                     t = s.t
-                    if t is None or _refcount(t) > _FREE or t._np is not None:
+                    if t is None or refcount(t) > _FREE or t._np is not None:
                         t = self._place(s)
                     return t  # type: ignore[no-any-return]
             except AttributeError:  # a number where a tensor was
@@ -303,7 +162,7 @@ class Run:
         if known is not None:  # tensors of earlier steps, then numbers: compared at C speed
             slots, types = known
             n = len(slots)
-            if all(map(_is, inputs, map(_get_t, slots))) and tuple(map(type, inputs[n:])) == types:
+            if all(map(_is, inputs, map(get_t, slots))) and tuple(map(type, inputs[n:])) == types:
                 scalars += inputs[n:]
                 return True
             return False
@@ -435,7 +294,7 @@ class Run:
                 self._test(op, inputs, attrs, s)
                 self.cur = s
                 t = s.t
-                return self._place(s) if t is None or _refcount(t) > _FREE or t._np is not None else t  # type: ignore[no-any-return]
+                return self._place(s) if t is None or refcount(t) > _FREE or t._np is not None else t  # type: ignore[no-any-return]
             self._test(op, inputs, attrs)
         needs = any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs) and STATE.grad
         if needs and not op.vjp and isinstance(op.lower, Composite):
@@ -452,7 +311,7 @@ class Run:
         s = self._edge("op", op, inputs, attrs)
         self._take(s)
         t = s.t
-        if t is None or _refcount(t) > _FREE or t._np is not None:
+        if t is None or refcount(t) > _FREE or t._np is not None:
             t = self._place(s)
         return t  # type: ignore[no-any-return]
 
@@ -512,7 +371,7 @@ class Run:
 
     def _aside(self, x: Tensor) -> Any:
         """The value of a tensor without a launch: an array, or None where that would cost too much."""
-        written = {id(_base_slot(w).t._store) for w in self._writes()} if self.writes_pending else ()
+        written = {id(base_slot(w).t._store) for w in self._writes()} if self.writes_pending else ()
         budget = MAX_ASIDE
 
         def value(slot: Any, t: Any) -> Any:
@@ -597,7 +456,7 @@ class Run:
                 needs = STATE.grad and any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs)
                 found.meta = self._infer(op, tuple(inputs), attrs, needs)
             if parent.edges and not self.cause:
-                self.cause = difference(max(parent.edges.values(), key=lambda s: _likeness(s, found)), found)
+                self.cause = difference(max(parent.edges.values(), key=lambda s: likeness(s, found)), found)
             parent.edges[tuple(key)] = found
             self.owner.steps_recorded += 1
         else:
@@ -735,12 +594,12 @@ class Run:
                 self._launch(path, stepwise)
             elif (
                 path.written_outside
-                and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots)
+                and len(set(map(id, map(_get_store, map(get_t, slots))))) != len(slots)
                 or (  # which outputs can anyone still see?  They are counted at C speed
-                    min(map(_refcount, map(_get_t, quiet.alive)), default=3) <= 2
-                    or sum(map(_refcount, map(_get_t, quiet.dead))) != quiet.count
+                    min(map(refcount, map(get_t, quiet.alive)), default=3) <= 2
+                    or sum(map(refcount, map(get_t, quiet.dead))) != quiet.count
                     or sum(map(len, quiet.notes)) != quiet.size
-                    or any(map(_get_weak, map(_get_t, quiet.watched)))
+                    or any(map(get_weak, map(get_t, quiet.watched)))
                 )
             ):
                 self._launch(path, "")
@@ -855,7 +714,7 @@ class Run:
     def _launch(self, path: Path, stepwise: str) -> None:
         """Find or compile the program for what is visible and run it, or run step by step where that is not possible."""
         slots = path.slots
-        if path.written_outside and len(set(map(id, map(_get_store, map(_get_t, slots))))) != len(slots):
+        if path.written_outside and len(set(map(id, map(_get_store, map(get_t, slots))))) != len(slots):
             stepwise = stepwise or "outside tensors share memory that is written"
         alive, program = self._look(path)
         if stepwise:
@@ -899,12 +758,12 @@ class Run:
 
     def _look(self, path: Path) -> tuple[list[Step], Program | None]:
         """The steps whose outputs someone can still see, and the program compiled for them, if there is one."""
-        alive = [s for s in path.producers if s.t is not None and s.t._np is None and _refcount(s.t) > 2]
+        alive = [s for s in path.producers if s.t is not None and s.t._np is None and refcount(s.t) > 2]
         kept = set(alive)
         dead, pristine = [], True
         for s in path.producers:
             if s not in kept and s.t is not None:
-                if s.inner or (len(s.t.__dict__) == _PRISTINE and not _get_weak(s.t)):
+                if s.inner or (len(s.t.__dict__) == PRISTINE and not get_weak(s.t)):
                     dead.append(s)
                 else:
                     s.t, pristine = None, False
@@ -963,7 +822,7 @@ class Run:
                             origin = saved.tensor._step
                             if saved.tensor._np is not None:
                                 origin = next((h for h, _ in s.checks if h is not None and h.t is saved.tensor), None)
-                            if origin is not None and last_write.get(_base_slot(origin), -1) > s.position:
+                            if origin is not None and last_write.get(base_slot(origin), -1) > s.position:
                                 saved.version = -1  # overwritten since: using it raises, as in eager
         return nodes[step], 0
 
@@ -994,7 +853,7 @@ class Run:
         m = self.cur.macros.get((tensors[0]._step, retain_graph)) if tensors[0]._np is None else None
         if m is None:
             return False
-        leaves = list(map(_get_t, m.slots))
+        leaves = list(map(get_t, m.slots))
         if len(set(map(id, leaves))) != len(leaves):
             return False
         if m.accumulates:
@@ -1005,7 +864,7 @@ class Run:
         self.replaced += [(leaf, None) for leaf in leaves]
         for leaf, made in zip(leaves, m.made):
             t = made.t
-            leaf._grad = self._place(made) if t is None or _refcount(t) > _FREE or t._np is not None else t
+            leaf._grad = self._place(made) if t is None or refcount(t) > _FREE or t._np is not None else t
         self.cur = m.end
         return True
 
@@ -1024,7 +883,7 @@ class Run:
             self.replaced.append((leaf, leaf._grad))
             if old is None:
                 t = made.t
-                leaf._grad = self._place(made) if t is None or _refcount(t) > _FREE or t._np is not None else t
+                leaf._grad = self._place(made) if t is None or refcount(t) > _FREE or t._np is not None else t
             else:
                 self.writes_pending = True
                 if meta is not None:
@@ -1077,7 +936,7 @@ class BackwardRecord:
         if not self.simple or run.root is not self.segment:
             return
         slots = {id(h.t): h for h in run._slots()}
-        before = {id(h) for h in _slots_between(self.begin, self.segment)}
+        before = {id(h) for h in slots_between(self.begin, self.segment)}
         m = Macro(run.cur)
         new_here = []
         for leaf, old, g in self.leaves:
@@ -1099,97 +958,8 @@ class BackwardRecord:
         self.begin.macros[self.root, self.retain_graph] = m
 
 
-def _slots_between(end: Step, root: Step) -> list[Slot]:
-    out: list[Slot] = []
-    s = end
-    while s is not root:
-        out.extend(s.fresh)
-        assert s.parent is not None
-        s = s.parent
-    return out
-
-
-def _base_slot(slot: Slot) -> Slot:
-    """The slot whose memory a chain of view steps shows."""
-    while isinstance(slot, Step) and slot.kind == "op" and slot.op.is_view:
-        source = slot.checks[0][0]
-        assert source is not None
-        slot = source
-    return slot
-
-
-def user_line() -> str:
-    """file:line of the innermost frame outside torchlet."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_PACKAGE) and not (name.startswith(_STDLIB) and "site-packages" not in name):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-_is = operator.is_
-def difference(expected: Step | None, found: Step) -> str:
-    """In words: how a step differs from the one that was expected in its place."""
-    where = found.source
-    if expected is None:
-        return f"{where}: {_name(found)} where the call went on otherwise"
-    if "event" in (expected.kind, found.kind):
-        return f"{where or expected.source}: {_name(found)} instead of {_name(expected)}"
-    if expected.op is not found.op:
-        return f"{where}: {_name(found)} instead of {_name(expected)}"
-    if expected.attrs != found.attrs:
-        names = found.op.attrs if found.kind != "update" else ("attributes", "number of tensors")
-        changed = [f"{n} {a} → {b}" for n, a, b in zip(names, expected.attrs, found.attrs, strict=False) if a != b]
-        return f"{where}: {_name(found)}: {', '.join(changed)}"
-    for i, ((slot, a), (other, b)) in enumerate(zip(expected.checks, found.checks, strict=False)):
-        name = f"{_name(found)}: input {found.op.input_name(i)}" if found.kind == "op" else f"{_name(found)}: input {i}"
-        if isinstance(a, Meta) and isinstance(b, Meta):
-            if a is not b:
-                return f"{where}: {name}: {_meta_difference(a, b)}"
-        elif isinstance(a, type) and isinstance(b, type):
-            if a is not b:
-                return f"{where}: {name}: {a.__name__} → {b.__name__}"
-        elif isinstance(a, Constant) and isinstance(b, Constant):
-            if a is not b:
-                return f"{where}: {name}: the number {a.value} → {b.value}, which is part of the program"
-        elif slot is not other:
-            return f"{where}: {name}: another tensor"
-    if len(expected.checks) != len(found.checks):
-        return f"{where}: {_name(found)}: {len(expected.checks)} → {len(found.checks)} inputs"
-    return f"{where}: {_name(found)}"
-
-
-def _likeness(a: Step, b: Step) -> tuple[bool, bool, int]:
-    """How much two steps have in common."""
-    return a.op is b.op, a.attrs == b.attrs, sum(x[1] is y[1] for x, y in zip(a.checks, b.checks, strict=False))
-
-
-def _name(s: Step) -> str:
-    if s.kind == "event":
-        return f"{s.op} {s.attrs[0]}" if s.op != "release" else "a backward pass"
-    return f"{s.op.name}{'_' if s.kind == 'inplace' else ''}"
-
-
-def _meta_difference(a: Meta, b: Meta) -> str:
-    parts = [
-        f"{what} {x} → {y}"
-        for what, x, y in (
-            ("shape", tuple(a.shape), tuple(b.shape)), ("dtype", a.dtype.name, b.dtype.name), ("device", a.device, b.device),
-            ("requires_grad", a.requires_grad, b.requires_grad), ("memory shared with other tensors", a.shared, b.shared),
-        )
-        if x != y
-    ]
-    if not parts or (a.shape == b.shape and a.strides != b.strides):
-        parts.append(f"strides {a.strides} → {b.strides}")
-    return ", ".join(parts)
-
-
-_get_t, _get_store, _get_weak = operator.attrgetter("t"), operator.attrgetter("_store"), operator.attrgetter("__weakref__")
 _thread_id = threading.get_ident
 _POSITIONS = {"argsort": 0, "topk": 1, "argmax": 0, "argmin": 0}  # what gives positions, and which attribute holds their dimensions
-_PRISTINE = 4  # attributes that `_place` gives
 HELD = Run.cur = Step(None)  # what the owner finds while another thread launches: a step without edges
 _WAITING = {Run._wait.__code__, Run._force_from_outside.__code__}
 _FREE = _calibrate()
@@ -1203,6 +973,6 @@ def run_class() -> type[Run]:
         return Run
     slot = Slot()
     slot.t = object()
-    seen_more = sum(map(_refcount, map(_get_t, [slot]))) - 1
+    seen_more = sum(map(refcount, map(get_t, [slot]))) - 1
     c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, vars(dtypes), (), seen_more)
     return type("Run", (c.Walk, Run), {"__doc__": Run.__doc__})

@@ -14,7 +14,7 @@ from typing import Any
 from torchlet import errors
 from torchlet.autograd import _set_grad
 from torchlet.compiler import debug
-from torchlet.compiler.capture import MAX_PATHS, Path, Run, Step, run_class, user_line
+from torchlet.compiler.capture import MAX_PATHS, Run, run_class
 from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, optimize
 from torchlet.compiler.interpret import interpret
@@ -27,6 +27,7 @@ from torchlet.compiler.program import Program, segment_of
 from torchlet.compiler.replay import Replayer
 from torchlet.compiler.schedule import schedule
 from torchlet.compiler.sizes import Sizes
+from torchlet.compiler.trie import Path, Step, user_line
 from torchlet.config import config
 from torchlet.op import STATE
 from torchlet.runtime.walk import missing

@@ -25,7 +25,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchlet import autograd, dtypes
-from torchlet.compiler.capture import Path, Run, Step, difference, user_line
+from torchlet.compiler.capture import Run
+from torchlet.compiler.trie import Path, Step, difference, user_line
 from torchlet.errors import CompileError
 from torchlet.op import STATE, as_spec
 from torchlet.spec import CPU
