@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchlet import autograd, nn, ops, optim, random, utils
+from torchlet import autograd, ops, random, utils
 from torchlet.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from torchlet.config import config
 from torchlet.dtypes import (
@@ -50,6 +50,9 @@ from torchlet.spec import Size, device
 from torchlet.tensor import Parameter, Tensor
 from torchlet.version import __version__
 
+if TYPE_CHECKING:  # editors complete these
+    from torchlet import nn, optim
+
 register_when_imported()
 inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
 newaxis = None
@@ -78,7 +81,7 @@ _LAZY = {
     ),
     "": (
         "accelerator amp backends compat compiler cuda distributed distributions fft func functional fx gradients jit "
-        "linalg multiprocessing "
+        "linalg multiprocessing nn optim "
         "profiler serialization serialize settings special storage testing version"
     ),
 }

@@ -192,14 +192,15 @@ FFT["fftshift"] = lambda input, dim=None: _shift(input, dim, False)
 FFT["ifftshift"] = lambda input, dim=None: _shift(input, dim, True)
 
 
-def _frequencies(np_function: Any) -> Callable[..., Tensor]:
+def _frequencies(name: str) -> Callable[..., Tensor]:
     def f(n: int, d: float = 1.0, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-        return finish(wrap(np_function(n, d).astype((dtype or dtypes.get_default_dtype()).np)), device, requires_grad)
+        values = getattr(np.fft, name)(n, d)  # asked for here, because NumPy imports its transforms when they are first used
+        return finish(wrap(values.astype((dtype or dtypes.get_default_dtype()).np)), device, requires_grad)
 
     return f
 
 
-FFT["fftfreq"], FFT["rfftfreq"] = _frequencies(np.fft.fftfreq), _frequencies(np.fft.rfftfreq)
+FFT["fftfreq"], FFT["rfftfreq"] = _frequencies("fftfreq"), _frequencies("rfftfreq")
 
 # ------------------------------------------------------------------------------------------------ windows
 
