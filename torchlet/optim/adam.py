@@ -8,7 +8,7 @@ from typing import Any
 
 from torchlet import ops
 from torchlet.op import apply_update, update
-from torchlet.optim.optimizer import Optimizer, number, with_grads
+from torchlet.optim.optimizer import Optimizer, check_rates, number, options, with_grads
 
 __all__ = ["Adam", "AdamW"]
 
@@ -17,6 +17,7 @@ _get_step, _get_exp_avg, _get_exp_avg_sq = itemgetter("step"), itemgetter("exp_a
 
 
 def _adam(
+
     params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any, beta2_rest: Any,
     correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors]:
@@ -27,20 +28,8 @@ def _adam(
 
 
 def _amsgrad(
-    params: Tensors,
-    grads: Tensors,
-    exp_avgs: Tensors,
-    exp_avg_sqs: Tensors,
-    max_exp_avg_sqs: Tensors,
-    step_size: Any,
-    beta1_rest: Any,
-    beta2: Any,
-    beta2_rest: Any,
-    correction: Any,
-    eps: Any,
-    decay: Any,
-    decay_kind: str,
-    maximize: bool,
+    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, max_exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any,
+    beta2: Any, beta2_rest: Any, correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
     params, exp_avgs, exp_avg_sqs = _moments(
         params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize
@@ -84,47 +73,12 @@ class Adam(Optimizer):
     """Steps scaled by running averages of the gradient and its square; `weight_decay` is added to the gradient."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        amsgrad: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
+        differentiable: bool = False, fused: bool | None = None, decoupled_weight_decay: bool = False,
     ) -> None:
-        if not number(lr) >= 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        if not eps >= 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps}")
-        if not 0.0 <= number(betas[0]) < 1.0:
-            raise ValueError(f"Invalid beta parameter at index 0: {betas[0]}")
-        if not 0.0 <= number(betas[1]) < 1.0:
-            raise ValueError(f"Invalid beta parameter at index 1: {betas[1]}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                amsgrad=amsgrad,
-                maximize=maximize,
-                foreach=foreach,
-                capturable=capturable,
-                differentiable=differentiable,
-                fused=fused,
-                decoupled_weight_decay=decoupled_weight_decay,
-            ),
-        )
+        check_rates(lr, weight_decay, eps, betas)
+        super().__init__(params, options(locals()))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
@@ -176,19 +130,9 @@ class AdamW(Adam):
     """Adam whose weight decay shrinks the parameters themselves instead of entering the gradient."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+        capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,

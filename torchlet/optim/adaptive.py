@@ -7,7 +7,7 @@ from typing import Any
 
 from torchlet import ops
 from torchlet.op import Op, apply_update, update
-from torchlet.optim.optimizer import Optimizer, number, with_grads
+from torchlet.optim.optimizer import Optimizer, check_rates, number, options, with_grads
 
 __all__ = ["ASGD", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
 
@@ -28,14 +28,6 @@ def _decayed(params: Tensors, grads: Tensors, decay: Any, kind: str, maximize: b
 
 class _Adaptive(Optimizer):
     """One update operator for all parameters that have made the same number of steps."""
-
-    def _check(self, lr: Any, weight_decay: float, eps: float = 0.0) -> None:
-        if not number(lr) >= 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        if not eps >= 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
 
     def _fresh(self, p: Any, group: State) -> State:
         """The state of a parameter before its first step."""
@@ -120,39 +112,16 @@ class RMSprop(_Adaptive):
     """Gradients divided by the root of a running average of their squares (Hinton 2012)."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum: float = 0,
-        centered: bool = False,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
+        momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
         differentiable: bool = False,
     ) -> None:
-        self._check(lr, weight_decay, eps)
+        check_rates(lr, weight_decay, eps)
         if not momentum >= 0.0:
             raise ValueError(f"Invalid momentum value: {momentum}")
         if not alpha >= 0.0:
             raise ValueError(f"Invalid alpha value: {alpha}")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                momentum=momentum,
-                alpha=alpha,
-                eps=eps,
-                centered=centered,
-                weight_decay=weight_decay,
-                capturable=capturable,
-                foreach=foreach,
-                maximize=maximize,
-                differentiable=differentiable,
-            ),
-        )
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         state: State = {"step": 0.0, "square_avg": ops.zeros_like(p)}
@@ -198,38 +167,16 @@ class Adagrad(_Adaptive):
     """Gradients divided by the root of the sum of their squares (Duchi et al. 2011)."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-2, lr_decay: float = 0, weight_decay: float = 0, initial_accumulator_value: float = 0,
+        eps: float = 1e-10, foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        self._check(lr, weight_decay, eps)
+        check_rates(lr, weight_decay, eps)
         if not lr_decay >= 0.0:
             raise ValueError(f"Invalid lr_decay value: {lr_decay}")
         if not initial_accumulator_value >= 0.0:
             raise ValueError(f"Invalid initial_accumulator_value value: {initial_accumulator_value}")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                lr_decay=lr_decay,
-                eps=eps,
-                weight_decay=weight_decay,
-                initial_accumulator_value=initial_accumulator_value,
-                foreach=foreach,
-                maximize=maximize,
-                differentiable=differentiable,
-                fused=fused,
-            ),
-        )
+        super().__init__(params, options(locals()))
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p].update(self._fresh(p, group))
@@ -250,16 +197,7 @@ class Adagrad(_Adaptive):
 
 
 def _adadelta(
-    params: Tensors,
-    grads: Tensors,
-    squares: Tensors,
-    moves: Tensors,
-    lr: Any,
-    rho: Any,
-    rho_rest: Any,
-    eps: Any,
-    decay: Any,
-    kind: str,
+    params: Tensors, grads: Tensors, squares: Tensors, moves: Tensors, lr: Any, rho: Any, rho_rest: Any, eps: Any, decay: Any, kind: str,
     maximize: bool,
 ) -> tuple[Tensors, ...]:
     params, grads = _decayed(params, grads, decay, kind, maximize)
@@ -284,34 +222,13 @@ class Adadelta(_Adaptive):
     """Steps in the units of the parameters, from running averages of squared gradients and squared steps (Zeiler 2012)."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0,
-        foreach: bool | None = None,
-        *,
-        capturable: bool = False,
-        maximize: bool = False,
-        differentiable: bool = False,
+        self, params: Iterable[Any], lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0,
+        foreach: bool | None = None, *, capturable: bool = False, maximize: bool = False, differentiable: bool = False,
     ) -> None:
-        self._check(lr, weight_decay, eps)
+        check_rates(lr, weight_decay, eps)
         if not 0.0 <= rho <= 1.0:
             raise ValueError(f"Invalid rho value: {rho}")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                rho=rho,
-                eps=eps,
-                weight_decay=weight_decay,
-                maximize=maximize,
-                capturable=capturable,
-                foreach=foreach,
-                differentiable=differentiable,
-            ),
-        )
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "square_avg": ops.zeros_like(p), "acc_delta": ops.zeros_like(p)}
@@ -326,17 +243,8 @@ class Adadelta(_Adaptive):
 
 
 def _adamax(
-    params: Tensors,
-    grads: Tensors,
-    averages: Tensors,
-    norms: Tensors,
-    rate: Any,
-    beta1_rest: Any,
-    beta2: Any,
-    eps: Any,
-    decay: Any,
-    kind: str,
-    maximize: bool,
+    params: Tensors, grads: Tensors, averages: Tensors, norms: Tensors, rate: Any, beta1_rest: Any, beta2: Any, eps: Any, decay: Any,
+    kind: str, maximize: bool,
 ) -> tuple[Tensors, ...]:
     params, grads = _decayed(params, grads, decay, kind, maximize)
     averages = [m + (g - m) * beta1_rest for m, g in zip(averages, grads, strict=True)]
@@ -355,43 +263,16 @@ adamax = update(
 )
 
 
-def _check_betas(betas: tuple[float, float]) -> None:
-    for i in (0, 1):
-        if not 0.0 <= number(betas[i]) < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
-
-
 class Adamax(_Adaptive):
     """Adam with the largest gradient in place of the root of their mean square (Kingma & Ba 2014)."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
+        self, params: Iterable[Any], lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
         capturable: bool = False,
     ) -> None:
-        self._check(lr, weight_decay, eps)
-        _check_betas(betas)
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                foreach=foreach,
-                maximize=maximize,
-                differentiable=differentiable,
-                capturable=capturable,
-            ),
-        )
+        check_rates(lr, weight_decay, eps, betas)
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "exp_avg": ops.zeros_like(p), "exp_inf": ops.zeros_like(p)}
@@ -407,20 +288,8 @@ class Adamax(_Adaptive):
 
 
 def _nadam(
-    params: Tensors,
-    grads: Tensors,
-    averages: Tensors,
-    squares: Tensors,
-    grad_rate: Any,
-    average_rate: Any,
-    beta1_rest: Any,
-    beta2: Any,
-    beta2_rest: Any,
-    correction: Any,
-    eps: Any,
-    decay: Any,
-    kind: str,
-    maximize: bool,
+    params: Tensors, grads: Tensors, averages: Tensors, squares: Tensors, grad_rate: Any, average_rate: Any, beta1_rest: Any, beta2: Any,
+    beta2_rest: Any, correction: Any, eps: Any, decay: Any, kind: str, maximize: bool,
 ) -> tuple[Tensors, ...]:
     params, grads = _decayed(params, grads, decay, kind, maximize)
     averages = [m + (g - m) * beta1_rest for m, g in zip(averages, grads, strict=True)]
@@ -447,39 +316,14 @@ class NAdam(_Adaptive):
     _numbers = ("step", "mu_product")
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum_decay: float = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
+        self, params: Iterable[Any], lr: float = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
+        maximize: bool = False, capturable: bool = False, differentiable: bool = False,
     ) -> None:
-        self._check(lr, weight_decay, eps)
-        _check_betas(betas)
+        check_rates(lr, weight_decay, eps, betas)
         if not momentum_decay >= 0.0:
             raise ValueError(f"Invalid momentum_decay value: {momentum_decay}")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                momentum_decay=momentum_decay,
-                decoupled_weight_decay=decoupled_weight_decay,
-                maximize=maximize,
-                foreach=foreach,
-                capturable=capturable,
-                differentiable=differentiable,
-            ),
-        )
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "mu_product": 1.0, "exp_avg": ops.zeros_like(p), "exp_avg_sq": ops.zeros_like(p)}
@@ -509,20 +353,8 @@ class NAdam(_Adaptive):
 
 
 def _radam(
-    params: Tensors,
-    grads: Tensors,
-    averages: Tensors,
-    squares: Tensors,
-    rate: Any,
-    scale: Any,
-    beta1_rest: Any,
-    beta2: Any,
-    beta2_rest: Any,
-    eps: Any,
-    decay: Any,
-    kind: str,
-    maximize: bool,
-    rectified: bool,
+    params: Tensors, grads: Tensors, averages: Tensors, squares: Tensors, rate: Any, scale: Any, beta1_rest: Any, beta2: Any,
+    beta2_rest: Any, eps: Any, decay: Any, kind: str, maximize: bool, rectified: bool,
 ) -> tuple[Tensors, ...]:
     params, grads = _decayed(params, grads, decay, kind, maximize)
     averages = [m + (g - m) * beta1_rest for m, g in zip(averages, grads, strict=True)]
@@ -546,35 +378,12 @@ class RAdam(_Adaptive):
     """Adam that scales by the second moment only once that is known well enough (Liu et al. 2019)."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        decoupled_weight_decay: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+        capturable: bool = False, differentiable: bool = False,
     ) -> None:
-        self._check(lr, weight_decay, eps)
-        _check_betas(betas)
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                betas=betas,
-                eps=eps,
-                weight_decay=weight_decay,
-                maximize=maximize,
-                foreach=foreach,
-                capturable=capturable,
-                decoupled_weight_decay=decoupled_weight_decay,
-                differentiable=differentiable,
-            ),
-        )
+        check_rates(lr, weight_decay, eps, betas)
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "exp_avg": ops.zeros_like(p), "exp_avg_sq": ops.zeros_like(p)}
@@ -624,32 +433,14 @@ class Rprop(_Adaptive):
     """Steps by the sign of the gradient, longer while it stays and shorter when it turns (Riedmiller & Braun 1993)."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50),
-        *,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-2, etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50), *, capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
         differentiable: bool = False,
     ) -> None:
-        self._check(lr, 0.0)
+        check_rates(lr, 0.0)
         if not 0.0 < etas[0] < 1.0 < etas[1]:
             raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                etas=etas,
-                step_sizes=step_sizes,
-                foreach=foreach,
-                maximize=maximize,
-                differentiable=differentiable,
-                capturable=capturable,
-            ),
-        )
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "prev": ops.zeros_like(p), "step_size": ops.full_like(p.detach(), number(group["lr"]))}
@@ -687,33 +478,11 @@ class ASGD(_Adaptive):
     _numbers = ("step", "eta", "mu")
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        capturable: bool = False,
+        self, params: Iterable[Any], lr: float = 1e-2, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6, weight_decay: float = 0,
+        foreach: bool | None = None, maximize: bool = False, differentiable: bool = False, capturable: bool = False,
     ) -> None:
-        self._check(lr, weight_decay)
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                lambd=lambd,
-                alpha=alpha,
-                t0=t0,
-                weight_decay=weight_decay,
-                foreach=foreach,
-                maximize=maximize,
-                differentiable=differentiable,
-                capturable=capturable,
-            ),
-        )
+        check_rates(lr, weight_decay)
+        super().__init__(params, options(locals()))
 
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "eta": number(group["lr"]), "mu": 1.0, "ax": ops.zeros_like(p)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torchlet import dtypes, ops
 from torchlet.op import apply_update, update
-from torchlet.optim.optimizer import Optimizer, number, with_grads
+from torchlet.optim.optimizer import Optimizer, number, options, with_grads
 
 __all__ = ["Muon"]
 
@@ -34,18 +34,8 @@ def _ratio(shape: tuple[int, ...], how: str | None) -> float:
 
 
 def _muon(
-    params: Tensors,
-    grads: Tensors,
-    buffers: Tensors,
-    lr: Any,
-    shrink: Any,
-    momentum: Any,
-    momentum_rest: Any,
-    nesterov: bool,
-    coefficients: tuple[float, float, float],
-    eps: float,
-    steps: int,
-    how: str | None,
+    params: Tensors, grads: Tensors, buffers: Tensors, lr: Any, shrink: Any, momentum: Any, momentum_rest: Any, nesterov: bool,
+    coefficients: tuple[float, float, float], eps: float, steps: int, how: str | None,
 ) -> tuple[Tensors, Tensors]:
     buffers = [b + (g - b) * momentum_rest for b, g in zip(buffers, grads, strict=True)]
     moves = [g + (b - g) * momentum for b, g in zip(buffers, grads, strict=True)] if nesterov else buffers
@@ -68,15 +58,8 @@ class Muon(Optimizer):
     """For matrices: steps of momentum made orthogonal, with decoupled weight decay. Raises ValueError for other parameters."""
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
-        eps: float = 1e-7,
-        ns_steps: int = 5,
+        self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95, nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315), eps: float = 1e-7, ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
     ) -> None:
         if not number(lr) >= 0.0:
@@ -89,19 +72,7 @@ class Muon(Optimizer):
             raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
         if ns_steps >= 100:
             raise ValueError("Number of steps must be less than 100 for computational efficiency")
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                weight_decay=weight_decay,
-                momentum=momentum,
-                nesterov=nesterov,
-                ns_coefficients=ns_coefficients,
-                eps=eps,
-                ns_steps=ns_steps,
-                adjust_lr_fn=adjust_lr_fn,
-            ),
-        )
+        super().__init__(params, options(locals()))
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:

@@ -261,6 +261,24 @@ def number(value: Any) -> float:
     return value.item() if isinstance(value, Tensor) else value  # type: ignore[no-any-return]
 
 
+def options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the constructor of an optimizer was given beside itself and the parameters: the defaults of its groups."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "params", "__class__")}
+
+
+def check_rates(lr: Any, weight_decay: float, eps: float = 0.0, betas: tuple[Any, ...] = ()) -> None:
+    """Raise ValueError where an option that optimizers share is out of its range."""
+    if not number(lr) >= 0.0:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not eps >= 0.0:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    for i, beta in enumerate(betas):
+        if not 0.0 <= number(beta) < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    if not weight_decay >= 0.0:
+        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+
+
 _get_grad = operator.attrgetter("_grad")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchlet import ops
 from torchlet.op import apply_update, update
-from torchlet.optim.optimizer import Optimizer, number, with_grads
+from torchlet.optim.optimizer import Optimizer, number, options, with_grads
 from torchlet.tensor import Tensor
 
 __all__ = ["SGD"]
@@ -69,10 +69,7 @@ class SGD(Optimizer):
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-        super().__init__(params, dict(
-            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, foreach=foreach,
-            differentiable=differentiable, fused=fused,
-        ))
+        super().__init__(params, options(locals()))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
