@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import torchlet as torch
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys
@@ -93,3 +95,23 @@ def test_dtypes_and_sizes_are_printed_with_the_name_the_program_imports() -> Non
     expected = "torch.float64 torch.Size([2, 3]) torch.DoubleTensor tensor([0., 0., 0.], dtype=torch.float64)\n"
     assert python("-c", code) == expected
     assert python("-c", code + "; c.uninstall(); import torchlet; print(torchlet.int32)") == expected + "torchlet.int32\n"
+
+
+def test_arguments_have_the_names_that_pytorch_gives_them_too() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    assert [p.shape for p in x.split(split_size=[1, 2], dim=1)] == [(2, 1), (2, 2)]
+    assert len(torch.split(tensor=x, split_size_or_sections=1)) == 2
+    assert [p.shape for p in torch.tensor_split(x, sections=3, dim=1)] == [(2, 1)] * 3
+    assert [p.shape for p in torch.tensor_split(x, indices=(1,), dim=1)] == [(2, 1), (2, 2)]
+    assert x.swapaxes(axis0=0, axis1=1).shape == (3, 2)
+    assert torch.broadcast_to(x, shape=(4, 2, 3)).shape == (4, 2, 3)
+    assert torch.heaviside(torch.tensor([-1.0, 0.0]), values=torch.tensor(0.5)).tolist() == [0.0, 0.5]
+    assert x.sum(axis=0, keepdims=True).shape == (1, 3)
+
+
+def test_searching_takes_a_sorter_and_gives_int32_on_request() -> None:
+    values, order = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1, 2, 0])
+    found = torch.searchsorted(values, torch.tensor([2.0, 2.5]), sorter=order, out_int32=True)
+    assert found.tolist() == [1, 2] and found.dtype is torch.int32
+    assert torch.bucketize(torch.tensor([2.5]), torch.tensor([1.0, 2.0, 3.0]), out_int32=True).dtype is torch.int32
+    assert torch.isin(torch.tensor([1, 2, 3]), torch.tensor([2]), invert=True).tolist() == [True, False, True]

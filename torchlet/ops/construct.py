@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -295,12 +294,26 @@ def map_(self: Tensor, tensor: Tensor, callable: Callable[[Any, Any], Any]) -> T
     return self.copy_(wrap(np.array(values, self.dtype.np).reshape(self.shape)))  # type: ignore[no-any-return]
 
 
-# ------------------------------------------------------------------------------------------------ NumPy's names of arguments
+# ------------------------------------------------------------------------------------------------ other names of arguments
 
 
-def _also_axis(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`axis` and `keepdims` accepted for `dim` and `keepdim`, as PyTorch does everywhere."""
-    known = {"axis": "dim", "keepdims": "keepdim"}
+_AXIS = (
+    "split chunk argmax argmin any all cumsum cumprod var std sort argsort amax amin prod stack median topk unbind logsumexp count_nonzero "
+    "max min norm"
+)
+_OTHER_NAMES: dict[str, dict[str, str]] = {name: {"axis": "dim", "keepdims": "keepdim"} for name in _AXIS.split()}  # as in NumPy
+_OTHER_NAMES["split"] |= {"split_size": "split_size_or_sections", "tensor": "input"}
+_OTHER_NAMES |= {
+    "unsafe_split": {"split_size": "split_size_or_sections", "tensor": "input"},
+    "tensor_split": {"indices": "indices_or_sections", "sections": "indices_or_sections"},
+    "broadcast_to": {"shape": "size"},
+    "heaviside": {"values": "other"},
+    "swapaxes": {"axis0": "dim0", "axis1": "dim1"},
+}
+
+
+def _renaming(f: Callable[..., Any], known: dict[str, str]) -> Callable[..., Any]:
+    """`f` with more than one name for some of its arguments, as PyTorch has them."""
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -309,42 +322,7 @@ def _also_axis(f: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_AXIS = [
-    "split",
-    "chunk",
-    "argmax",
-    "argmin",
-    "any",
-    "all",
-    "cumsum",
-    "cumprod",
-    "var",
-    "std",
-    "sort",
-    "argsort",
-    "amax",
-    "amin",
-    "prod",
-    "stack",
-    "median",
-    "topk",
-    "unbind",
-    "logsumexp",
-    "count_nonzero",
-    "max",
-    "min",
-    "norm",
-]
-
-
-def _accept_axis(names: Iterable[str]) -> None:
-    for name in names:
-        f = METHODS.get(name, FUNCTIONS.get(name))
-        assert f is not None and ("dim" in inspect.signature(f).parameters), name
-        wrapped = _also_axis(f)
-        for table in (METHODS, FUNCTIONS):
-            if name in table:
-                table[name] = wrapped
-
-
-_accept_axis(_AXIS)
+for _name, _known in _OTHER_NAMES.items():
+    for _table in (METHODS, FUNCTIONS):
+        if _name in _table:
+            _table[_name] = _renaming(_table[_name], _known)

@@ -322,16 +322,25 @@ searchsorted_: Op = define("searchsorted", ("sorted_sequence", "values"), _searc
 
 
 @public(method=False)
-def searchsorted(sorted_sequence: Tensor, input: Any, *, right: bool = False, side: str | None = None) -> Tensor:
-    """The int64 positions where values would be inserted to keep the order; `right` puts them after equal ones."""
+def searchsorted(
+    sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """The int64 positions where values would be inserted to keep the order; `right` puts them after equal ones.
+
+    `sorter`: the positions that sort `sorted_sequence`, where it is not sorted itself.
+    """
     values = input if isinstance(input, Tensor) else wrap(np.asarray(input, sorted_sequence.dtype.np)).to(sorted_sequence.device)
-    return apply(searchsorted_, (sorted_sequence, values), (right or side == "right",))
+    if sorter is not None:
+        sorted_sequence = sorted_sequence.gather(-1, sorter)
+    found = apply(searchsorted_, (sorted_sequence, values), (right or side == "right",))
+    return found.to(dtypes.int32) if out_int32 else found
 
 
 @public(method=False)
-def bucketize(input: Any, boundaries: Tensor, *, right: bool = False) -> Tensor:
+def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
     """Which bucket between `boundaries` each element falls into."""
-    return searchsorted(boundaries, input, right=right)
+    return searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 
 # ------------------------------------------------------------------------------------------------ drawing by weight

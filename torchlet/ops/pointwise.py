@@ -567,10 +567,12 @@ def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neg
 
 
 @public()
-def isin(elements: Any, test_elements: Any) -> Tensor:
-    """True where an element occurs among the others."""
+def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
+    """True where an element occurs among the others (`invert`: where it does not); `assume_unique` makes no difference here."""
     if not isinstance(elements, Tensor):
-        return eq(test_elements, elements).any()
-    if not isinstance(test_elements, Tensor):
-        return eq(elements, test_elements)
-    return eq(elements.unsqueeze(-1), test_elements.reshape(-1)).any(-1)
+        found = eq(test_elements, elements).any()
+    elif not isinstance(test_elements, Tensor):
+        found = eq(elements, test_elements)
+    else:
+        found = eq(elements.unsqueeze(-1), test_elements.reshape(-1)).any(-1)
+    return logical_not(found) if invert else found
