@@ -448,6 +448,9 @@ class OpNode(Node):
                 "already been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad().\n"
                 "help: specify retain_graph=True"
             )
+        conjugates = self.metas[0].dtype.is_complex and not self.op.hermitian
+        if conjugates:  # the rules are those of real numbers, Jᵀ g; of complex ones it is Jᴴ g, the conjugate of Jᵀ on the conjugate
+            g = g.conj()
         out: list[Tensor | None] = [None] * len(self.edges)
         done_variadic = False
         for i, needed in enumerate(needs):
@@ -462,10 +465,10 @@ class OpNode(Node):
                 first = len(self.op.inputs) - 1
                 for k, v in enumerate(value):
                     if needs[first + k] and v is not None:
-                        out[first + k] = fit(v, self.in_metas[first + k])
+                        out[first + k] = fit(v.conj() if conjugates else v, self.in_metas[first + k])
                 done_variadic = True
             elif value is not None:
-                out[i] = fit(value, self.in_metas[i])
+                out[i] = fit(value.conj() if conjugates else value, self.in_metas[i])
         return out
 
     def _argument(self, name: str, g: Tensor) -> Any:
@@ -885,6 +888,9 @@ def execute_update(op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[
     before = STATE.grad
     _set_grad(False)
     try:
+        if any(t._meta.dtype.is_complex for ts in lists for t in ts):  # as pairs of real numbers, which share their memory
+            as_real = op_module.OPS["view_as_real"]
+            lists = [[execute(as_real, (t,), ()) if t._meta.dtype.is_complex else t for t in ts] for ts in lists]
         results = op.lower.body(*lists, *scalars, *attrs)  # type: ignore[union-attr]
         written = []
         for position, values in zip(op.writes, results, strict=True):

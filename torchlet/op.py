@@ -155,6 +155,7 @@ class Op:
     writes    update operators only: which input lists are overwritten (see `update`)
     check     how to find out beforehand whether it fails on data
     keeps_order  its result keeps the memory order of its inputs, as PyTorch's elementwise operators do; else it is row-major
+    hermitian its rules give Jᴴ g, the gradient for complex numbers; other rules give Jᵀ g, and the tape conjugates g and what they give
     """
 
     name: str
@@ -171,6 +172,7 @@ class Op:
     is_view: bool = field(default=False)
     check: Check | None = None
     keeps_order: bool = False
+    hermitian: bool = False
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -199,6 +201,7 @@ def define(
     attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, barrier: bool = False,
     writes: tuple[int, ...] = (), doc: str = "", check: Check | None = None, keeps_order: bool = False,
+    hermitian: bool = False,
 ) -> Op:
     """Enter an operator into the table. Raises ValueError when the name is taken."""
     if name in OPS:
@@ -218,6 +221,7 @@ def define(
         isinstance(lower, View),
         check,
         keeps_order,
+        hermitian,
     )
     OPS[name] = op
     return op

@@ -250,8 +250,8 @@ class Run:
         self._settle(inputs)
         targets = [t for i in op.writes for t in lists[i]]
         for t in targets:
-            if not self._may_defer_write(t):
-                self.flush(f"{op.name} on a view, or on memory that NumPy can see")
+            if not self._may_defer_write(t) or t._meta.dtype.is_complex:
+                self.flush(f"{op.name} on a view, on complex numbers, or on memory that NumPy can see")
                 STATE.run = None
                 try:
                     autograd.execute_update(op, lists, scalars, attrs)

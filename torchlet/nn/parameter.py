@@ -15,7 +15,7 @@ __all__ = ["Buffer", "Parameter", "UninitializedParameter", "fresh_parameter"]
 
 def _same_memory(cls: type[Any], data: Tensor, requires_grad: bool) -> Any:
     """A leaf of class `cls` over the memory of `data`."""
-    if requires_grad and not data.dtype.is_floating_point:
+    if requires_grad and not data.dtype.has_gradient:
         raise RuntimeError(f"{cls.__name__}: Only Tensors of floating point and complex dtype can require gradients; got {data.dtype}")
     array = force(data)
     share(data)

@@ -32,12 +32,13 @@ def _unary(
     return define(
         name,
         ("x",),
-        np_function,
+        lambda x: np.asarray(np_function(x)),  # NumPy makes scalars of 0-d arrays
         lambda x: Spec(x.shape, result(x.dtype), x.device),
         View(lambda out, in_shape: out) if view else None,
         vjp={"x": grad} if grad else None,
         samples=lambda: [((_draw(3, 4),), ())],
         barrier=True,
+        hermitian=True,
     )
 
 
@@ -84,6 +85,7 @@ view_as_real_ = define(
     vjp={"x": lambda g: view_as_complex(g.contiguous())},
     samples=lambda: [((_draw(3, 4),), ())],
     barrier=True,
+    hermitian=True,
 )
 view_as_complex_ = define(
     "view_as_complex",
@@ -94,6 +96,7 @@ view_as_complex_ = define(
     vjp={"x": lambda g: view_as_real(g)},
     samples=lambda: [((_rng.standard_normal((3, 4, 2)),), ())],
     barrier=True,
+    hermitian=True,
 )
 
 

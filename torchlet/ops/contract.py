@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from torchlet.op import Composite, Contract, apply, define
-from torchlet.ops.pointwise import conjugate
 from torchlet.ops.public import METHODS, Draws, as_tensor_like, in_place, public
 from torchlet.ops.view import permute_, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, broadcast_shapes
@@ -40,7 +39,7 @@ def _samples() -> list[Any]:
 
 matmul_ = define(
     "matmul", ("a", "b"), _matmul_np, _matmul_spec, Contract(), samples=_samples,
-    vjp={"a": lambda g, b: apply(matmul_, (g, transpose(conjugate(b), -2, -1))), "b": lambda g, a, b_spec: _weight_grad(a, g, b_spec)},
+    vjp={"a": lambda g, b: apply(matmul_, (g, transpose(b, -2, -1))), "b": lambda g, a, b_spec: _weight_grad(a, g, b_spec)},
     doc="(…, m, k) @ (…, k, n) -> (…, m, n), batch dimensions broadcast.",
 )
 
@@ -49,7 +48,7 @@ def _weight_grad(a: Tensor, g: Tensor, b_spec: Spec) -> Tensor:
     """The gradient of b; where b is one matrix for a batch of a, one product over all rows instead of a sum of products."""
     if b_spec.ndim == 2 and a.ndim > 2:
         a, g = reshape(a, (-1, a.shape[-1])), reshape(g, (-1, g.shape[-1]))
-    return apply(matmul_, (transpose(conjugate(a), -2, -1), g))
+    return apply(matmul_, (transpose(a, -2, -1), g))
 
 
 @public()

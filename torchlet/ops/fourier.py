@@ -43,6 +43,7 @@ fft_: Op = define(
     {"x": lambda g, dims, inverse, scale: apply(fft_, (g,), (dims, not inverse, scale))},
     lambda: [((_rng.standard_normal((3, 4)) + 1j * _rng.standard_normal((3, 4)),), a) for a in (((1,), False, 1.0), ((0, 1), True, 0.5))],
     barrier=True,
+    hermitian=True,
     doc="The sum of x times exp(∓2πi …) over `dims`, times `scale`.",
 )
 
@@ -71,6 +72,7 @@ rfft_: Op = define(
     {"x": _half_grad},
     lambda: [((_rng.standard_normal((3, n)),), (1, 1.0)) for n in (4, 5)],
     barrier=True,
+    hermitian=True,
     doc="The first half of the transform of real numbers; the other half is its mirror image.",
 )
 
@@ -105,6 +107,7 @@ irfft_: Op = define(
     {"x": _back_grad},
     lambda: [((_rng.standard_normal((3, 3)) + 1j * _rng.standard_normal((3, 3)),), (n, 1, 0.25)) for n in (4, 5)],
     barrier=True,
+    hermitian=True,
 )
 
 

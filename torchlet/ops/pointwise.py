@@ -63,10 +63,8 @@ def binary(
 
 add_ = binary("add", np.add, (lambda g: g, lambda g: g))
 sub_ = binary("sub", np.subtract, (lambda g: g, lambda g: -g), reject=("bool",))
-mul_ = binary("mul", np.multiply, (lambda g, b: g * conjugate(b), lambda g, a: g * conjugate(a)))
-div_ = binary(
-    "div", np.divide, (lambda g, b: g / conjugate(b), lambda g, out, b: -g * conjugate(out) / conjugate(b)), result="float", low=0.5
-)
+mul_ = binary("mul", np.multiply, (lambda g, b: g * b, lambda g, a: g * a))
+div_ = binary("div", np.divide, (lambda g, b: g / b, lambda g, out, b: -g * out / b), result="float", low=0.5)
 
 
 def _floor_divide(a: Any, b: Any) -> Any:
@@ -126,13 +124,6 @@ floor_divide = binary_public(floor_divide_)
 def _share(a: Any, b: Any, compare: Callable[[Any, Any], Tensor]) -> Tensor:
     """1 where `a` wins, ½ where the two are equal."""
     return where(eq(a, b), 0.5, cast(compare(a, b), a.dtype if isinstance(a, Tensor) else b.dtype))
-
-
-def conjugate(x: Any) -> Any:
-    """The complex conjugate of a tensor or number; real ones as they are."""
-    if isinstance(x, Tensor):
-        return x.conj() if x._meta.dtype.is_complex else x
-    return x.conjugate() if isinstance(x, complex) else x
 
 
 def _scaled(op: Op, a: Any, b: Any, alpha: Any) -> tuple[Any, Any]:
@@ -313,7 +304,7 @@ def _sign_np(x: Any) -> Any:
 unary("sign", _sign_np, grad=lambda g: g * 0.0, result="same", names=("sign", "sgn"))
 sign: Callable[[Tensor], Tensor] = METHODS["sign"]
 square_ = unary("square", lambda x: np.multiply(x, x), lambda x: x * x, lambda g, x: g * (2 * x), result="same")
-unary("exp", np.exp, grad=lambda g, out: g * conjugate(out))
+unary("exp", np.exp, grad=lambda g, out: g * out)
 unary("exp2", np.exp2, lambda x: call("exp", x * math.log(2)), lambda g, out: g * out * math.log(2))
 unary("expm1", np.expm1, grad=lambda g, out: g * (out + 1))
 unary("log", np.log, grad=lambda g, x: g / x, low=0.3)

@@ -209,6 +209,8 @@ def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: b
     """The variance over `dim`, divided by n - correction (1 by default: Bessel)."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
+    if input.dtype.is_complex:
+        return var(input.real, dim, unbiased, keepdim, correction=correction) + var(input.imag, dim, unbiased, keepdim, correction=correction)
     return apply(var_, (input,), (normalize_dims("var", dim, input.ndim), _correction(unbiased, correction), bool(keepdim)))
 
 
@@ -286,7 +288,9 @@ def norm(input: Tensor, p: Any = 2.0, dim: Dims = None, keepdim: bool = False, d
     if p == math.inf or p == -math.inf:
         return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
     if p == 0:
-        return sum(cast(x.ne(0), x.dtype), dim, keepdim)
+        return sum(cast(x.ne(0), x.abs().dtype), dim, keepdim)
+    if x.dtype.is_complex:
+        x = x.abs()
     if p == 1:
         return sum(x.abs(), dim, keepdim)
     total = sum(x * x if p == 2 else x.abs() ** p, dim, keepdim)
