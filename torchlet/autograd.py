@@ -416,6 +416,11 @@ class OpNode(Node):
                 return [Saved(x) if isinstance(x, Tensor) else x for x in inputs[i:]]
         return None  # g, an attribute, or a spec: found when it is asked for
 
+    def saved(self) -> list[Saved]:
+        """The tensors that are kept for the backward pass."""
+        kept = (self.kept or {}).values()
+        return [v for value in kept for v in (value if isinstance(value, list) else (value,)) if isinstance(v, Saved)]
+
     def saves_out_of(self, target: Tensor) -> None:
         """The result is about to be written into `target`: a saved output is read from there, a saved input is copied before."""
         if self.out_shadow is not None:

@@ -1291,3 +1291,24 @@ def language_model_step(compile):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiled_program_does_what_plain_python_does(name):
     compare(PROGRAMS[name])
+
+
+def test_a_saved_view_of_a_written_parameter_survives_a_launch_in_the_middle_of_the_backward_pass():
+    """The view is pending when it is saved; the launch gives it its base's memory, whose version is not 0."""
+    seen = torch.from_numpy(np.ones((3, 3), np.float32))  # what NumPy can see is computed at once, its gradient too
+
+    def gradient(wrap):
+        weight, factor = torch.nn.Parameter(torch.arange(8.0).view(4, 2)), torch.nn.Parameter(torch.ones(3, 3))
+        with torch.no_grad():
+            weight.mul_(1.5)
+
+        def step(x):
+            scaled = seen * factor
+            _, lower = weight.split([1, 3])
+            loss = (scaled * torch.nn.functional.linear(x, lower)).sum()
+            loss.backward()
+            return loss
+
+        return wrap(step)(torch.ones(3, 2, requires_grad=True)).item(), weight.grad.tolist(), factor.grad.tolist()
+
+    assert gradient(torch.compile) == gradient(lambda f: f)

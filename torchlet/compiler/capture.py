@@ -583,6 +583,7 @@ class Run:
         # saved outputs are seen through shadows: in the middle of a backward pass they are wanted after this launch
         nodes = self.nodes if self.walking else None
         held = [(n, s.t) for s, n in nodes.items() if n.out_shadow is not None and s.t is not None] if nodes else ()
+        pending = [v for n in nodes.values() for v in n.saved() if v.version >= 0 and v.tensor._np is None] if nodes else ()
         try:
             if len(self.scalars) != path.scalar_count:
                 self._realign(path)
@@ -608,6 +609,8 @@ class Run:
             for node, t in held:
                 shadow = node.out_shadow
                 shadow._np, shadow._store, shadow._ptr = t._np, t._store, t._ptr  # type: ignore[union-attr]
+            for saved in pending:  # views have the memory of their base now, and its version
+                saved.version = saved.tensor._store.version
         except BaseException as error:
             self._lose(path, error)
             raise
@@ -816,14 +819,12 @@ class Run:
                         self._place(s)
                     node = nodes[s] = OpNode(s.op, tuple(inputs), s.attrs, s.t)
                     node.freed = s.position in released
-                    assert node.kept is not None
-                    for saved in node.kept.values():
-                        if isinstance(saved, Saved):
-                            origin = saved.tensor._step
-                            if saved.tensor._np is not None:
-                                origin = next((h for h, _ in s.checks if h is not None and h.t is saved.tensor), None)
-                            if origin is not None and last_write.get(base_slot(origin), -1) > s.position:
-                                saved.version = -1  # overwritten since: using it raises, as in eager
+                    for saved in node.saved():
+                        origin = saved.tensor._step
+                        if saved.tensor._np is not None:
+                            origin = next((h for h, _ in s.checks if h is not None and h.t is saved.tensor), None)
+                        if origin is not None and last_write.get(base_slot(origin), -1) > s.position:
+                            saved.version = -1  # overwritten since: using it raises, as in eager
         return nodes[step], 0
 
     def _weak_scalar(self, index: int) -> Any:
