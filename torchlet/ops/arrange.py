@@ -14,6 +14,7 @@ from torchlet.expr import Expr, call, expr
 from torchlet.expr import where as select_expr
 from torchlet.index import Index
 from torchlet.op import Op, Select, View, apply, define
+from torchlet.ops.create import positions
 from torchlet.ops.index import bounds, check_bounds, index_sum_
 from torchlet.ops.pointwise import cast
 from torchlet.ops.public import METHODS, Draws, public
@@ -545,7 +546,7 @@ def _unfold_spec(x: Spec, dim: int, size: int, step: int) -> Spec:
 def _unfold_grad(g: Tensor, x_spec: Spec, dim: int, size: int, step: int) -> Tensor:
     """Each window adds its elements back to where they came from."""
     count = (x_spec.shape[dim] - size) // step + 1
-    places = wrap((np.arange(count)[:, None] * step + np.arange(size)).reshape(-1)).to(g.device)
+    places = positions((count, size), (step, 1), 0, g.device)
     flat = reshape(movedim(g, -1, dim + 1), (*x_spec.shape[:dim], count * size, *x_spec.shape[dim + 1 :]))
     return apply(index_sum_, (flat, places), (x_spec.shape[dim], dim))
 

@@ -145,6 +145,14 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = 
     return finish(make(arange_, (start, step), (count, dtype or (dtypes.int64 if whole else dtypes.get_default_dtype())), device), None, requires_grad)
 
 
+def positions(shape: Sequence[int], strides: Sequence[int], offset: int, place: Any) -> Tensor:
+    """(numel,) int64: where the elements of a strided layout lie, row by row. Made by operators, so that gradient rules may use it."""
+    out = arange(offset, offset + 1, device=place)
+    for size, stride in zip(shape, strides, strict=True):
+        out = (out.unsqueeze(-1) + make(arange_, (0, stride), (size, dtypes.int64), place)).reshape(-1)
+    return out
+
+
 @public(method=False)
 def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """`steps` evenly spaced numbers from start to end, both included."""

@@ -13,7 +13,7 @@ from torchlet.autograd import force
 from torchlet.index import Index
 from torchlet.op import OPS, STATE, Op, View, apply, define
 from torchlet.ops.arrange import cat, hstack, stack, vstack
-from torchlet.ops.create import arange_
+from torchlet.ops.create import arange_, positions
 from torchlet.ops.index import index_sum_
 from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.view import ALL, basic, reshape, split
@@ -50,8 +50,8 @@ def _strided_index(
 
 def _strided_grad(g: Tensor, x_spec: Spec, size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> Tensor:
     """Each element adds its gradient where it came from, which may be one place for many."""
-    places = _strided_np(np.arange(x_spec.numel), size, stride, offset).reshape(-1)
-    return reshape(apply(index_sum_, (reshape(g, (-1,)), wrap(np.ascontiguousarray(places))), (x_spec.numel, 0)), x_spec.shape)
+    places = positions(size, stride, offset, g.device)
+    return reshape(apply(index_sum_, (reshape(g, (-1,)), places), (x_spec.numel, 0)), x_spec.shape)
 
 
 as_strided_: Op = define(
