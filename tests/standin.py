@@ -23,7 +23,7 @@ from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.compiler.group import Grouped
 from torchlet.compiler.interpret import interpret_kernel
 from torchlet.config import config
-from torchlet.runtime.cuda import Function, LaunchInfo, driver
+from torchlet.runtime.cuda import Function, LaunchInfo, MapForm, TensorMap, driver
 from torchlet.runtime.cuda import devices as device_module
 
 SOURCE = Path(__file__).with_name("csrc") / "libcuda_stub.c"
@@ -65,11 +65,11 @@ class StandIn:
         """The call number `after` of a driver function, from now, returns an error."""
         self.library.stub_fail(function.encode(), status, after)
 
-    def _types(self, handle: int) -> list[str]:
-        return [t for t in self.kernels[handle].signature.values() if t != "constexpr"]
-
     def _describe(self, handle: int, sizes: Any) -> int:
-        found = [8 if t[0] == "*" else _SIZE[t] for t in self._types(handle)] + [8, 8]
+        found = [8 if t[0] == "*" else _SIZE[t] for t in self.kernels[handle].types]
+        for m in self.kernels[handle].maps.values():
+            found += [128, *[4] * len(m.shape), *[8] * len(m.shape)]
+        found += [8, 8]
         for i, n in enumerate(found):
             sizes[i] = n
         return len(found)
@@ -79,10 +79,13 @@ class StandIn:
             kernel = self.kernels[handle]
             assert kernel.kernel is not None
             assert tuple(grid[:3]) == kernel.grid, f"{kernel.name}: grid {tuple(grid[:3])}, expected {kernel.grid}"
-            types = self._types(handle)
+            types = kernel.types
             pointers = [ctypes.c_uint64.from_address(parameters[i]).value for i, t in enumerate(types) if t[0] == "*"]
             scalars = [_READ[t].from_address(parameters[i]).value for i, t in enumerate(types) if t[0] != "*"]
-            assert [ctypes.c_uint64.from_address(parameters[len(types) + i]).value for i in (0, 1)] == [0, 0], "scratch pointers"
+            at = len(types)
+            for m in kernel.maps.values():
+                at = _check_map(m, kernel, pointers, parameters, at)
+            assert [ctypes.c_uint64.from_address(parameters[at + i]).value for i in (0, 1)] == [0, 0], "scratch pointers"
             for (i,) in kernel.attrs:
                 if pointers[i] % 16:
                     return 716  # as the real thing: the kernel was compiled for aligned addresses
@@ -108,6 +111,33 @@ class StandIn:
             return 719
 
 
+class _Map(ctypes.Structure):
+    """What the stub's cuTensorMapEncodeTiled writes."""
+
+    _fields_ = [
+        ("magic", ctypes.c_uint), ("type", ctypes.c_ushort), ("rank", ctypes.c_ubyte), ("swizzle", ctypes.c_ubyte),
+        ("small", ctypes.c_uint64), ("address", ctypes.c_uint64), ("shape", ctypes.c_uint64 * 5), ("strides", ctypes.c_uint64 * 4),
+        ("box", ctypes.c_ushort * 8),
+    ]  # fmt: skip
+
+
+def _check_map(m: TensorMap, kernel: TritonKernel, pointers: list[int], parameters: Any, at: int) -> int:
+    """Parameter number `at` is this map of the buffer's present address, its extents and strides follow; the number after them."""
+    assert kernel.kernel is not None
+    rank, size = len(m.shape), kernel.kernel.buffers[m.buffer].dtype.itemsize
+    found = _Map.from_address(parameters[at])
+    assert (found.magic, found.rank, found.address) == (0x7A9, rank, pointers[m.buffer] + m.start * size)
+    assert tuple(found.shape)[:rank] == m.shape[::-1]
+    assert tuple(found.strides)[: rank - 1] == tuple(s * size for s in m.strides[:-1])[::-1]
+    last = 1 + sum((n - 1) * s for n, s in zip(m.shape, m.strides))
+    assert (found.small == 0) == (last * size < 128 * 1024), "drivers up to 13.1 encode small tensors wrongly"
+    assert m.start + last <= kernel.kernel.buffers[m.buffer].size, "a map that reaches beyond its buffer"
+    words = [ctypes.c_int32.from_address(parameters[at + 1 + i]).value for i in range(rank)]
+    words += [ctypes.c_int64.from_address(parameters[at + 1 + rank + i]).value for i in range(rank)]
+    assert words == [*m.shape, *m.strides]
+    return at + 1 + 2 * rank
+
+
 def _sizes(kernel: TritonKernel) -> str:
     nest = kernel.kernel
     if nest is None:
@@ -126,7 +156,14 @@ def _built() -> bytes:
 
 def fake_cubin(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     """No machine code: the stand-in runs the loop nest itself."""
-    return b"\x7fELF", LaunchInfo(kernel.name, kernel.num_warps)
+    forms = []
+    for name, m in kernel.maps.items():
+        assert kernel.kernel is not None
+        kind = kernel.signature[name]
+        block = [int(n) for n in kind[kind.index("[") + 1 : kind.index("]")].split(",")]
+        size = kernel.kernel.buffers[m.buffer].dtype.itemsize
+        forms.append(MapForm(3, {1: 0, 2: 10, 4: 7}[size], size, (*block[:-1], min(block[-1], 128 // size))))  # as Triton cuts them
+    return b"\x7fELF", LaunchInfo(kernel.name, kernel.num_warps, maps=forms)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot
 from torchlet.config import config
 from torchlet.errors import CompileError, UnsupportedError
 from torchlet.runtime import cc, cuda
-from torchlet.runtime.cuda import Device, Function, Launch, LaunchGraph, LaunchInfo, TableLaunch
+from torchlet.runtime.cuda import Device, Function, Launch, LaunchGraph, LaunchInfo, MapForm, TableLaunch
 from torchlet.spec import contiguous_strides, numel
 from torchlet.spec import device as Place
 from torchlet.storage import DeviceArray
@@ -75,12 +75,12 @@ def _key(kernel: TritonKernel, target: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _emitted(kernel: Kernel, target: str) -> TritonKernel:
+def _emitted(kernel: Kernel, target: str, maps: bool = True) -> TritonKernel:
     """The kernel as source in which every name is a position, so that equal layers of a model share one binary."""
     if kernel.body is not None:
         buffers = tuple(replace(b, name=f"b{i}") for i, b in enumerate(kernel.buffers))
         return codegen.emit(replace(kernel, name=type(kernel.body).__name__.lower(), buffers=buffers, origin=()), target)
-    return codegen.emit(canonical(kernel), target)
+    return codegen.emit(canonical(kernel), target, maps=maps)
 
 
 def cubin_of(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
@@ -90,7 +90,8 @@ def cubin_of(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     entry = cc.read_entry(key)
     path = cc.cache_folder() / f"{key}.cubin"
     if entry is not None and cc.verified(path, entry.get("sha256")):
-        return path.read_bytes(), LaunchInfo(**json.loads(entry["launch"]))
+        facts = json.loads(entry["launch"])
+        return path.read_bytes(), LaunchInfo(**{**facts, "maps": tuple([MapForm(**{**m, "box": tuple(m["box"])}) for m in facts["maps"]])})
     COUNTS["compiled"] += 1
     cubin, info = _compile(kernel, target)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix="cubin-", delete=False) as f:
@@ -111,7 +112,8 @@ def _compile(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
     if cubin is None:
         raise CompileError(f"triton: {target} has no cubin")
     names = set(LaunchInfo.__dataclass_fields__)
-    return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)})
+    maps = tuple([MapForm(x["swizzle"], x["elem_type"], x["elem_size"], tuple(x["block_size"])) for x in m.tensordesc_meta or ()])
+    return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)}, maps=maps)
 
 
 FEW = 4  # kernels below which a further process costs more than it saves: it imports Triton first
@@ -244,14 +246,18 @@ class CudaExecutable:
             where = [self._position[s] for s in step.slots] + [first_scalar + i for i in step.scalars]
             loose = {i for i, at in enumerate(where[: len(step.slots)]) if at in misaligned}
             if loose:
+                if any(m.buffer in loose for m in kernel.maps.values()):
+                    kernel = _emitted(step.kernel, target_of(self.device), maps=False)
                 if kernel.table is not None:
                     kernel = replace(kernel, constexprs={**kernel.constexprs, "ALIGN": 1})
                 else:
                     kernel = replace(kernel, attrs={k: v for k, v in kernel.attrs.items() if k[0] not in loose})
             function = load(kernel, self.device)
-            types = [t for t in kernel.signature.values() if t != "constexpr"]
-            about = (function, kernel.grid, types, step.kernel.name, step.kernel.origin)
-            launches.append(Launch(*about) if kernel.table is None else TableLaunch(*about, table=kernel.table, count=len(step.slots)))
+            about = (function, kernel.grid, kernel.types, step.kernel.name, step.kernel.origin)
+            if kernel.table is None:
+                launches.append(Launch(*about, maps=tuple(kernel.maps.values())))
+            else:
+                launches.append(TableLaunch(*about, table=kernel.table, count=len(step.slots)))
             sources.append(_picker(where))
         flush()
         self._variants[misaligned] = parts

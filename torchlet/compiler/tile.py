@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torchlet import dtypes
 from torchlet.compiler.loops import Dot, Kernel, data_terms, phase_roots
@@ -33,6 +33,9 @@ MACHINES: Mapping[str, Machine] = {
     "hip:gfx950": Machine(256, 160 << 10, 8.0e12, 157e12, 78e12, 2500e12),  # MI355X
 }
 
+TENSOR_MAPS = ("cuda:90", "cuda:100")  # where tiles of matrix products are copied by the tensor memory accelerator
+PERSISTENT = ("cuda:90",)  # where a program walks over several tiles; on cuda:100 Triton's flattened loop spills 500 bytes a thread
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -48,6 +51,10 @@ class Tile:
     num_warps: int = 4
     num_stages: int = 3
     looped: frozenset[str] = field(default_factory=frozenset)
+    map_bytes: int = 0
+    """Shared memory for tiles that tensor maps move; 0: none do."""
+    programs: int = 0
+    """With tensor maps, how many programs walk over the tiles, the next one's operands arriving while one is stored; 0: one for each."""
 
 
 def power_of_two(n: int) -> int:
@@ -131,7 +138,7 @@ def choose(kernel: Kernel, target: str) -> Tile:
     """A good tile for the kernel on the target, without measuring."""
     machine = MACHINES[target]
     if is_product(kernel):
-        return _product_tile(kernel, machine)
+        return _product_tile(kernel, target)
     if any(p.reduce for p in kernel.phases):
         return _rows_tile(kernel, machine)
     if (across := transposed_axis(kernel)) is not None:
@@ -205,7 +212,8 @@ def _contiguous_along_grid(kernel: Kernel) -> bool:
     return votes > 0
 
 
-def _product_tile(kernel: Kernel, machine: Machine) -> Tile:
+def _product_tile(kernel: Kernel, target: str) -> Tile:
+    machine = MACHINES[target]
     dots = [d for d in kernel.phases[0].reductions if isinstance(d, Dot)]
     dot = dots[0]
     # values that a thread holds for each of its points: the sums and what the epilogue reads, or all that it stores
@@ -258,6 +266,9 @@ def _product_tile(kernel: Kernel, machine: Machine) -> Tile:
         if cost < best_cost:
             best, best_cost = Tile("dot", {"m": bm, "n": bn, "k": bk}, warps, stages), cost
     assert best is not None
+    if half and target in TENSOR_MAPS and best.blocks["m"] >= 64:
+        programs = machine.processors if target in PERSISTENT else 0
+        best = replace(best, map_bytes=machine.shared_bytes - (2 << 10), programs=programs)
     return best
 
 

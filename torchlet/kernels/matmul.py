@@ -1,7 +1,8 @@
 """The tiled matrix product: a text with holes for what is computed before (prologue) and after (epilogue) the product.
 
-A program makes one [BLOCK_M, BLOCK_N] tile. Programs are numbered in bands of GROUP tile rows, so that those running at the
-same time share operand tiles in the L2 cache.
+A program makes one [BLOCK_M, BLOCK_N] tile, or walks over tiles. Tiles are numbered in bands of GROUP tile rows, so that those
+made at the same time share operand tiles in the L2 cache. A walk is one flattened loop: the operands of the next tile are on
+their way while a tile is stored.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from textwrap import indent
 
-TEMPLATE = """\
-pid = tl.program_id(0)
+TILE = """\
 {batch}
 band = pid // {band_tiles}
 band_rows = min({tiles_m} - band * {group}, {group})
-m = (band * {group} + pid % {band_tiles} % band_rows){wide} * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-n = (pid % {band_tiles} // band_rows){wide} * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+m_start = (band * {group} + pid % {band_tiles} % band_rows) * BLOCK_M
+n_start = (pid % {band_tiles} // band_rows) * BLOCK_N
+m = m_start{wide} + tl.arange(0, BLOCK_M)[:, None]
+n = n_start{wide} + tl.arange(0, BLOCK_N)[None, :]
 {before}
 for k_start in range(0, {k}, BLOCK_K):
-    k_row = k_start + tl.arange(0, BLOCK_K)[None, :]{wide}
-    k_column = k_start + tl.arange(0, BLOCK_K)[:, None]{wide}
 {loop}
 {after}
+"""
+ONE = "pid = tl.program_id(0)\n{tile}"
+WALK = """\
+for tile in tl.range(tl.program_id(0), {tiles}, {programs}, flatten=True):
+    pid = tile
+{tile}
 """
 
 
@@ -53,14 +59,14 @@ class Shape:
         return self.tiles_m * self.tiles_n * self.batch
 
 
-def render(s: Shape, wide: bool, before: list[str], loop: list[str], after: list[str]) -> str:
+def render(s: Shape, wide: bool, before: list[str], loop: list[str], after: list[str], programs: int = 0) -> str:
     """The kernel's body. `before` holds loop-invariant lines, `loop` loads the operand tiles and accumulates, `after` is the epilogue.
 
-    `wide`: positions take 64 bits.
+    `wide`: positions take 64 bits. `programs`: how many walk over the tiles; 0: one for each tile.
     """
     tiles = s.tiles_m * s.tiles_n
     cast = ".to(tl.int64)" if wide else ""
-    text = TEMPLATE.format(
+    text = TILE.format(
         batch=f"z = (pid // {tiles}){cast}\npid = pid % {tiles}" if s.batch > 1 else "",
         band_tiles=s.group * s.tiles_n,
         group=s.group,
@@ -71,4 +77,5 @@ def render(s: Shape, wide: bool, before: list[str], loop: list[str], after: list
         loop=indent("\n".join(loop), "    "),
         after="\n".join(after),
     )
+    text = WALK.format(tiles=s.programs, programs=programs, tile=indent(text, "    ")) if programs else ONE.format(tile=text)
     return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"

@@ -22,6 +22,7 @@ from torchlet.kernels import source
 
 if TYPE_CHECKING:
     from torchlet.compiler.codegen.triton import TritonKernel
+    from torchlet.runtime.cuda import TensorMap
 
 _LOCK = threading.Lock()
 _INTERPRETED: dict[JITFunction, stock.InterpretedFunction] = {}
@@ -48,11 +49,12 @@ def run(kernel: TritonKernel, arrays: Sequence[np.ndarray], scalars: Sequence[fl
     if kernel.table is not None:
         held = arrays  # they must outlive the run
         arrays, scalars = [kernel.table([a.ctypes.data for a in held], scalars)], ()
-    kinds = [k for k in kernel.signature.values() if k != "constexpr"]
-    arguments = [_pointer(a, k) for a, k in zip(arrays, kinds[: len(arrays)], strict=True)]
-    arguments += [_scalar(s, k) for s, k in zip(scalars, kinds[len(arrays) :], strict=True)]
-    arguments += kernel.constexprs.values()
+    kinds = kernel.types
+    pointers = [_pointer(a, k) for a, k in zip(arrays, kinds[: len(arrays)], strict=True)]
+    numbers = [_scalar(s, k) for s, k in zip(scalars, kinds[len(arrays) :], strict=True)]
     with _LOCK, _interpreted_language(), np.errstate(all="ignore"):
+        maps = [_descriptor(pointers[m.buffer], m, kernel.signature[name]) for name, m in kernel.maps.items()]
+        arguments = [*pointers, *numbers, *maps, *kernel.constexprs.values()]
         function = _interpreted(names[kernel.name]).rewrite()
         with _replaced(function.__globals__, {n: _interpreted(v) for n, v in names.items() if isinstance(v, JITFunction)}):
             stock.interpreter_builder.set_grid_dim(*kernel.grid)
@@ -69,6 +71,16 @@ def _pointer(array: np.ndarray, kind: str) -> tl.tensor:
     if not array.flags.c_contiguous:
         raise ValueError("interpreter: the array is not contiguous")
     return _tensor(np.array([array.ctypes.data], np.uint64), tl.pointer_type(pointed))
+
+
+def _descriptor(pointer: tl.tensor, m: TensorMap, kind: str) -> Any:
+    """What a tensor map is to the interpreter. `kind`: the argument's type, "tensordesc<bf16[128, 64]>"."""
+    block = [tl.constexpr(int(n)) for n in kind[kind.index("[") + 1 : kind.index("]")].split(",")]
+    start = pointer.handle.data + np.uint64(m.start * pointer.dtype.element_ty.primitive_bitwidth // 8)
+    strides = [_scalar(s, "i64") for s in m.strides[:-1]]
+    return stock.interpreter_semantic.make_tensor_descriptor(
+        _tensor(start, pointer.dtype), [_scalar(n, "i32") for n in m.shape], [*strides, tl.constexpr(1)], block, "zero"
+    )
 
 
 def _scalar(value: float | int | bool, kind: str) -> tl.tensor:

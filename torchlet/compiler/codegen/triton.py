@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from torchlet import dtypes
 from torchlet.compiler import tile as tiling
 from torchlet.compiler.attention import Attention
+from torchlet.compiler.codegen.triton_boxes import Boxes, Edge
 from torchlet.compiler.codegen.triton_expr import ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
 from torchlet.compiler.group import BLOCK, Grouped
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
@@ -29,6 +30,7 @@ from torchlet.compiler.tile import Tile, extent, index_axes
 from torchlet.expr import Expr, call, cast, const, expr, rewrite
 from torchlet.index import Axis, Index, of, unflatten
 from torchlet.kernels import matmul
+from torchlet.runtime.cuda import TensorMap
 
 POINTER = {f"{kind}{bits}": f"*{letter}{bits}" for kind, letter in (("float", "fp"), ("int", "i")) for bits in (16, 32, 64)}
 POINTER |= {"bfloat16": "*bf16", "int8": "*i8", "uint8": "*u8", "bool": "*u8"}
@@ -54,16 +56,25 @@ class TritonKernel:
     kernel: Kernel | None = None
     table: Callable[[Sequence[int], Sequence[float]], np.ndarray[Any, Any]] | None = None
     """With one, the only argument is a pointer to this, made of the buffers' addresses and the numbers."""
+    maps: Mapping[str, TensorMap] = field(default_factory=dict)
+    """Arguments after the scalars that are tensor maps; then buffers must start at 16-byte boundaries."""
+
+    @property
+    def types(self) -> list[str]:
+        """Triton's types of the pointers and scalars."""
+        return [t for name, t in self.signature.items() if t != "constexpr" and name not in self.maps]
 
 
-def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None) -> TritonKernel:
-    """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps."""
+def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps: bool = True) -> TritonKernel:
+    """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps, `maps`: tensor maps may be used."""
     if isinstance(kernel.body, Attention):
         return _handwritten(kernel, kernel.body, target)
     if isinstance(kernel.body, Grouped):
         return _grouped(kernel, kernel.body)
     simple = _without_unit_reductions(collapse_axes(kernel))
     tile = tile or tiling.choose(simple, target)
+    if not maps:
+        tile = replace(tile, map_bytes=0, programs=0)
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
     writer, programs = printer(simple, tile) if kernel.points else (Writer(simple, tile, {}), 0)
     return _finish(writer, programs, kernel)
@@ -73,12 +84,16 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     """The source with header, device functions and signature. `kernel`: as the user gave it."""
     tile = w.tile
     blocks = {f"BLOCK_{d.upper()}": size for d, size in tile.blocks.items()}
-    arguments = [*w.pointers.values(), *w.scalars.values(), *(f"{b}: tl.constexpr" for b in blocks)]
+    arguments = [*w.pointers.values(), *w.scalars.values(), *w.maps, *(f"{b}: tl.constexpr" for b in blocks)]
     name, text = _text(kernel, arguments, [*w.prologue, *w.root.lines] or ["pass"], w.helpers)
     signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
     signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
+    signature |= {map_name: f"tensordesc<{POINTER[kind][1:]}{list(block)}>" for map_name, (_, kind, block) in w.maps.items()}
     signature |= dict.fromkeys(blocks, "constexpr")
-    return TritonKernel(name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel)
+    maps = {map_name: m for map_name, (m, _, _) in w.maps.items()}
+    return TritonKernel(
+        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel, maps=maps
+    )  # fmt: skip
 
 
 def _handwritten(kernel: Kernel, body: Attention, target: str) -> TritonKernel:
@@ -392,34 +407,45 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     w = Writer(flat, tile, dims, rank=2)
     masks = _masks(dims.items())
     ragged = k.extent % bk != 0
-    loop = [f"{name}_mask = {name} < {k.extent}" for name in ("k_row", "k_column") if ragged]
+    loop: list[str] = []
     left = Block({k: Dim("k_row", "k_row_mask" if ragged else None, 1, "BLOCK_K")}, parent=w.root, lines=loop, fill=True)
     right = Block({k: Dim("k_column", "k_column_mask" if ragged else None, 0, "BLOCK_K")}, parent=w.root, lines=loop, fill=True)
+    boxes = Boxes(w, z, {m: Edge("m_start", "BLOCK_M", bm), n: Edge("n_start", "BLOCK_N", bn), k: Edge("k_start", "BLOCK_K", bk)})
     zeros = []
     for dot in flat.phases[0].reductions:
         assert isinstance(dot, Dot)
-        a = _operand(w, dot.a, left, frozenset((m, k)), k)
-        b = _operand(w, dot.b, right, frozenset((k, n)), k)
+        a = _operand(w, dot.a, left, (m, k), boxes)
+        b = _operand(w, dot.b, right, (k, n), boxes)
         total = f"{identifier(dot.name)}_{w.count}"
         w.count += 1
         zeros.append(f"{total} = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
         loop.append(f'{total} = tl.dot({a}, {b}, {total}, input_precision="ieee")')
         w.root.memo[expr("value", (), dot.dtype, dot.name)] = total
+    text = "\n".join(loop)
+    for name, mask, lanes in (("k_column", "k_column_mask", "[:, None]"), ("k_row", "k_row_mask", "[None, :]")):
+        if name in text:
+            lines = [f"{name} = k_start + tl.arange(0, BLOCK_K){lanes}{'.to(tl.int64)' if w.wide else ''}"]
+            loop[:0] = lines + ([f"{mask} = {name} < {k.extent}"] if mask in text else [])
     before = [*masks, *w.root.lines, *zeros]
     w.root.lines = []
     for phase in flat.phases:
-        w.stores(phase.stores, w.root, w.grid_axes)
+        w.stores(phase.stores, w.root, w.grid_axes, lambda s, value: boxes.store(s, value, m, n))
     shape = matmul.Shape(m.extent, n.extent, k.extent, z.extent, bm, bn)
-    body = matmul.render(shape, w.wide, before, loop, w.root.lines)
+    # a walk keeps the sums of one tile while it loads the next: they must be few, or leave through shared memory
+    light = bm * bn <= 64 * 32 * tile.num_warps or boxes.stored == sum(len(p.stores) for p in flat.phases)
+    operands = [key for b in (left, right) for key in b.memo if isinstance(key, tuple) and key[0] == "operand"]
+    walks = 0 < tile.programs < shape.programs and boxes.loaded == len(operands) and light
+    body = matmul.render(shape, w.wide, before, loop, w.root.lines, tile.programs if walks else 0)
     w.root.lines = body.splitlines()
-    return w, shape.programs
+    return w, tile.programs if walks else shape.programs
 
 
-def _operand(w: Writer, e: Expr, block: Block, axes: frozenset[Axis], k: Axis) -> str:
+def _operand(w: Writer, e: Expr, block: Block, axes: tuple[Axis, Axis], boxes: Boxes) -> str:
     """An operand tile in the dtype that the tensor cores take; zero where k leaves its range."""
     key = ("operand", e)  # two products may share one
     if key not in block.memo:
-        block.memo[key] = _operand_tile(w, e, block, axes, k)
+        k = next(a for a in block.dims if a.name == "k")
+        block.memo[key] = boxes.load(e, block, *axes) or _operand_tile(w, e, block, frozenset(axes), k)
     return block.memo[key]
 
 

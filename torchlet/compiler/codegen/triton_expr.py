@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torchlet import dtypes
@@ -12,6 +12,7 @@ from torchlet.compiler.tile import Tile, axes_of, index_axes, nodes
 from torchlet.dtypes import dtype
 from torchlet.expr import Expr, const_value
 from torchlet.index import Axis, FloorDiv, Index, Mod
+from torchlet.runtime.cuda import TensorMap
 
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 # what a register holds of each dtype: 16-bit floats are computed in 32 bits
@@ -86,6 +87,7 @@ class Writer:
         self.buffers = {b.name: b for b in kernel.buffers}
         self.pointers = identifiers((b.name for b in kernel.buffers), "_ptr")
         self.scalars = identifiers((s.name for s in kernel.scalars), "_arg")
+        self.maps: dict[str, tuple[TensorMap, str, tuple[int, ...]]] = {}  # name -> the map, the name of its dtype, its block
         self.scalar_dtypes = {s.name: s.dtype for s in kernel.scalars}
         self.wide = wide(kernel)
         self.int = "tl.int64" if self.wide else "tl.int32"
@@ -247,10 +249,18 @@ class Writer:
             other = ", other=0.0" if e.dtype.is_floating_point else ", other=0"
         return f"tl.load({self.address(buffer, index, axes, block)}{f', mask={mask}' if mask else ''}{other})"
 
-    def stores(self, stores: Iterable[Store], block: Block, axes: frozenset[Axis]) -> None:
-        """Evaluate all the values, then store them, so that a store cannot change what another one reads. `axes`: the tile's dimensions."""
+    def stores(
+        self, stores: Iterable[Store], block: Block, axes: frozenset[Axis], other: Callable[[Store, str], str | None] | None = None
+    ) -> None:
+        """Evaluate all the values, then store them, so that a store cannot change what another one reads. `axes`: the tile's dimensions.
+
+        `other` may give another line that stores a value.
+        """
         ready = [(s, self.value(s.value, block)) for s in stores]
         for s, text in ready:
+            if other is not None and (line := other(s, text)):
+                block.lines.append(line)
+                continue
             if s.mode == "add":
                 self.add(s, text, block, axes)
                 continue

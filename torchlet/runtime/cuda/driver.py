@@ -68,6 +68,7 @@ _SIGNATURES: dict[str, list[Any]] = {  # all return a CUresult
     "cuStreamWaitEvent": [_P, _P, _U],
     "cuEventCreate": [_P, _U], "cuEventRecord": [_P, _P], "cuEventQuery": [_P], "cuEventSynchronize": [_P],
     "cuEventElapsedTime": [_P, _P, _P], "cuEventDestroy_v2": [_P],
+    "cuTensorMapEncodeTiled": [_P, _I, _U, _D, _P, _P, _P, _P, _I, _I, _I, _I],
     "cuLaunchKernelEx": [_P, _P, _P, _P],
     "cuGraphCreate": [_P, _U], "cuGraphAddKernelNode_v2": [_P, _P, _P, _S, _P], "cuGraphKernelNodeSetAttribute": [_P, _I, _P],
     "cuGraphInstantiateWithFlags": [_P, _P, C.c_ulonglong], "cuGraphExecKernelNodeSetParams_v2": [_P, _P, _P], "cuGraphLaunch": [_P, _P],

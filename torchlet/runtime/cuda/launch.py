@@ -13,6 +13,7 @@ import numpy as np
 from torchlet.config import config
 from torchlet.runtime.cuda.devices import Block, Device
 from torchlet.runtime.cuda.driver import CudaError, KernelNodeParams, LaunchAttribute, LaunchConfig, call, failure, launcher, out
+from torchlet.runtime.cuda.tensor_map import MapForm, MapSlot, TensorMap
 
 _COOPERATIVE, _CLUSTER, _CLUSTER_POLICY, _PDL = 2, 4, 5, 6
 _REGISTERS, _LOCAL, _MAX_SHARED, _NON_PORTABLE_CLUSTER = 4, 3, 8, 14
@@ -34,6 +35,7 @@ class LaunchInfo:
     global_scratch_align: int = 1
     launch_pdl: bool = False
     launch_cooperative_grid: bool = False
+    maps: Sequence[MapForm] = ()
 
 
 class Function:
@@ -72,20 +74,32 @@ class Function:
 class Launch:
     """One call site: the grid is fixed; the parameters lie packed in memory that the driver reads at each launch.
 
-    `types` are Triton's names of the arguments that are no constexprs ("*fp32", "i64", …); two pointers to scratch memory follow.
+    `types` are Triton's names of the arguments that are no constexprs ("*fp32", "i64", …). Tensor maps follow, each with its extents
+    and strides, then two pointers to scratch memory.
     """
 
-    def __init__(self, function: Function, grid: Sequence[int], types: Sequence[str], name: str = "", lines: Sequence[str] = ()):
+    def __init__(
+        self, function: Function, grid: Sequence[int], types: Sequence[str], name: str = "", lines: Sequence[str] = (),
+        maps: Sequence[TensorMap] = (),
+    ):  # fmt: skip
         info = function.info
         self.function, self.name, self.lines = function, name or info.name, tuple(lines)
         # native alignment is what a C caller's arguments have, and what the kernel expects
-        codes = ["Q" if t[0] == "*" else _FORMAT[t] for t in types] + ["Q", "Q"]
+        codes = ["Q" if t[0] == "*" else _FORMAT[t] for t in types]
+        codes += [c for m in maps for c in "i" * len(m.shape) + "q" * len(m.shape)] + ["Q", "Q"]
         packed = struct.Struct("@" + "".join(codes))
         self._memory = C.create_string_buffer(packed.size + 64)
         base = -(-C.addressof(self._memory) // 64) * 64
         self._skip = base - C.addressof(self._memory)
         offsets = [struct.calcsize("@" + "".join(codes[: i + 1])) - struct.calcsize("@" + c) for i, c in enumerate(codes)]
-        self._parameters = (C.c_void_p * len(codes))(*[base + o for o in offsets])
+        self._maps = [MapSlot(m, form) for m, form in zip(maps, info.maps, strict=True)]
+        self._extents = [n for m in maps for n in (*m.shape, *m.strides)]
+        where = iter([base + o for o in offsets])
+        addresses = [next(where) for _ in types]
+        for slot in self._maps:
+            addresses += [slot.address, *(next(where) for _ in (*slot.map.shape, *slot.map.strides))]
+        addresses += where
+        self._parameters = (C.c_void_p * len(addresses))(*addresses)
         self._pack = packed.pack_into
         self.grid = (grid[0] * info.num_ctas, *grid[1:])
         self._scratch: Block | None = None
@@ -113,7 +127,9 @@ class Launch:
 
     def bind(self, values: Sequence[Any]) -> None:
         """Set the arguments: addresses and numbers in the order of `types`."""
-        self._pack(self._memory, self._skip, *values, *self._tail)
+        self._pack(self._memory, self._skip, *values, *self._extents, *self._tail)
+        for slot in self._maps:
+            slot.fill(values[slot.map.buffer])
 
     def __call__(self, stream: int) -> None:
         """Queue the kernel. Raises CudaError."""
