@@ -19,7 +19,7 @@ from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Store
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.tile import Tile, choose
 from torchlet.config import config
-from torchlet.dtypes import bfloat16, dtype, float32
+from torchlet.dtypes import bfloat16, dtype, float32, int8, int32, int64
 from torchlet.expr import Expr, call, cast, expr
 from torchlet.index import Axis, Index, of
 from torchlet.runtime.interpreter import run
@@ -57,7 +57,20 @@ def product(
 
 def arrays(kernel: Kernel) -> list[np.ndarray]:
     r = np.random.default_rng(0)
-    return [r.standard_normal(b.size).astype(b.dtype.np) for b in kernel.buffers]
+    return [
+        r.integers(-128, 128, b.size).astype(b.dtype.np) if b.dtype in (int8, int32) else r.standard_normal(b.size).astype(b.dtype.np)
+        for b in kernel.buffers
+    ]
+
+
+def int8_product(m: int, n: int, k: int, left: str = "n", right: str = "t") -> Kernel:
+    """y = a @ b of int8, kept in int32."""
+    i, j, r = Axis("m", m), Axis("n", n), Axis("k", k)
+    at_a, at_b = of(r) * m + of(i) if left == "t" else of(i) * k + of(r), of(j) * k + of(r) if right == "t" else of(r) * n + of(j)
+    dot = Dot("acc", load("a", at_a, int8), load("b", at_b, int8), (), (i,), (j,), (r,))
+    sizes = (Buffer("a", int8, m * k), Buffer("b", int8, k * n), Buffer("y", int32, m * n, "output"))
+    store = Store("y", of(i) * n + of(j), cast(expr("value", (), int64, "acc"), int32))
+    return Kernel("int8_product", (i, j), (Phase((r,), (dot,), (store,)),), sizes)
 
 
 def matrix(flat: np.ndarray, rows: int, columns: int, transposed: bool, batch: int, pad: int, start: int) -> np.ndarray:
@@ -159,6 +172,23 @@ def test_large_products_on_hopper_walk_and_others_take_no_maps() -> None:
         assert not emit(kernel, target).maps
     assert not emit(kernel, maps=False).maps
     assert not emit(product(16, 4096, 512, right="t")).maps, "few rows"
+
+
+@pytest.mark.parametrize("left, right", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize("tile", [WALK, None])
+def test_products_of_int8_are_exact_in_int32(left: str, right: str, tile: Tile | None) -> None:
+    m, n, k = (80, 96, 64) if tile else (33, 20, 70)
+    kernel = int8_product(m, n, k, left, right)
+    tk, data = emit(kernel, tile=tile), arrays(kernel)
+    run(tk, data)
+    a, b = matrix(data[0], m, k, left == "t", 0, 0, 0)[0], matrix(data[1], k, n, right == "t", 0, 0, 0)[0]
+    np.testing.assert_array_equal(data[2].reshape(m, n), (a @ b).astype(np.int64))
+    assert "tl.dot" in tk.source and bool(tk.maps) == (tile is not None)
+
+
+def test_sums_of_int8_products_that_int32_cannot_hold_are_no_tensor_core_products() -> None:
+    assert "tl.dot" in emit(int8_product(32, 32, (1 << 17) - 1)).source
+    assert "tl.dot" not in emit(int8_product(32, 32, 1 << 17)).source
 
 
 # ------------------------------------------------------------------------------------------------ machine code

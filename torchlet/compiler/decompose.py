@@ -33,7 +33,8 @@ def _open(b: Builder, n: Node, inputs: tuple[Any, ...]) -> Any:
         if isinstance(n.op.lower, Composite):
             out = n.op.lower.body(*tensors, **dict(zip(n.op.attrs, n.attrs, strict=True)))
         else:
-            out = _thin_product(*tensors)
+            # int8 products that are kept in int32
+            out = _thin_product(*(t if n.spec.dtype.itemsize <= t.dtype.itemsize else t.to(n.spec.dtype) for t in tensors))
         if isinstance(out, Tensor) and out._meta.dtype is not n.spec.dtype:
             out = out.to(n.spec.dtype)
     return b.unwrap(out)

@@ -34,6 +34,7 @@ MACHINES: Mapping[str, Machine] = {
 }
 
 TENSOR_MAPS = ("cuda:90", "cuda:100")  # where tiles of matrix products are copied by the tensor memory accelerator
+LONGEST_INT8 = (1 << 17) - 1  # so many products of int8, each at most 2¹⁴, have a sum that int32 holds
 PERSISTENT = ("cuda:90",)  # where a program walks over several tiles; on cuda:100 Triton's flattened loop spills 500 bytes a thread
 
 
@@ -123,7 +124,11 @@ def is_product(kernel: Kernel) -> bool:
         isinstance(first, Dot)
         and all(isinstance(d, Dot) and (d.batch, d.m, d.n, d.k) == (first.batch, first.m, first.n, first.k) for d in phase.reductions)
         and all(
-            d.a.dtype is d.b.dtype and d.a.dtype in (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+            d.a.dtype is d.b.dtype
+            and (
+                d.a.dtype in (dtypes.float32, dtypes.float16, dtypes.bfloat16)
+                or (d.a.dtype is dtypes.int8 and extent(d.k) <= LONGEST_INT8)
+            )
             for d in phase.reductions
             if isinstance(d, Dot)
         )
@@ -222,7 +227,8 @@ def _product_tile(kernel: Kernel, target: str) -> Tile:
     reads = sum(1 for e in walk(*epilogue) if e.op == "load" and extent(axes_of(e, memo)) == kernel.points)
     held = max(len(dots) + reads, len(epilogue))
     m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k), extent(dot.batch)
-    half = dot.a.dtype.itemsize == 2
+    size = dot.a.dtype.itemsize
+    half = size <= 2
     # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, share of the machine's peak that a full wave of such tiles reaches)
     candidates = (
         [
@@ -253,14 +259,15 @@ def _product_tile(kernel: Kernel, target: str) -> Tile:
     )
     best, best_cost = None, math.inf
     for bm, bn, bk, warps, stages, share in candidates:
+        bk *= 2 if size == 1 else 1
         if bm * bn // (32 * warps) * held > 128 and bm * bn > 1024:
             continue  # it would spill
-        stage_bytes = (bm + bn) * bk * dot.a.dtype.itemsize
+        stage_bytes = (bm + bn) * bk * size
         if stage_bytes * stages > machine.shared_bytes:
             stages = 2
             if stage_bytes * stages > machine.shared_bytes:
                 continue
-        bk = max(16, min(bk, power_of_two(k)))
+        bk = max(32 // size if size < 4 else 16, min(bk, power_of_two(k)))
         waves = -(-(-(-m // bm) * -(-n // bn) * batch) // machine.processors)
         cost = waves * max(bm * bn / share, 2500.0)  # a tile takes a while however small it is
         if cost < best_cost:
@@ -322,8 +329,8 @@ def roofline_us(kernel: Kernel, target: str) -> float:
     dots = [d for p in kernel.phases for d in p.reductions if isinstance(d, Dot)]
     if dots:
         kind = dots[0].a.dtype
-        seconds += _dot_flops(kernel) / (
-            machine.half if kind.itemsize == 2 else machine.float64 if kind is dtypes.float64 else machine.float32
-        )
+        wide = machine.float64 if kind is dtypes.float64 else machine.float32
+        rate = 2 * machine.half if kind.itemsize == 1 else machine.half if kind.itemsize == 2 else wide
+        seconds += _dot_flops(kernel) / rate
     seconds += _other_flops(kernel) / machine.float32
     return max(seconds, bytes_moved(kernel) / machine.bandwidth) * 1e6

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from torchlet import dtypes
 from torchlet.op import Composite, Contract, apply, define
 from torchlet.ops.public import METHODS, Draws, as_tensor_like, in_place, public
 from torchlet.ops.view import permute_, reshape, transpose, unsqueeze
@@ -79,6 +80,31 @@ def _matmul_operator(self: Tensor, other: Any) -> Any:
 
 METHODS["__matmul__"] = _matmul_operator
 METHODS["__rmatmul__"] = lambda self, other: matmul(other, self)
+
+
+def _int_mm_spec(a: Spec, b: Spec) -> Spec:
+    if a.dtype is not dtypes.int8 or b.dtype is not dtypes.int8:
+        raise RuntimeError(f"_int_mm: expected two int8 tensors, but got: {a.dtype.name} and {b.dtype.name}")
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise RuntimeError(f"_int_mm: mat1 and mat2 shapes cannot be multiplied ({'x'.join(map(str, a.shape))} and {'x'.join(map(str, b.shape))})")
+    return Spec((a.shape[0], b.shape[1]), dtypes.int32, a.device)
+
+
+def _int_mm_samples() -> list[Any]:
+    shapes = [((3, 4), (4, 5)), ((20, 40), (40, 24)), ((1, 7), (7, 3)), ((2, 300), (300, 1))]
+    return [(tuple([_rng.integers(-128, 128, s).astype(np.int8) for s in pair]), ()) for pair in shapes]
+
+
+int_mm_ = define(
+    "int_mm", ("a", "b"), lambda a, b: np.matmul(a.astype(np.int32), b.astype(np.int32)), _int_mm_spec, Contract(), samples=_int_mm_samples,
+    doc="(m, k) @ (k, n) of int8 -> int32.",
+)
+
+
+@public("_int_mm", method=False)
+def int_mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """(m, k) @ (k, n) of int8, exact in int32; PyTorch's name has the underscore, too. Raises RuntimeError for other dtypes or shapes."""
+    return apply(int_mm_, (input, mat2))
 
 
 def _ranked(name: str, a: Tensor, b: Tensor, rank: int) -> Tensor:

@@ -418,9 +418,11 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
         b = _operand(w, dot.b, right, (k, n), boxes)
         total = f"{identifier(dot.name)}_{w.count}"
         w.count += 1
-        zeros.append(f"{total} = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)")
-        loop.append(f'{total} = tl.dot({a}, {b}, {total}, input_precision="ieee")')
-        w.root.memo[expr("value", (), dot.dtype, dot.name)] = total
+        exact = not dot.a.dtype.is_floating_point
+        zeros.append(f"{total} = tl.zeros([BLOCK_M, BLOCK_N], tl.{'int32' if exact else 'float32'})")
+        precision = "" if exact else ', input_precision="ieee"'
+        loop.append(f"{total} = tl.dot({a}, {b}, {total}{precision})")
+        w.root.memo[expr("value", (), dot.dtype, dot.name)] = f"{total}.to(tl.int64)" if exact else total
     text = "\n".join(loop)
     for name, mask, lanes in (("k_column", "k_column_mask", "[:, None]"), ("k_row", "k_row_mask", "[None, :]")):
         if name in text:
@@ -458,7 +460,7 @@ def _operand_tile(w: Writer, e: Expr, block: Block, axes: frozenset[Axis], k: Ax
     text = w.value(e, block)
     text = f"tl.full({shape}, {text}, {kind})" if e.op == "const" else f"tl.broadcast_to({text}, {shape})" if have != axes else text
     if (mask := block.dims[k].mask) is not None:
-        text = f"tl.where({mask}, {text}, 0.0)"
+        text = f"tl.where({mask}, {text}, 0)"
     return w.name(block, "tile", f"{text}.to({kind})")
 
 
