@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from torchlet import dtypes
-from torchlet.compiler import launch
+from torchlet.compiler import launch, offline
 from torchlet.compiler.codegen.triton import TritonKernel, emit
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store
 from torchlet.compiler.offline import TARGETS, compile_kernel
@@ -260,6 +263,22 @@ def test_an_epilogue_that_reads_the_tile_takes_a_smaller_one() -> None:
     compiled = compile_kernel(emit(kernel), "cuda:90")
     assert compiled.spill_bytes == 0
     assert choose(kernel, "cuda:90").blocks["m"] * choose(kernel, "cuda:90").blocks["n"] < 128 * 128
+
+
+def test_injected_waits_between_warp_group_products_are_seen(tmp_path: Path) -> None:
+    compiled = compile_kernel(emit(linear(4096, 4096, 1024)), "cuda:90")
+    assert compiled.ptx is not None and not compiled.is_serialised and compiled.flaw == 0
+    lines = compiled.ptx.splitlines()
+    at = next(i for i, line in enumerate(lines) if "mma_async" in line)
+    end = next(i for i in range(at, len(lines)) if ";" in lines[i])
+    register = re.search(r"{(%r\d+)", lines[at])
+    assert register is not None
+    lines.insert(end + 1, f"add.f32 {register[1]}, {register[1]}, 0f3F800000;")  # uses a sum before the next product adds to it
+    (tmp_path / "k.ptx").write_text("\n".join(lines) + "\n")
+    tools = Path(importlib.import_module("triton").__file__).parent / "backends" / "nvidia" / "bin"
+    ptxas = next(p for p in (tools / "ptxas-blackwell", tools / "ptxas") if p.exists())
+    subprocess.run([ptxas, "--gpu-name=sm_90a", tmp_path / "k.ptx", "-o", tmp_path / "k.cubin"], check=True, capture_output=True)
+    assert offline._serialised(compiled.ptx, (tmp_path / "k.cubin").read_bytes())
 
 
 def test_compiled_kernels_are_kept_in_the_cache_folder() -> None:

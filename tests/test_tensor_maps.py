@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torchlet import dtypes
 from torchlet.compiler import launch
 from torchlet.compiler.codegen.triton import TritonKernel, emit
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Store
-from torchlet.compiler.offline import compile_kernel
+from torchlet.compiler.offline import compile_kernel, fitting
 from torchlet.compiler.tile import Tile, choose
 from torchlet.config import config
 from torchlet.dtypes import bfloat16, dtype, float32, int8, int32, int64
@@ -232,6 +233,22 @@ def test_on_blackwell_they_are_tensor_map_loads_too(name: str) -> None:
     assert compiled.ptx is not None and STORE in compiled.ptx
 
 
+def test_a_tile_whose_binary_spills_gives_way_to_the_next() -> None:
+    kernel = int8_product(4096, 4096, 1024)
+    first = compile_kernel(emit(kernel, "cuda:80"), "cuda:80")
+    assert first.flaw == first.spill_bytes > 0, "128 sums a thread and the operands of mma.sync"
+    tried = []
+
+    def flaw(k: TritonKernel) -> int:
+        tried.append(k.constexprs)
+        return compile_kernel(k, "cuda:80").flaw
+
+    found = fitting(kernel, "cuda:80", flaw)
+    assert compile_kernel(found, "cuda:80").flaw == 0 and tried[0] == first.kernel.constexprs != found.constexprs and len(tried) <= 4
+    least = fitting(kernel, "cuda:80", lambda k: 5 if k.constexprs["BLOCK_N"] > 64 else 3)
+    assert least.constexprs["BLOCK_N"] <= 64, "all have flaws: the one with the least"
+
+
 def test_the_launch_passes_what_the_compiled_kernel_declares(tmp_path: Path) -> None:
     tk = emit(product(1024, 1024, 256, right="t", batch=2))
     compiled = compile_kernel(tk, "cuda:90")
@@ -285,3 +302,29 @@ def test_a_map_that_the_driver_refuses_is_an_error_with_its_name(gpu: StandIn) -
     gpu.fail("cuTensorMapEncodeTiled", 1)
     with pytest.raises(RuntimeError, match="cuTensorMapEncodeTiled"):
         torch.compile(lambda x, w: x @ w.T)(halves(1024, 64).cuda(), halves(512, 64).cuda())
+
+
+def test_a_binary_with_a_flaw_is_replaced_by_that_of_the_next_tile(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = launch.cubin_of
+
+    def walks_spill(k: TritonKernel, target: str) -> Any:
+        cubin, info = fake(k, target)
+        return cubin, replace(info, flaw=8 if "flatten" in k.source else 0)
+
+    monkeypatch.setattr(launch, "cubin_of", walks_spill)
+    x, w = halves(4608, 64), halves(1024, 64)
+    assert emit(product(4608, 1024, 64, right="t")).grid == (132, 1, 1)
+    got = torch.compile(lambda a, b: a @ b.T)(x.cuda(), w.cuda()).cpu()
+    assert np.allclose(got.float().numpy(), (x.float() @ w.float().T).numpy(), rtol=2e-2, atol=0.1)
+    assert gpu.runs and all("flatten" not in k.source for k in gpu.kernels.values() if k.grid[0] > 132)
+    assert len([k for k in gpu.kernels.values() if k.maps]) == 2, "the first choice, and the one that runs"
+
+
+@pytest.mark.parametrize("shapes", [((64, 96), (96, 32)), ((1, 40), (40, 24))])
+def test_products_of_int8_run_on_the_device(gpu: StandIn, shapes: Any) -> None:
+    a, b = (torch.from_numpy(np.random.default_rng(i).integers(-128, 128, s).astype(np.int8)) for i, s in enumerate(shapes))
+    got = torch.compile(torch._int_mm)(a.cuda(), b.cuda())
+    assert got.dtype is torch.int32 and np.array_equal(got.cpu().numpy(), a.int().numpy() @ b.int().numpy())
+    assert np.array_equal(torch._int_mm(a, b).numpy(), got.cpu().numpy())
+    with pytest.raises(RuntimeError, match="int8"):
+        torch._int_mm(a, b.float())

@@ -77,10 +77,19 @@ def _key(kernel: TritonKernel, target: str) -> str:
 @lru_cache(maxsize=4096)
 def _emitted(kernel: Kernel, target: str, maps: bool = True) -> TritonKernel:
     """The kernel as source in which every name is a position, so that equal layers of a model share one binary."""
+    return codegen.emit(_nameless(kernel), target, maps=maps)
+
+
+def _nameless(kernel: Kernel) -> Kernel:
     if kernel.body is not None:
         buffers = tuple(replace(b, name=f"b{i}") for i, b in enumerate(kernel.buffers))
-        return codegen.emit(replace(kernel, name=type(kernel.body).__name__.lower(), buffers=buffers, origin=()), target)
-    return codegen.emit(canonical(kernel), target, maps=maps)
+        return replace(kernel, name=type(kernel.body).__name__.lower(), buffers=buffers, origin=())
+    return canonical(kernel)
+
+
+def _fitting(kernel: Kernel, target: str) -> TritonKernel:
+    """The kernel with the first of its tiles whose binary has no flaw."""
+    return offline.fitting(_nameless(kernel), target, lambda k: cubin_of(k, target)[1].flaw)
 
 
 def cubin_of(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
@@ -113,7 +122,7 @@ def _compile(kernel: TritonKernel, target: str) -> tuple[bytes, LaunchInfo]:
         raise CompileError(f"triton: {target} has no cubin")
     names = set(LaunchInfo.__dataclass_fields__)
     maps = tuple([MapForm(x["swizzle"], x["elem_type"], x["elem_size"], tuple(x["block_size"])) for x in m.tensordesc_meta or ()])
-    return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)}, maps=maps)
+    return cubin, LaunchInfo(**{n: getattr(m, n) for n in names if hasattr(m, n)}, maps=maps, flaw=built.flaw)
 
 
 FEW = 4  # kernels below which a further process costs more than it saves: it imports Triton first
@@ -253,6 +262,9 @@ class CudaExecutable:
                 else:
                     kernel = replace(kernel, attrs={k: v for k, v in kernel.attrs.items() if k[0] not in loose})
             function = load(kernel, self.device)
+            if function.info.flaw and not loose:
+                kernel = _fitting(step.kernel, target_of(self.device))
+                function = load(kernel, self.device)
             about = (function, kernel.grid, kernel.types, step.kernel.name, step.kernel.origin)
             if kernel.table is None:
                 launches.append(Launch(*about, maps=tuple(kernel.maps.values())))

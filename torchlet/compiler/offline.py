@@ -6,11 +6,13 @@ import functools
 import importlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torchlet.compiler import tile
+from torchlet.compiler.codegen import triton
 from torchlet.compiler.codegen.triton import TritonKernel
+from torchlet.compiler.loops import Kernel
 from torchlet.kernels import source
 from torchlet.runtime.cc import cache_folder
 
@@ -22,6 +24,17 @@ def compile_kernel(kernel: TritonKernel, target: str = "cuda:90") -> CompiledKer
     if target not in TARGETS:
         raise ValueError(f"compile_kernel: target '{target}'; expected one of {', '.join(TARGETS)}")
     return CompiledKernel(kernel, target)
+
+
+def fitting(kernel: Kernel, target: str, flaw: Callable[[TritonKernel], int]) -> TritonKernel:
+    """The kernel with the first of its tiles that has no flaw; if all have, the one with the least (see `CompiledKernel.flaw`)."""
+    found: list[tuple[int, TritonKernel]] = []
+    for choice in triton.emit_choices(kernel, target):
+        size = flaw(choice)
+        if not size:
+            return choice
+        found.append((size, choice))
+    return min(found, key=lambda f: f[0])[1]
 
 
 class CompiledKernel:
@@ -85,6 +98,16 @@ class CompiledKernel:
         return self._resources[1]
 
     @property
+    def is_serialised(self) -> bool:
+        """True where ptxas waits between the warp-group products (wgmma) of one step, which then cannot overlap."""
+        return bool(self.cubin and self.ptx) and _serialised(self.ptx, self.cubin)  # type: ignore[arg-type]
+
+    @property
+    def flaw(self) -> int:
+        """0 for a kernel whose tile fits: else bytes spilled, and much more for serialised products and too much shared memory."""
+        return self.spill_bytes + (self.is_serialised << 20) + ((self.shared_bytes > tile.MACHINES[self.target].shared_bytes) << 21)
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory of a program."""
         return self._built.metadata.shared
@@ -133,7 +156,7 @@ def _build(kernel: TritonKernel, target: str) -> Any:
     found = _BUILT.get(key)
     if found is None:
         # here and nowhere else: a process whose kernels are all in the cache never waits for Triton's import
-        triton = importlib.import_module("triton")
+        library = importlib.import_module("triton")
         gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget
         ast_source = importlib.import_module("triton.compiler").ASTSource
         backend, _, arch = target.partition(":")
@@ -147,9 +170,9 @@ def _build(kernel: TritonKernel, target: str) -> Any:
             function, dict(kernel.signature), dict(kernel.constexprs), {k: [list(a) for a in v] for k, v in kernel.attrs.items()}
         )
         folder = str(cache_folder() / "triton")
-        if triton.knobs.cache.dir != folder:
-            triton.knobs.cache.dir = folder  # Triton keeps what it compiled, in files that it replaces atomically
-        found = _BUILT[key] = triton.compile(text, target=gpu, options=options)
+        if library.knobs.cache.dir != folder:
+            library.knobs.cache.dir = folder  # Triton keeps what it compiled, in files that it replaces atomically
+        found = _BUILT[key] = library.compile(text, target=gpu, options=options)
     return found
 
 
@@ -160,16 +183,42 @@ _REGISTERS, _FRAME = 0x2F, 0x11  # attributes EIATTR_REGCOUNT and EIATTR_FRAME_S
 
 def _cubin_resources(cubin: bytes) -> tuple[int, int]:
     """Registers and stack frame of a cubin's kernel, from its ELF sections; the same numbers as `cuobjdump -res-usage`."""
-    (table,) = struct.unpack_from("<Q", cubin, 40)
-    size, count, names = struct.unpack_from("<HHH", cubin, 58)
-    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]  # name, type, flags, address, offset, length
-    start = sections[names][4]
+    sections, start = _sections(cubin)
     info = next(s for s in sections if cubin[start + s[0] : start + s[0] + 9] == b".nv.info\0")
     found = {_REGISTERS: 0, _FRAME: 0}
     for attribute, value in _attributes(cubin, info[4], info[4] + info[5]):
         if attribute in found:
             found[attribute] = max(found[attribute], struct.unpack("<II", value)[1])
     return found[_REGISTERS], found[_FRAME]
+
+
+_GMMA = (0x9F0, 0x9F1)  # opcodes of HGMMA and IGMMA
+_NO_BARRIER = 7  # in place of the number of the barrier that the products up to here signal
+
+
+def _serialised(ptx: str, cubin: bytes) -> bool:
+    """Products signal a barrier once for each group that the PTX commits; where ptxas put waits between them, more often."""
+    products, groups = ptx.count("wgmma.mma_async"), ptx.count("wgmma.commit_group")
+    if not products:
+        return False
+    found = [high for low, high in struct.iter_unpack("<QQ", _code(cubin)) if low & 0xFFF in _GMMA]
+    signals = sum((high >> 20) & 7 != _NO_BARRIER for high in found)
+    return signals > groups * max(1, len(found) // products)  # a loop may be unrolled, a product be two instructions
+
+
+def _sections(cubin: bytes) -> tuple[list[tuple[int, ...]], int]:
+    """The section headers (name, type, flags, address, offset, length), and where their names are."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    return sections, sections[names][4]
+
+
+def _code(cubin: bytes) -> bytes:
+    """The kernel's instructions, 16 bytes each."""
+    sections, start = _sections(cubin)
+    found = next(s for s in sections if cubin[start + s[0] : start + s[0] + 6] == b".text.")
+    return cubin[found[4] : found[4] + found[5] // 16 * 16]
 
 
 def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:

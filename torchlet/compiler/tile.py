@@ -141,9 +141,19 @@ def is_product(kernel: Kernel) -> bool:
 
 def choose(kernel: Kernel, target: str) -> Tile:
     """A good tile for the kernel on the target, without measuring."""
-    machine = MACHINES[target]
+    return choices(kernel, target)[0]
+
+
+def choices(kernel: Kernel, target: str) -> list[Tile]:
+    """Good tiles for the kernel on the target, the best first by formula; which of them the registers really hold, a compile tells."""
     if is_product(kernel):
-        return _product_tile(kernel, target)
+        tiles = _product_tiles(kernel, target)
+        return [t for tile in tiles for t in ([tile, replace(tile, programs=0)] if tile.programs else [tile])][:4]
+    tile = _other_tile(kernel, MACHINES[target])
+    return [tile, replace(tile, num_warps=2 * tile.num_warps)] if tile.kind == "rows" and tile.num_warps < 16 else [tile]
+
+
+def _other_tile(kernel: Kernel, machine: Machine) -> Tile:
     if any(p.reduce for p in kernel.phases):
         return _rows_tile(kernel, machine)
     if (across := transposed_axis(kernel)) is not None:
@@ -217,7 +227,7 @@ def _contiguous_along_grid(kernel: Kernel) -> bool:
     return votes > 0
 
 
-def _product_tile(kernel: Kernel, target: str) -> Tile:
+def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
     machine = MACHINES[target]
     dots = [d for d in kernel.phases[0].reductions if isinstance(d, Dot)]
     dot = dots[0]
@@ -257,7 +267,7 @@ def _product_tile(kernel: Kernel, target: str) -> Tile:
             (16, 16, 64, 1, 3, 0.15),
         ]
     )
-    best, best_cost = None, math.inf
+    found: list[tuple[float, Tile]] = []
     for bm, bn, bk, warps, stages, share in candidates:
         bk *= 2 if size == 1 else 1
         if bm * bn // (32 * warps) * held > 128 and bm * bn > 1024:
@@ -270,13 +280,12 @@ def _product_tile(kernel: Kernel, target: str) -> Tile:
         bk = max(32 // size if size < 4 else 16, min(bk, power_of_two(k)))
         waves = -(-(-(-m // bm) * -(-n // bn) * batch) // machine.processors)
         cost = waves * max(bm * bn / share, 2500.0)  # a tile takes a while however small it is
-        if cost < best_cost:
-            best, best_cost = Tile("dot", {"m": bm, "n": bn, "k": bk}, warps, stages), cost
-    assert best is not None
-    if half and target in TENSOR_MAPS and best.blocks["m"] >= 64:
-        programs = machine.processors if target in PERSISTENT else 0
-        best = replace(best, map_bytes=machine.shared_bytes - (2 << 10), programs=programs)
-    return best
+        tile = Tile("dot", {"m": bm, "n": bn, "k": bk}, warps, stages)
+        if half and target in TENSOR_MAPS and bm >= 64:
+            programs = machine.processors if target in PERSISTENT else 0
+            tile = replace(tile, map_bytes=machine.shared_bytes - (2 << 10), programs=programs)
+        found.append((cost, tile))
+    return [tile for _, tile in sorted(found, key=lambda f: f[0])]
 
 
 def bytes_moved(kernel: Kernel) -> int:

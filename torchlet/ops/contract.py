@@ -90,13 +90,19 @@ def _int_mm_spec(a: Spec, b: Spec) -> Spec:
     return Spec((a.shape[0], b.shape[1]), dtypes.int32, a.device)
 
 
+def _int_mm_np(a: Any, b: Any) -> Any:
+    if a.dtype != np.int8 or b.dtype != np.int8:
+        raise TypeError("dtypes are not int8")
+    return np.matmul(a.astype(np.int32), b.astype(np.int32))
+
+
 def _int_mm_samples() -> list[Any]:
     shapes = [((3, 4), (4, 5)), ((20, 40), (40, 24)), ((1, 7), (7, 3)), ((2, 300), (300, 1))]
     return [(tuple([_rng.integers(-128, 128, s).astype(np.int8) for s in pair]), ()) for pair in shapes]
 
 
 int_mm_ = define(
-    "int_mm", ("a", "b"), lambda a, b: np.matmul(a.astype(np.int32), b.astype(np.int32)), _int_mm_spec, Contract(), samples=_int_mm_samples,
+    "int_mm", ("a", "b"), _int_mm_np, _int_mm_spec, Contract(), samples=_int_mm_samples,
     doc="(m, k) @ (k, n) of int8 -> int32.",
 )
 

@@ -11,7 +11,7 @@ import ast
 import functools
 import importlib.util
 import keyword
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,19 @@ def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
     writer, programs = printer(simple, tile) if kernel.points else (Writer(simple, tile, {}), 0)
     return _finish(writer, programs, kernel)
+
+
+def emit_choices(kernel: Kernel, target: str) -> Iterator[TritonKernel]:
+    """The kernel with each tile that may be good, the best by formula first; each is printed when it is asked for."""
+    if kernel.body is not None or not kernel.points:
+        yield emit(kernel, target)
+        return
+    seen = set()
+    for tile in tiling.choices(_without_unit_reductions(collapse_axes(kernel)), target):
+        found = emit(kernel, target, tile)
+        if (found.source, found.num_warps, *found.constexprs.values()) not in seen:
+            seen.add((found.source, found.num_warps, *found.constexprs.values()))
+            yield found
 
 
 def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:

@@ -36,6 +36,8 @@ class LaunchInfo:
     launch_pdl: bool = False
     launch_cooperative_grid: bool = False
     maps: Sequence[MapForm] = ()
+    flaw: int = 0
+    """0: its tile fits the registers; see `compiler.offline`."""
 
 
 class Function:
