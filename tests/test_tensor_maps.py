@@ -328,3 +328,41 @@ def test_products_of_int8_run_on_the_device(gpu: StandIn, shapes: Any) -> None:
     assert np.array_equal(torch._int_mm(a, b).numpy(), got.cpu().numpy())
     with pytest.raises(RuntimeError, match="int8"):
         torch._int_mm(a, b.float())
+
+
+# ------------------------------------------------------------------------------------------------ float32
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "bf16x6", "tf32"])
+def test_float32_products_run_on_tensor_cores_by_named_precisions_only(precision: str) -> None:
+    kernel = product(2048, 2048, 512, right="t", d=float32)
+    exact = compile_kernel(emit(kernel), "cuda:90")
+    with config(float32_dot=precision):
+        tk = emit(kernel)
+    assert f'input_precision="{precision}"' in tk.source and 'input_precision="ieee"' in exact.source
+    compiled = compile_kernel(tk, "cuda:90")
+    assert exact.ptx is not None and compiled.ptx is not None and compiled.spill_bytes == 0
+    assert "mma" in compiled.ptx and "mma" not in exact.ptx
+    with config(float32_dot=precision):
+        assert "ieee" in emit(kernel, "hip:gfx942").source and "ieee" in emit(product(256, 256, 64)).source
+
+
+def test_the_switches_of_pytorch_choose_tf32_and_tell_each_other() -> None:
+    with config(float32_dot="ieee"):
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+        torch.set_float32_matmul_precision("high")
+        assert torch.backends.cuda.matmul.allow_tf32 and "tf32" in emit(product(256, 256, 64, d=float32)).source
+        torch.backends.cuda.matmul.allow_tf32 = False
+        assert torch.get_float32_matmul_precision() == "highest" and "ieee" in emit(product(256, 256, 64, d=float32)).source
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert torch.get_float32_matmul_precision() == "high"
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_new_precision_reaches_the_next_compiled_kernel(gpu: StandIn) -> None:
+    x, w = torch.ones(64, 64).cuda(), torch.ones(64, 64).cuda()
+    torch.compile(lambda a, b: a @ b)(x, w)
+    with config(float32_dot="tf32x3"):
+        torch.compile(lambda a, b: a @ b)(x, w)
+    precisions = {p for k in gpu.kernels.values() for p in re.findall(r'input_precision="(\w+)"', k.source)}
+    assert precisions == {"ieee", "tf32x3"}

@@ -21,6 +21,15 @@ def _truth(text: str) -> bool:
     return text.lower() not in ("0", "false", "no", "off")
 
 
+def _precision(text: str) -> str:
+    if text not in FLOAT32_DOTS:
+        raise ValueError(f"TORCHLET_FLOAT32_DOT: '{text}'; expected one of {', '.join(FLOAT32_DOTS)}")
+    return text
+
+
+FLOAT32_DOTS = ("ieee", "tf32x3", "bf16x6", "tf32")
+
+
 @dataclass(slots=True)
 class Config:
     """The switches. Each starts from its environment variable, read once at import.
@@ -33,6 +42,8 @@ class Config:
     libcuda       TORCHLET_LIBCUDA: the NVIDIA driver's library; empty: libcuda.so.1
     cuda_sync     TORCHLET_CUDA_SYNC: 1 waits after every kernel, so that a kernel that fails is named with its lines
     cuda_graphs   TORCHLET_CUDA_GRAPHS: 0 launches kernels one by one, never as a CUDA graph
+    float32_dot   TORCHLET_FLOAT32_DOT: how GPUs multiply float32 matrices: ieee (exact products, no tensor cores); tf32x3 or bf16x6 (three
+                  or six products on tensor cores, nearly as exact); tf32 (one, 10 bits of mantissa); read when a kernel is compiled
     c_walk        TORCHLET_C_WALK: 0 follows known paths in Python, without the C code that does the same faster; read at first use
     """
 
@@ -43,6 +54,7 @@ class Config:
     libcuda: str = _switch("TORCHLET_LIBCUDA", str, "")  # type: ignore[assignment]
     cuda_sync: bool = _switch("TORCHLET_CUDA_SYNC", _truth, False)  # type: ignore[assignment]
     cuda_graphs: bool = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)  # type: ignore[assignment]
+    float32_dot: str = _switch("TORCHLET_FLOAT32_DOT", _precision, "ieee")  # type: ignore[assignment]
     c_walk: bool = _switch("TORCHLET_C_WALK", _truth, True)  # type: ignore[assignment]
 
     @contextmanager

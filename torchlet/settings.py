@@ -95,15 +95,20 @@ def set_num_interop_threads(n: int) -> None:
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """ "highest", "high" or "medium"; kept and told back. Raises RuntimeError for another word."""
+    """How CUDA devices multiply float32: "highest" exactly, "high" and "medium" in TF32; what is compiled already stays as it is.
+
+    `config.float32_dot` names precisions between them. Raises RuntimeError for another word.
+    """
     if precision not in ("highest", "high", "medium"):
         raise RuntimeError(f"float32_matmul_precision can only be set to 'highest', 'high' or 'medium', got {precision!r}")
     _chosen["precision"] = precision
+    config.float32_dot = "ieee" if precision == "highest" else "tf32"
 
 
 def get_float32_matmul_precision() -> str:
-    """What was set."""
-    return str(_chosen["precision"])
+    """What was set; "high" also after `backends.cuda.matmul.allow_tf32 = True`."""
+    chosen = str(_chosen["precision"])
+    return ("high" if chosen == "highest" else chosen) if config.float32_dot == "tf32" else "highest"
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:

@@ -1,11 +1,25 @@
-"""torchlet.backends.cuda: switches of PyTorch's CUDA products and attention kernels, kept and told back."""
+"""torchlet.backends.cuda: switches of PyTorch's CUDA products and attention kernels; but for TF32 they are only kept and told back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-matmul = SimpleNamespace(allow_tf32=False, allow_fp16_reduced_precision_reduction=True, allow_bf16_reduced_precision_reduction=True)
+from torchlet.config import config
+
+
+class _Matmul(SimpleNamespace):
+    @property
+    def allow_tf32(self) -> bool:
+        """True where products of float32 may run in TF32; the same switch as `torchlet.set_float32_matmul_precision`."""
+        return config.float32_dot == "tf32"
+
+    @allow_tf32.setter
+    def allow_tf32(self, allowed: bool) -> None:
+        config.float32_dot = "tf32" if allowed else "ieee"
+
+
+matmul = _Matmul(allow_fp16_reduced_precision_reduction=True, allow_bf16_reduced_precision_reduction=True)
 _attention = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True}
 
 

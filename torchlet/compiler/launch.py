@@ -74,9 +74,13 @@ def _key(kernel: TritonKernel, target: str) -> str:
     return "cubin-" + hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
-@lru_cache(maxsize=4096)
 def _emitted(kernel: Kernel, target: str, maps: bool = True) -> TritonKernel:
     """The kernel as source in which every name is a position, so that equal layers of a model share one binary."""
+    return _printed(kernel, target, maps, config.float32_dot)
+
+
+@lru_cache(maxsize=4096)
+def _printed(kernel: Kernel, target: str, maps: bool, precision: str) -> TritonKernel:
     return codegen.emit(_nameless(kernel), target, maps=maps)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torchlet import dtypes
 from torchlet.compiler.loops import Dot, Kernel, data_terms, phase_roots
+from torchlet.config import config
 from torchlet.expr import Expr, walk
 from torchlet.index import Axis, Index
 
@@ -56,6 +57,8 @@ class Tile:
     """Shared memory for tiles that tensor maps move; 0: none do."""
     programs: int = 0
     """With tensor maps, how many programs walk over the tiles, the next one's operands arriving while one is stored; 0: one for each."""
+    precision: str = "ieee"
+    """How products of float32 are made; one of `config.FLOAT32_DOTS`."""
 
 
 def power_of_two(n: int) -> int:
@@ -239,6 +242,7 @@ def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
     m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k), extent(dot.batch)
     size = dot.a.dtype.itemsize
     half = size <= 2
+    precision = config.float32_dot if size == 4 and target.startswith("cuda") else "ieee"
     # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, share of the machine's peak that a full wave of such tiles reaches)
     candidates = (
         [
@@ -269,7 +273,7 @@ def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
     )
     found: list[tuple[float, Tile]] = []
     for bm, bn, bk, warps, stages, share in candidates:
-        bk *= 2 if size == 1 else 1
+        bk *= 2 if size == 1 or (bk == 16 and precision != "ieee") else 1
         if bm * bn // (32 * warps) * held > 128 and bm * bn > 1024:
             continue  # it would spill
         stage_bytes = (bm + bn) * bk * size
@@ -280,7 +284,7 @@ def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
         bk = max(32 // size if size < 4 else 16, min(bk, power_of_two(k)))
         waves = -(-(-(-m // bm) * -(-n // bn) * batch) // machine.processors)
         cost = waves * max(bm * bn / share, 2500.0)  # a tile takes a while however small it is
-        tile = Tile("dot", {"m": bm, "n": bn, "k": bk}, warps, stages)
+        tile = Tile("dot", {"m": bm, "n": bn, "k": bk}, warps, stages, precision=precision)
         if half and target in TENSOR_MAPS and bm >= 64:
             programs = machine.processors if target in PERSISTENT else 0
             tile = replace(tile, map_bytes=machine.shared_bytes - (2 << 10), programs=programs)
