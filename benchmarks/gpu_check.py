@@ -1,4 +1,4 @@
-"""Proves and measures torchlet on a CUDA device: correctness of the op table, tables and steps beside torch, host cost.
+"""Proves and measures torchlet on a CUDA device: correctness of the op table and of products, tables and steps beside torch, host cost.
 
     benchmarks/gpu_check.sh                      # all sections, results to benchmarks/results/
     benchmarks/gpu_check.sh --dry --out /tmp/x   # the same code on the stand-in device of the tests
@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = {"correct": 90, "tables": 150, "steps": 190, "host": 30}  # name -> the most seconds it may take
+SECTIONS = {"correct": 75, "checks": 30, "tables": 130, "products": 35, "steps": 170, "host": 25}  # name -> the most seconds it may take
+SHARDED = ("correct", "checks")
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2}  # of the largest magnitude of the result in float64
 
@@ -120,6 +121,84 @@ def correct(report: Report, dry: bool, shard: str, deadline: float) -> None:
                         return
 
 
+Case = dict[str, Any]  # arguments of `product`
+
+
+def cases() -> dict[str, Case]:
+    """Matrix products of every kind of kernel: tensor maps and pointers, walks, stacks, fused epilogues, named precisions."""
+    found: dict[str, Case] = {}
+    for d in ("bfloat16", "float16", "int8"):
+        found |= {f"{d} {pair}": dict(d=d, pair=pair) for pair in ("nn", "nt", "tn", "tt")}
+    found |= {f"bfloat16 {pair} stack": dict(d="bfloat16", pair=pair, shape=(6, 1000, 520)) for pair in ("nn", "tt")}
+    found["bfloat16 ragged"] = dict(d="bfloat16", pair="nt", shape=(1, 4104, 1000), k=72)
+    found["bfloat16 odd rows"] = dict(d="bfloat16", pair="nn", shape=(1, 1001, 519), k=333)
+    found["bfloat16 unaligned"] = dict(d="bfloat16", pair="nn", start=3)
+    found["bfloat16 bias, gelu, residual"] = dict(d="bfloat16", pair="nt", fused=True)
+    found["bfloat16 few rows"] = dict(d="bfloat16", pair="nt", shape=(1, 24, 4096), k=4096)
+    for precision in ("ieee", "tf32x3", "bf16x6", "tf32"):
+        found |= {f"float32 {precision} {pair}": dict(d="float32", pair=pair, precision=precision) for pair in ("nn", "nt", "tn")}
+    return found
+
+
+def product(
+    d: str, pair: str, shape: tuple[int, int, int] = (1, 4608, 1024), k: int = 512, start: int = 0, fused: bool = False,
+    precision: str = "ieee", dry: bool = False,
+) -> float:
+    """The largest error of a product on the device, relative to the largest magnitude of the result in float64."""
+    import numpy as np
+
+    import torchlet
+    from torchlet.config import config
+
+    batch, m, n = shape
+    if dry:  # still large enough for tensor maps
+        batch, m, n, k = min(batch, 2), min(m, 1024 + m % 8), min(n, 512 + n % 8), min(k, 72)
+    r = np.random.default_rng(0)
+
+    def operand(*dims: int) -> Any:
+        size = start + batch * dims[0] * dims[1]
+        if d == "int8":
+            flat = torchlet.from_numpy(r.integers(-128, 128, size).astype(np.int8))
+        else:
+            flat = torchlet.from_numpy(r.standard_normal(size).astype(np.float32)).to(getattr(torchlet, d))
+        there = flat.cuda()[start:].view(batch, *dims) if batch > 1 else flat.cuda()[start:].view(*dims)
+        return there, flat.double().numpy()[start:].reshape(batch, *dims)
+
+    (a, exact_a), (b, exact_b) = operand(*((k, m) if pair[0] == "t" else (m, k))), operand(*((n, k) if pair[1] == "t" else (k, n)))
+    (x, exact_x), (bias, exact_bias) = operand(m, n), operand(1, n)
+
+    def f(a: Any, b: Any, x: Any, bias: Any) -> Any:
+        a, b = a.mT if pair[0] == "t" else a, b.mT if pair[1] == "t" else b
+        if d == "int8":
+            return torchlet._int_mm(a, b)
+        y = a @ b
+        return torchlet.nn.functional.gelu(y + bias, approximate="tanh") + x if fused else y
+
+    with config(float32_dot=precision):
+        got = torchlet.compile(f)(a, b, x, bias).cpu().double().numpy()
+    wanted = (exact_a.swapaxes(1, 2) if pair[0] == "t" else exact_a) @ (exact_b.swapaxes(1, 2) if pair[1] == "t" else exact_b)
+    if fused:
+        y = wanted + exact_bias
+        wanted = 0.5 * y * (1 + np.tanh((2 / np.pi) ** 0.5 * (y + 0.044715 * y**3))) + exact_x
+    return float(np.abs(got - wanted.reshape(got.shape)).max() / np.abs(wanted).max())
+
+
+def checks(report: Report, dry: bool, shard: str, deadline: float) -> None:
+    """Products of sizes that take the kernels of large ones, against NumPy in float64."""
+    first, step = map(int, shard.split("/"))
+    for name, case in list(cases().items())[first::step]:
+        row: dict[str, Any] = dict(section="checks", op="product", sample=name, dtype=case["d"])
+        if time.time() > deadline:
+            report(**row, status="no time")
+            continue
+        allowed = {"bfloat16": 1e-2, "float16": 1e-3, "int8": 0.0, "float32": 1e-3 if case.get("precision") == "tf32" else 3e-6}[case["d"]]
+        try:
+            error = product(**case, dry=dry)
+            report(**row, status="ok" if error <= allowed else "wrong", error=error)
+        except Exception as error:
+            report(**row, status="failed", why=f"{type(error).__name__}: {error}"[:400])
+
+
 # ------------------------------------------------------------------------------------------------ rows: (T = torch or torchlet) -> a call
 
 
@@ -180,6 +259,35 @@ def _matmul(m: int, n: int, k: int, dtype: str) -> Any:
     def build(T: Any, size: Callable[..., Any]) -> Any:
         a, b = (T.randn(size(r), size(c), device="cuda").to(getattr(T, dtype)) for r, c in ((m, k), (k, n)))
         return lambda: a @ b, dict(flops=2 * size(m) * size(n) * size(k))
+
+    return build
+
+
+def _product(pair: str, m: int, n: int, k: int, batch: int = 0, d: str = "bfloat16") -> Any:
+    """a @ b with "t": stored transposed."""
+
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        lead = (size(batch),) if batch else ()
+        dims = [(size(x), size(y)) for x, y in ((k, m) if pair[0] == "t" else (m, k), (n, k) if pair[1] == "t" else (k, n))]
+        if d == "int8":
+            a, b = (T.randint(-128, 128, lead + s, device="cuda").to(T.int8) for s in dims)
+        else:
+            a, b = (T.randn(*lead, *s, device="cuda").to(getattr(T, d)) for s in dims)
+        a, b = a.mT if pair[0] == "t" else a, b.mT if pair[1] == "t" else b
+        flops = 2 * size(m) * size(n) * size(k) * (lead[0] if lead else 1)
+        return (lambda: T._int_mm(a, b)) if d == "int8" else (lambda: a @ b), dict(flops=flops)
+
+    return build
+
+
+def _linear(rows: int, width: int, k: int, residual: bool) -> Any:
+    """linear with GELU, or with a residual: what the epilogue does; torch eager takes cuBLAS and a further kernel."""
+
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        x, w, b = (T.randn(*s, device="cuda").to(T.bfloat16) for s in ((size(rows), size(k)), (size(width), size(k)), (size(width),)))
+        r, F = T.randn(size(rows), size(width), device="cuda").to(T.bfloat16), T.nn.functional
+        run = (lambda: r + F.linear(x, w, b)) if residual else (lambda: F.gelu(F.linear(x, w, b)))
+        return run, dict(flops=2 * size(rows) * size(width) * size(k))
 
     return build
 
@@ -293,6 +401,13 @@ TABLES = {
     "attention fwd+bwd d=64 causal 8x12x1024": _attention(12, 1024, 64, True),
     "attention fwd+bwd d=128 causal 8x16x2048": _attention(16, 2048, 128, True),
     "matmul 32x4096x4096 bf16": _matmul(32, 4096, 4096, "bfloat16"),
+}  # fmt: skip
+PRODUCTS = {
+    **{f"4096 bf16 {pair}": _product(pair, 4096, 4096, 4096) for pair in ("nn", "nt", "tn", "tt")},
+    "8192 bf16 nt": _product("nt", 8192, 8192, 8192), "32768x3072x768 bf16 nt": _product("nt", 32768, 3072, 768),
+    "768x3072x32768 bf16 tn": _product("tn", 768, 3072, 32768), "96 x 1024x1024x64 bf16 nt": _product("nt", 1024, 1024, 64, batch=96),
+    "linear + gelu 32768x3072x768": _linear(32768, 3072, 768, False), "linear + residual 32768x768x3072": _linear(32768, 768, 3072, True),
+    "4096 int8 nt": _product("nt", 4096, 4096, 4096, d="int8"), "4096 int8 nn": _product("nn", 4096, 4096, 4096, d="int8"),
 }  # fmt: skip
 STEPS = {
     "MLP step 784-256-128-10, batch 64": _training(_mlp),
@@ -439,13 +554,16 @@ def allocated(who: str, torchlet: Any, torch: Any, call: Callable[[], Any] | Non
     return int(library.cuda.max_memory_allocated())
 
 
-def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Report, dry: bool, deadline: float) -> None:
-    """Every row: build, compare, time in turn."""
+def timed_rows(
+    section: str, rows: dict[str, Any], modes: list[str], report: Report, dry: bool, deadline: float, seconds: float = 6.0,
+    tf32: bool = False,
+) -> None:  # fmt: skip
+    """Every row: build, compare, time in turn for some seconds. `tf32`: torch may use it."""
     import torchlet
 
     torch = peers(dry)
     if torch is not None:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = tf32
     jax = {} if dry else jax_rows()
     size = (lambda n: max(2, min(n, 16))) if dry else (lambda n: n)
     for name, build in rows.items():
@@ -485,7 +603,7 @@ def timed_rows(section: str, rows: dict[str, Any], modes: list[str], report: Rep
         if len(sums) == 2 and not abs(sums["torchlet"] - sums["torchlet eager"]) <= 1e-2 * (abs(sums["torchlet eager"]) + 1e-3):
             report(section=section, row=name, contender="torchlet", status="wrong", why=f"compiled and eager differ: {sums}")
         times: dict[str, list[float]] = {who: [] for who in calls}
-        until = min(deadline, time.time() + (0.2 if dry else 6.0))
+        until = min(deadline, time.time() + (0.2 if dry else seconds))
         rounds = 0
         while calls and rounds < 40 and (rounds < 3 or time.time() < until):
             for who in list(calls)[:: -1 if rounds % 2 else 1]:
@@ -546,6 +664,17 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 def tables(report: Report, dry: bool, shard: str, deadline: float) -> None:
     """Single operations."""
     timed_rows("tables", TABLES, ["default"], report, dry, deadline)
+
+
+def products(report: Report, dry: bool, shard: str, deadline: float) -> None:
+    """Matrix products beside cuBLAS, which is what torch eager calls."""
+    from torchlet.config import config
+
+    timed_rows("products", PRODUCTS, [], report, dry, deadline, 1.5)
+    for precision in ("tf32x3", "bf16x6", "tf32"):
+        row = {f"4096 fp32 {precision} nt": _product("nt", 4096, 4096, 4096, d="float32")}
+        with config(float32_dot=precision):
+            timed_rows("products", row, [], report, dry, deadline, 1.5, tf32=precision == "tf32")
 
 
 def steps(report: Report, dry: bool, shard: str, deadline: float) -> None:
@@ -640,7 +769,7 @@ def run(arguments: argparse.Namespace) -> int:
             if budget < 10:
                 problems.append(f"{section}: no time was left")
                 continue
-            shards = (2 if arguments.dry else max(2, min(12, (os.cpu_count() or 4) - 2))) if section == "correct" else 1
+            shards = (2 if arguments.dry else max(2, min(12, (os.cpu_count() or 4) - 2))) if section in SHARDED else 1
             begun = time.time()
             processes = [
                 subprocess.Popen(
@@ -687,11 +816,13 @@ def markdown(result: dict[str, Any]) -> str:
         "",
     ]
     text += [f"- problem: {p}" for p in result["problems"]] + ([""] if result["problems"] else [])
-    checks = [r for r in rows if r["section"] == "correct"]
-    if checks:
-        by = {s: [r for r in checks if r["status"] == s] for s in ("ok", "wrong", "failed", "no time", "no reference")}
+    for section, what in (("correct", "the op table"), ("checks", "large products")):
+        found = [r for r in rows if r["section"] == section]
+        if not found:
+            continue
+        by = {s: [r for r in found if r["status"] == s] for s in ("ok", "wrong", "failed", "no time", "no reference")}
         on_host = sorted({r["op"] for r in by["ok"] if r.get("host")})
-        text += ["## Correctness of the op table against float64", "", ", ".join(f"{len(v)} {k}" for k, v in by.items()), ""]
+        text += [f"## Correctness of {what} against float64", "", ", ".join(f"{len(v)} {k}" for k, v in by.items()), ""]
         text += [
             f"- {r['status']}: {r['op']} sample {r['sample']} {r['dtype']}: {r.get('why', r.get('error'))}".replace("\n", " ")
             for r in by["wrong"] + by["failed"]
@@ -705,7 +836,7 @@ def markdown(result: dict[str, Any]) -> str:
             mine = {r["contender"]: f"{r['peak'] / 2**20:.0f} / {r['first_s']:.2g}" for r in peaks if r["row"] == row}
             text.append(f"| {row} | " + " | ".join(mine.get(n, "") for n in names) + " |")
         text.append("")
-    for section, unit in (("tables", "ms"), ("steps", "ms"), ("host", "us")):
+    for section, unit in (("tables", "ms"), ("products", "ms"), ("steps", "ms"), ("host", "us")):
         found = [r for r in rows if r["section"] == section]
         names = list(dict.fromkeys(r["contender"] for r in found if "contender" in r))
         if not names:
@@ -719,6 +850,7 @@ def markdown(result: dict[str, Any]) -> str:
             "| row | " + " | ".join(names) + " | torchlet reaches |",
             "|---" * (len(names) + 2) + "|",
         ]
+        ratios = []
         for row in dict.fromkeys(r["row"] for r in found):
             ok = {r["contender"]: r for r in found if r["row"] == row and r.get("status") == "ok"}
             why = {r["contender"]: r["status"] for r in found if r["row"] == row and r.get("status") not in (None, "ok")}
@@ -728,7 +860,12 @@ def markdown(result: dict[str, Any]) -> str:
                 reached = f"{rate:.0f} GB/s" + (f", {rate / best_copy:.0%} of the copy" if best_copy else "")
             elif mine and mine.get("flops"):
                 reached = f"{mine['flops'] / mine['ms'] / 1e9:.1f} TFLOP/s"
+                if "torch eager" in ok:
+                    ratios.append(ok["torch eager"]["ms"] / mine["ms"])
+                    reached += f", {ratios[-1]:.2f} x torch eager"
             text.append(f"| {row} | " + " | ".join(f"{ok[n][unit]:.4g}" if n in ok else why.get(n, "") for n in names) + f" | {reached} |")
+        if ratios:
+            text += ["", f"Geometric mean of the rows with TFLOP/s: {statistics.geometric_mean(ratios):.3f} x torch eager"]
         text += [
             "",
             *[
@@ -758,7 +895,7 @@ def main() -> int:
     try:
         with device(arguments.dry):
             report = Report(arguments.lines)
-            {"correct": correct, "tables": tables, "steps": steps, "host": host}[arguments.worker](
+            {"correct": correct, "checks": checks, "tables": tables, "products": products, "steps": steps, "host": host}[arguments.worker](
                 report, arguments.dry, arguments.shard, arguments.deadline
             )
     except BaseException:

@@ -662,7 +662,7 @@ def test_a_real_cubin_has_the_entry_that_its_launch_names(gpu: StandIn, tmp_path
     assert (info.num_ctas, info.global_scratch_size, info.num_warps) == (1, 0, k.num_warps) and info.shared < 48 * 1024
 
 
-@pytest.mark.parametrize("sections", ["host", pytest.param("correct,tables,steps,host", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sections", ["host", pytest.param("correct,checks,tables,products,steps,host", marks=pytest.mark.slow)])
 def test_gpu_check_runs_dry_and_writes_its_tables(tmp_path: Path, sections: str) -> None:
     root = Path(__file__).parent.parent
     env = {**os.environ, "PYTHON": sys.executable}
@@ -672,6 +672,7 @@ def test_gpu_check_runs_dry_and_writes_its_tables(tmp_path: Path, sections: str)
     (found,) = tmp_path.glob("*.json")
     rows = json.loads(found.read_text())["rows"]
     ok = {(r["section"], r.get("contender")) for r in rows if r.get("status") == "ok"}
-    timed = [s for s in sections.split(",") if s != "correct"]
+    timed = [s for s in sections.split(",") if s not in ("correct", "checks")]
+    assert not [r for r in rows if r["section"] == "checks" and r["status"] != "ok"]
     assert {x for x in ok if x[0] in timed} == {(s, c) for s in timed for c in ("torchlet", "torchlet eager")}
     assert "MLP step" in next(tmp_path.glob("*.md")).read_text()
