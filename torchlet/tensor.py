@@ -82,13 +82,13 @@ class Meta:
 
 
 class Storage:
-    """The identity of memory that tensors share: a version that counts in-place writes, and whether NumPy can see it.
+    """The identity of memory that tensors share: a version that counts in-place writes, and whether NumPy can see it."""
 
-    The values stand in the class, so that making one of these costs no Python call: every pending output has one.
-    """
+    __slots__ = ("version", "exported")
 
-    version = 0
-    exported = False
+    def __init__(self) -> None:
+        self.version = 0
+        self.exported = False
 
 
 class Tensor:
@@ -96,21 +96,26 @@ class Tensor:
 
     A tensor is either computed (`_np` is its array, a DeviceArray for memory of a GPU) or pending inside a compiled call
     (`_np` is None; `_run` and `_step` say where). Reading a pending tensor's value runs what is pending.
+
+    The fields lie in slots, where the C walk reads them without a lookup; `new` fills them. The instance dictionary is for what is rare
+    and for attributes of the user's.
     """
 
-    _np: Array | None = None
+    __slots__ = ("_np", "_meta", "_store", "_run", "_step", "_node", "_out", "_grad", "_hooks", "_base", "_ptr", "__dict__", "__weakref__")
+
+    _np: Array | None
     _meta: Meta
     _store: Storage
-    _run: Any = None  # the running capture that will compute it
-    _step: Any = None  # its step in that capture
-    _node: Any = None  # the tape node that made it (None: a leaf, or read from the capture)
-    _out: int = 0  # which output of that node it is
-    _grad: Tensor | None = None
-    _hooks: dict[int, Callable[[Tensor], Tensor | None]] | None = None
+    _run: Any  # the running capture that will compute it
+    _step: Any  # its step in that capture
+    _node: Any  # the tape node that made it (None: a leaf, or read from the capture)
+    _out: int  # which output of that node it is
+    _grad: Tensor | None
+    _hooks: dict[int, Callable[[Tensor], Tensor | None]] | None
+    _base: Tensor | None  # the tensor it is a view of, where autograd has to know
+    _ptr: int  # address of the first element, once it was asked for
     _accumulated_hooks: dict[int, Callable[[Tensor], None]] | None = None
     _retains_grad = False
-    _base: Tensor | None = None  # the tensor it is a view of, where autograd has to know
-    _ptr: int = 0  # address of the first element, once it was asked for
     __array_priority__ = 1000
 
     # identity: `==` is elementwise, so hashing is by object
@@ -169,7 +174,15 @@ class Node:
         """Let go of what was saved."""
 
 
-new = object.__new__
+_allocate = object.__new__
+
+
+def new(cls: type[Any]) -> Any:
+    """A tensor of class `cls` without array, description and storage, which the caller gives it."""
+    t = _allocate(cls)
+    t._np = t._run = t._step = t._node = t._grad = t._hooks = t._base = None
+    t._out = t._ptr = 0
+    return t
 
 
 def wrap(array: Array, requires_grad: bool = False, store: Storage | None = None, cls: type[Tensor] = Tensor) -> Tensor:

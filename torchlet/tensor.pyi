@@ -42,8 +42,11 @@ class Meta:
         ...
 
 class Storage:
-    version = 0
-    exported = False
+    version: _int
+    exported: _bool
+
+    def __init__(self) -> None:
+        ...
 
 class Tensor:
     _np: Array | None
@@ -55,10 +58,10 @@ class Tensor:
     _out: _int
     _grad: Tensor | None
     _hooks: dict[_int, Callable[[Tensor], Tensor | None]] | None
-    _accumulated_hooks: dict[_int, Callable[[Tensor], None]] | None
-    _retains_grad = False
     _base: Tensor | None
     _ptr: _int
+    _accumulated_hooks: dict[_int, Callable[[Tensor], None]] | None
+    _retains_grad = False
     __array_priority__ = 1000
     __hash__ = object.__hash__
 
@@ -766,7 +769,10 @@ class Node:
     def release(self) -> None:
         ...
 
-new = object.__new__
+_allocate = object.__new__
+
+def new(cls: _type[Any]) -> Any:
+    ...
 
 def wrap(array: Array, requires_grad: _bool=..., store: Storage | None=..., cls: _type[Tensor]=...) -> Tensor:
     ...

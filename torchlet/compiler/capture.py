@@ -25,7 +25,7 @@ from torchlet import autograd, dtypes
 from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, open_composite, result_device
 from torchlet.compiler.program import Program, run_stepwise
 from torchlet.compiler.trie import (
-    PRISTINE,
+    ONLY_NONE,
     Constant,
     Lost,
     Macro,
@@ -36,6 +36,7 @@ from torchlet.compiler.trie import (
     Step,
     base_slot,
     difference,
+    get_grad,
     get_t,
     get_weak,
     likeness,
@@ -599,7 +600,8 @@ class Run:
                 or (  # which outputs can anyone still see?  They are counted at C speed
                     min(map(refcount, map(get_t, quiet.alive)), default=3) <= 2
                     or sum(map(refcount, map(get_t, quiet.dead))) != quiet.count
-                    or sum(map(len, quiet.notes)) != quiet.size
+                    or any(quiet.notes)
+                    or not ONLY_NONE.issuperset(map(get_grad, map(get_t, quiet.watched)))
                     or any(map(get_weak, map(get_t, quiet.watched)))
                 )
             ):
@@ -766,7 +768,7 @@ class Run:
         dead, pristine = [], True
         for s in path.producers:
             if s not in kept and s.t is not None:
-                if s.inner or (len(s.t.__dict__) == PRISTINE and not get_weak(s.t)):
+                if s.inner or (not s.t.__dict__ and s.t._grad is None and not get_weak(s.t)):
                     dead.append(s)
                 else:
                     s.t, pristine = None, False
@@ -975,5 +977,6 @@ def run_class() -> type[Run]:
     slot = Slot()
     slot.t = object()
     seen_more = sum(map(refcount, map(get_t, [slot]))) - 1
-    c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, vars(dtypes), (), seen_more)
+    c.know(Tensor, Storage)
+    c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, Path, Op, vars(dtypes), seen_more)
     return type("Run", (c.Walk, Run), {"__doc__": Run.__doc__})

@@ -13,6 +13,7 @@ from typing import Any
 from torchlet.compiler.execute import Executable
 from torchlet.runtime.cpu import arena
 from torchlet.runtime.walk import walk
+from torchlet.tensor import Storage, Tensor
 
 
 def emit_launch(
@@ -83,6 +84,7 @@ def c_launch(
     c = walk()
     if c is None or not executable.is_single:
         return None
+    c.know(Tensor, Storage)
     program = executable.programs[0]
     nbytes = executable.plan.arena_bytes
     return c.Launch(  # type: ignore[no-any-return]

@@ -13,9 +13,9 @@ from torchlet.tensor import Meta, Tensor
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STDLIB = os.path.dirname(os.path.abspath(operator.__file__))
 MAX_CONSTANTS = 4096  # numbers that are part of programs
-PRISTINE = 4  # attributes that a placeholder is given
 refcount = sys.getrefcount
-get_t, get_weak = operator.attrgetter("t"), operator.attrgetter("__weakref__")
+get_t, get_weak, get_grad = operator.attrgetter("t"), operator.attrgetter("__weakref__"), operator.attrgetter("_grad")
+ONLY_NONE = frozenset([None])
 
 
 class Slot:
@@ -94,6 +94,11 @@ class Constant:
 class Path:
     """A segment: its steps, its outside tensors, who makes what; and the programs compiled for it."""
 
+    __slots__ = (
+        "steps", "slots", "producers", "written", "written_outside", "released", "root", "end", "scalar_count", "is_empty", "programs",
+        "quiet", "reasons", "cause", "launches", "used", "stepwise", "stepwise_because",
+    )
+
     def __init__(self, root: Step, end: Step):
         steps: list[Step] = []
         s: Step | None = end
@@ -124,7 +129,7 @@ class Path:
 class Quiet:
     """What is expected of the placeholders of a path when it is launched; one look at the counts tells whether it is so."""
 
-    __slots__ = ("dead", "count", "alive", "program", "watched", "notes", "size")
+    __slots__ = ("dead", "count", "alive", "program", "watched", "notes")
 
     def __init__(self, dead: list[Step], alive: list[Step], program: Program | None):
         self.dead, self.alive, self.program = dead, alive, program
@@ -132,7 +137,6 @@ class Quiet:
         # what the user's code held may carry its attributes, or be watched by its weak references: then it is not used again
         self.watched = [s for s in dead if not s.inner]
         self.notes = [s.t.__dict__ for s in self.watched]
-        self.size = PRISTINE * len(self.notes)
 
 
 class Lost:

@@ -46,9 +46,10 @@ METHODS["__init__"] = _init
 def as_subclass(self: Tensor, cls: type[Any]) -> Any:
     """The same memory and place on the tape as an object of a subclass of Tensor."""
     out = new(cls)
-    out.__dict__.update({k: v for k, v in self.__dict__.items() if k != "_grad"})
     share(self)
-    out._meta = self._meta
+    for name in ("_np", "_meta", "_store", "_run", "_step", "_node", "_out", "_hooks", "_base", "_ptr"):
+        setattr(out, name, getattr(self, name))
+    out.__dict__.update(self.__dict__)
     return out
 
 

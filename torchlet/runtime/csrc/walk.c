@@ -1,8 +1,8 @@
 // The walk along a known path, for CPython: what compiler/capture.py and compiler/host.py say in Python, done without its interpreter.
 //
 // The Python code is the specification. Every function here either does what its Python twin does, or finds that the case is not the
-// common one before it has changed anything (but slots, which the twin binds anew), and calls the twin. Fields of Slot, Step and Meta
-// are read where their member descriptors say; attributes of tensors by the ordinary protocol.
+// common one before it has changed anything (but slots, which the twin binds anew), and calls the twin. Fields that lie in slots (of
+// tensors, steps, paths) are read where their member descriptors say; what `del` has emptied is NULL, and never the common case.
 //
 // `inside` counts how deep this thread is in here: frames of capture.py tell other threads that the owner is in the middle of a step,
 // and C has no frame. It is 0 while a twin runs, for that has a frame and may wait for another thread.
@@ -13,26 +13,30 @@
 
 // ------------------------------------------------------------------------------------------------ what setup() is told
 
+#define TENSOR_FIELDS(X) \
+    X(Tensor, _np) X(Tensor, _meta) X(Tensor, _store) X(Tensor, _run) X(Tensor, _step) X(Tensor, _node) X(Tensor, _out) X(Tensor, _grad) \
+    X(Tensor, _hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, exported)
+
 #define FIELDS(X) \
     X(Slot, t) X(Step, next) X(Step, functional) X(Step, op) X(Step, kind) X(Step, attrs) X(Step, checks) X(Step, known) \
     X(Step, fresh) X(Step, meta) X(Step, path) X(Step, after) X(Step, macros) X(Meta, shared) X(Constant, value) \
-    X(Quiet, dead) X(Quiet, alive) X(Quiet, count) X(Quiet, program) X(Quiet, watched) X(Quiet, notes) X(Quiet, size) \
+    X(Quiet, dead) X(Quiet, alive) X(Quiet, count) X(Quiet, program) X(Quiet, watched) X(Quiet, notes) X(Op, check) \
+    X(Path, quiet) X(Path, launches) X(Path, used) X(Path, reasons) X(Path, slots) X(Path, scalar_count) X(Path, written_outside) \
     X(Macro, end) X(Macro, slots) X(Macro, made) X(Macro, olds) X(Macro, old_metas) X(Macro, accumulates)
 #define OFFSET(type, name) static Py_ssize_t type##_##name;
+TENSOR_FIELDS(OFFSET)
 FIELDS(OFFSET)
 #undef OFFSET
 #define FIELD(o, type, name) (*(PyObject **)((char *)(o) + type##_##name))
 
 #define NAMES(X) \
-    X(_meta) X(_np) X(_store) X(_run) X(_step) X(_ptr) X(_node) X(_out) X(_grad) X(_hooks) X(_base) X(exported) X(version) X(run) \
-    X(quiet) X(launches) X(used) X(reasons) X(slots) X(scalar_count) X(written_outside) X(last) X(check) X(_record_op) X(_launch) \
-    X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32)
+    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
 
 static PyObject *Run, *Tensor, *Storage, *Constant, *STATE, *HELD;  // the Run of capture.py: the twins are its methods
-static PyObject *dtypes, *nothing;                                   // the names of torchlet.dtypes; ()
+static PyObject *dtypes;                                             // the names of torchlet.dtypes
 static PyObject *zero, *one, *empty, *call_ended, *default_dtype, *keywords;  // keywords: ("last",)
 static Py_ssize_t seen_more;  // what getrefcount in a map() counts in addition to the reference in a slot
 
@@ -58,20 +62,50 @@ static inline PyObject *look(PyObject *o, PyObject *name) {
     return value;
 }
 
-// 1 if the attribute is None, 0 if not, -1 with an exception
-static inline int is_none(PyObject *o, PyObject *name) {
-    PyObject *value = PyObject_GetAttr(o, name);
-    if (!value) return -1;
-    Py_DECREF(value);
-    return value == Py_None;
+static int add_to(PyObject **place, PyObject *n) {
+    PyObject *after = PyNumber_Add(*place, n);
+    if (!after) return -1;
+    Py_XSETREF(*place, after);
+    return 0;
 }
 
-static int add_to(PyObject *o, PyObject *name, PyObject *n) {
-    PyObject *before = PyObject_GetAttr(o, name), *after = before ? PyNumber_Add(before, n) : NULL;
-    int failed = !after || PyObject_SetAttr(o, name, after);
-    Py_XDECREF(before);
-    Py_XDECREF(after);
-    return failed ? -1 : 0;
+static inline int is_tensor(PyObject *x) { return PyObject_TypeCheck(x, (PyTypeObject *)Tensor); }
+
+static inline int is_pending(PyObject *t) { return !FIELD(t, Tensor, _np) || FIELD(t, Tensor, _np) == Py_None; }
+
+// the storage of what may be a tensor, borrowed; NULL, without an exception, where there is none
+static inline PyObject *store_of(PyObject *x) {
+    PyObject *store = is_tensor(x) ? FIELD(x, Tensor, _store) : NULL;
+    return store && (PyObject *)Py_TYPE(store) == Storage ? store : NULL;
+}
+
+static inline int is_exported(PyObject *t) {
+    PyObject *store = store_of(t);
+    return !store || FIELD(store, Storage, exported) != Py_False;
+}
+
+// a pending tensor: what `new` fills, and what Run._place gives it
+static PyObject *fresh_tensor(PyObject *run, PyObject *step, PyObject *meta) {
+    PyObject *t = ((PyTypeObject *)Tensor)->tp_alloc((PyTypeObject *)Tensor, 0);
+    PyObject *store = t ? ((PyTypeObject *)Storage)->tp_alloc((PyTypeObject *)Storage, 0) : NULL;
+    if (!store) {
+        Py_XDECREF(t);
+        return NULL;
+    }
+    FIELD(store, Storage, version) = Py_NewRef(zero);
+    FIELD(store, Storage, exported) = Py_NewRef(Py_False);
+    FIELD(t, Tensor, _store) = store;
+    FIELD(t, Tensor, _run) = Py_NewRef(run);
+    FIELD(t, Tensor, _step) = Py_NewRef(step);
+    FIELD(t, Tensor, _meta) = Py_NewRef(meta);
+    FIELD(t, Tensor, _out) = Py_NewRef(zero);
+    FIELD(t, Tensor, _ptr) = Py_NewRef(zero);
+    FIELD(t, Tensor, _np) = Py_NewRef(Py_None);
+    FIELD(t, Tensor, _node) = Py_NewRef(Py_None);
+    FIELD(t, Tensor, _grad) = Py_NewRef(Py_None);
+    FIELD(t, Tensor, _hooks) = Py_NewRef(Py_None);
+    FIELD(t, Tensor, _base) = Py_NewRef(Py_None);
+    return t;
 }
 
 // ------------------------------------------------------------------------------------------------ the base of Run
@@ -122,15 +156,8 @@ static int match(Walk *w, PyObject *x, PyObject *check) {
     PyObject *slot = PyTuple_GET_ITEM(check, 0), *meta = PyTuple_GET_ITEM(check, 1);
     if (meta == Py_None) return x == FIELD(slot, Slot, t);
     if (slot != Py_None) {
-        if (!PyObject_TypeCheck(x, (PyTypeObject *)Tensor)) return 0;
-        PyObject *found = look(x, n__meta);
-        if (found != meta) return found ? 0 : -1;
-        int pending = is_none(x, n__np);
-        if (pending) return pending < 0 ? -1 : 0;
-        if (FIELD(meta, Meta, shared) != Py_False) {
-            PyObject *store = look(x, n__store), *exported = store ? look(store, n_exported) : NULL;
-            if (exported != Py_False) return exported ? 0 : -1;
-        }
+        if (!is_tensor(x) || FIELD(x, Tensor, _meta) != meta || is_pending(x)) return 0;
+        if (FIELD(meta, Meta, shared) != Py_False && is_exported(x)) return 0;
         set(&FIELD(slot, Slot, t), x);
         return 1;
     }
@@ -157,10 +184,7 @@ static int match_all(Walk *w, PyObject *checks, PyObject *first, PyObject *const
     if (PyTuple_GET_SIZE(checks) != n + (first != NULL)) return 0;
     int same = first ? match(w, first, PyTuple_GET_ITEM(checks, at++)) : 1;
     for (Py_ssize_t i = 0; same == 1 && i < n; i++) same = match(w, inputs[i], PyTuple_GET_ITEM(checks, at++));
-    if (same != 1) {
-        if (same < 0 && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear(), same = 0;
-        if (!same && forget_scalars(w, before)) return -1;
-    }
+    if (!same && forget_scalars(w, before)) return -1;
     return same;
 }
 
@@ -168,24 +192,11 @@ static int match_all(Walk *w, PyObject *checks, PyObject *first, PyObject *const
 static PyObject *place(Walk *w, PyObject *s) {
     PyObject *t = FIELD(s, Slot, t);
     if (t != Py_None) {
-        if (Py_REFCNT(t) == 1) {
-            int pending = is_none(t, n__np);
-            if (pending < 0) return NULL;
-            if (pending) return Py_NewRef(t);
-        }
+        if (Py_REFCNT(t) == 1 && is_pending(t)) return Py_NewRef(t);
         set(&w->moved, Py_True);
     }
-    t = PyBaseObject_Type.tp_new((PyTypeObject *)Tensor, nothing, NULL);
-    if (!t) return NULL;
-    PyObject *store = PyBaseObject_Type.tp_new((PyTypeObject *)Storage, nothing, NULL);
-    if (!store || PyObject_SetAttr(t, n__run, (PyObject *)w) || PyObject_SetAttr(t, n__step, s) ||
-        PyObject_SetAttr(t, n__meta, FIELD(s, Step, meta)) || PyObject_SetAttr(t, n__store, store)) {
-        Py_XDECREF(store);
-        Py_DECREF(t);
-        return NULL;
-    }
-    Py_DECREF(store);
-    set(&FIELD(s, Slot, t), t);
+    t = fresh_tensor((PyObject *)w, s, FIELD(s, Step, meta));
+    if (t) set(&FIELD(s, Slot, t), t);
     return t;
 }
 
@@ -218,7 +229,7 @@ static PyObject *walk_step_inplace(Walk *w, PyObject *const *args, Py_ssize_t na
         FIELD(s, Step, known) == Py_None) {
         Py_INCREF(s);
         w->inside++;
-        int same = is_none(args[0], n_check);
+        int same = FIELD(args[0], Op, check) == Py_None;
         if (same == 1) same = same_attrs(FIELD(s, Step, attrs), args[3]);
         if (same == 1) same = match_all(w, FIELD(s, Step, checks), args[1], &PyTuple_GET_ITEM(args[2], 0), PyTuple_GET_SIZE(args[2]));
         if (same == 1) {
@@ -275,10 +286,7 @@ static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers
         }
     }
     for (Py_ssize_t i = 0; same == 1 && i < m; i++) same = match(w, PyTuple_GET_ITEM(numbers, i), PyTuple_GET_ITEM(checks, at++));
-    if (same != 1) {
-        if (same < 0 && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear(), same = 0;
-        if (!same && forget_scalars(w, before)) return -1;
-    }
+    if (!same && forget_scalars(w, before)) return -1;
     return same;
 }
 
@@ -327,28 +335,19 @@ static int distinct(PyObject **items, Py_ssize_t n) {
 
 // 1 if a backward pass may give this leaf its gradient without looking further
 static int is_plain_leaf(PyObject *leaf) {
-    PyObject *hooks = look(leaf, n__hooks);
-    int plain = hooks ? PyObject_Not(hooks) : -1;
-    if (plain == 1) plain = is_none(leaf, n__node);
-    if (plain == 1) plain = is_none(leaf, n__base);
-    return plain;
+    if (!is_tensor(leaf) || FIELD(leaf, Tensor, _node) != Py_None || FIELD(leaf, Tensor, _base) != Py_None) return 0;
+    PyObject *hooks = FIELD(leaf, Tensor, _hooks);
+    return hooks == Py_None || (hooks && PyDict_CheckExact(hooks) && !PyDict_GET_SIZE(hooks));
 }
 
 // 1 if what the leaf has in .grad is what the stride expects of leaf i
 static int fits(PyObject *m, PyObject *leaf, Py_ssize_t i) {
-    PyObject *g = look(leaf, n__grad), *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i);
-    if (!g) return -1;
-    int plain = is_plain_leaf(leaf);
-    if (plain != 1) return plain;
+    if (!is_plain_leaf(leaf)) return 0;
+    PyObject *g = FIELD(leaf, Tensor, _grad), *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i);
     if (old == Py_None || g == Py_None) return old == g;
     PyObject *meta = PyList_GET_ITEM(FIELD(m, Macro, old_metas), i);
     if (meta == Py_None) return g == FIELD(old, Slot, t);
-    PyObject *found = look(g, n__meta);
-    if (found != meta) return found ? 0 : -1;
-    int pending = is_none(g, n__np);
-    if (pending) return pending < 0 ? -1 : 0;
-    PyObject *store = look(g, n__store), *exported = store ? look(store, n_exported) : NULL;
-    return exported ? PyObject_Not(exported) : -1;
+    return g && is_tensor(g) && FIELD(g, Tensor, _meta) == meta && !is_pending(g) && !is_exported(g);
 }
 
 static int stride(Walk *w, PyObject *m) {
@@ -360,19 +359,19 @@ static int stride(Walk *w, PyObject *m) {
     int good = distinct(leaves, n);
     for (Py_ssize_t i = 0; good == 1 && i < n; i++) good = fits(m, leaves[i], i);
     for (Py_ssize_t i = 0; good == 1 && i < n; i++) {
-        PyObject *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i), *before = PyObject_GetAttr(leaves[i], n__grad);
-        PyObject *note = before ? PyTuple_Pack(2, leaves[i], before) : NULL;
+        PyObject *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i), *before = Py_NewRef(FIELD(leaves[i], Tensor, _grad));
+        PyObject *note = PyTuple_Pack(2, leaves[i], before);
         if (!note || PyList_Append(w->replaced, note)) good = -1;
         if (good == 1 && old == Py_None) {
             PyObject *g = place(w, PyList_GET_ITEM(FIELD(m, Macro, made), i));
-            if (!g || PyObject_SetAttr(leaves[i], n__grad, g)) good = -1;
-            Py_XDECREF(g);
+            if (!g) good = -1;
+            else Py_XSETREF(FIELD(leaves[i], Tensor, _grad), g);
         } else if (good == 1) {
             set(&w->writes_pending, Py_True);
             if (PyList_GET_ITEM(FIELD(m, Macro, old_metas), i) != Py_None) set(&FIELD(old, Slot, t), before);
         }
         Py_XDECREF(note);
-        Py_XDECREF(before);
+        Py_DECREF(before);
     }
     for (Py_ssize_t i = 0; i < n; i++) Py_DECREF(leaves[i]);
     PyMem_Free(leaves);
@@ -383,13 +382,12 @@ static int stride(Walk *w, PyObject *m) {
 // tensors, gradients, retain_graph, create_graph, inputs
 static PyObject *walk_follow_backward(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 5 || w->cur == HELD || !PyTuple_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[0]) != 1 ||
-        PyTuple_GET_ITEM(args[1], 0) != Py_None || !PyBool_Check(args[2]) || args[3] != Py_False || args[4] != Py_None)
+        PyTuple_GET_ITEM(args[1], 0) != Py_None || !PyBool_Check(args[2]) || args[3] != Py_False || args[4] != Py_None ||
+        !is_tensor(PyTuple_GET_ITEM(args[0], 0)) || !FIELD(PyTuple_GET_ITEM(args[0], 0), Tensor, _step))
         return twin(n_follow_backward, w, args, nargs, NULL);
-    PyObject *t = PyTuple_GET_ITEM(args[0], 0), *step = look(t, n__step), *key;
-    int pending = step ? is_none(t, n__np) : -1;
-    if (pending < 0) return NULL;
-    if (!pending) Py_RETURN_FALSE;
-    if (!(key = PyTuple_Pack(2, step, args[2]))) return NULL;
+    PyObject *t = PyTuple_GET_ITEM(args[0], 0), *key;
+    if (!is_pending(t)) Py_RETURN_FALSE;
+    if (!(key = PyTuple_Pack(2, FIELD(t, Tensor, _step), args[2]))) return NULL;
     PyObject *m = PyDict_GetItemWithError(FIELD(w->cur, Step, macros), key);
     Py_DECREF(key);
     if (!m) return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
@@ -405,15 +403,13 @@ static PyObject *walk_follow_backward(Walk *w, PyObject *const *args, Py_ssize_t
 
 // 1 if what can be seen of the path's tensors is what its program was compiled for
 static int is_as_expected(PyObject *quiet, PyObject *path, PyObject *slots) {
-    PyObject *written = look(path, n_written_outside);
-    if (!written) return -1;
-    if (PyList_GET_SIZE(written)) {
+    if (PyList_GET_SIZE(FIELD(path, Path, written_outside))) {
         Py_ssize_t n = PyList_GET_SIZE(slots);
         PyObject **stores = PyMem_Malloc((n + 1) * sizeof *stores);
         if (!stores) return PyErr_NoMemory(), -1;
         int good = 1;
         for (Py_ssize_t i = 0; good == 1 && i < n; i++)
-            if (!(stores[i] = look(FIELD(PyList_GET_ITEM(slots, i), Slot, t), n__store))) good = -1;
+            if (!(stores[i] = store_of(FIELD(PyList_GET_ITEM(slots, i), Slot, t)))) good = 0;
         if (good == 1) good = distinct(stores, n);
         PyMem_Free(stores);
         if (good != 1) return good;
@@ -422,15 +418,14 @@ static int is_as_expected(PyObject *quiet, PyObject *path, PyObject *slots) {
     PyObject *watched = FIELD(quiet, Quiet, watched);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(alive); i++)
         if (Py_REFCNT(FIELD(PyList_GET_ITEM(alive, i), Slot, t)) <= 1) return 0;
-    Py_ssize_t count = 0, size = 0;
+    Py_ssize_t count = 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dead); i++) count += Py_REFCNT(FIELD(PyList_GET_ITEM(dead, i), Slot, t)) + seen_more;
     if (count != PyLong_AsSsize_t(FIELD(quiet, Quiet, count))) return 0;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(notes); i++) size += PyDict_GET_SIZE(PyList_GET_ITEM(notes, i));
-    if (size != PyLong_AsSsize_t(FIELD(quiet, Quiet, size))) return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(notes); i++)
+        if (PyDict_GET_SIZE(PyList_GET_ITEM(notes, i))) return 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(watched); i++) {
         PyObject *t = FIELD(PyList_GET_ITEM(watched, i), Slot, t);
-        Py_ssize_t offset = Py_TYPE(t)->tp_weaklistoffset;
-        if (offset && *(PyObject **)((char *)t + offset)) return 0;
+        if (!is_tensor(t) || FIELD(t, Tensor, _grad) != Py_None || *(PyObject **)((char *)t + Py_TYPE(t)->tp_weaklistoffset)) return 0;
     }
     return 1;
 }
@@ -444,25 +439,24 @@ static void unbind(PyObject *slots) {
 
 // reason="", last=False; everything else is for the twin. `over`: the call ends with it, and STATE.run stays None
 static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, int over) {
-    PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet, *found;
+    PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet;
     int last = kwnames && PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == n_last && args[nargs] == Py_True;
     if (nargs > 1 || (kwnames && !last) || end == HELD || end == w->root || (path = FIELD(end, Step, path)) == Py_None ||
         w->nodes != Py_None || w->moved != Py_False || (!last && FIELD(end, Step, after) == Py_None))
         return twin(n_flush, w, args, nargs, kwnames);
-    if (!(quiet = look(path, n_quiet))) return NULL;
-    if (quiet == Py_None || FIELD(quiet, Quiet, program) == Py_None) return twin(n_flush, w, args, nargs, kwnames);
-    if (!(found = look(path, n_scalar_count))) return NULL;
-    if (PyLong_AsSsize_t(found) != PyList_GET_SIZE(w->scalars)) return twin(n_flush, w, args, nargs, kwnames);
-    if (!(found = look(path, n_reasons))) return NULL;
-    int known = PyDict_Contains(found, reason);
+    quiet = FIELD(path, Path, quiet);
+    if (quiet == Py_None || FIELD(quiet, Quiet, program) == Py_None || PyLong_AsSsize_t(FIELD(path, Path, scalar_count)) != PyList_GET_SIZE(w->scalars))
+        return twin(n_flush, w, args, nargs, kwnames);
+    int known = PyDict_Contains(FIELD(path, Path, reasons), reason);
     if (known != 1) return known < 0 ? NULL : twin(n_flush, w, args, nargs, kwnames);
 
-    PyObject *outer = over ? Py_NewRef(Py_None) : PyObject_GetAttr(STATE, n_run), *slots = PyObject_GetAttr(path, n_slots);
-    if (!outer || !slots || add_to(path, n_launches, one) || PyObject_SetAttr(path, n_used, w->calls) || PyObject_SetAttr(STATE, n_run, Py_None)) {
+    PyObject *outer = over ? Py_NewRef(Py_None) : PyObject_GetAttr(STATE, n_run), *slots = FIELD(path, Path, slots);
+    if (!outer || add_to(&FIELD(path, Path, launches), one) || PyObject_SetAttr(STATE, n_run, Py_None)) {
         Py_XDECREF(outer);
-        Py_XDECREF(slots);
         return NULL;
     }
+    set(&FIELD(path, Path, used), w->calls);
+    Py_INCREF(slots);
     Py_INCREF(end);
     Py_INCREF(path);
     Py_INCREF(quiet);
@@ -681,9 +675,8 @@ static int pack_numbers(Launch *l, PyObject *numbers) {
 // the addresses of the inputs
 static int pack_inputs(Launch *l) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(l->inputs); i++) {
-        PyObject *t = FIELD(PyList_GET_ITEM(l->inputs, i), Slot, t), *p = PyObject_GetAttr(t, n__ptr);
+        PyObject *t = FIELD(PyList_GET_ITEM(l->inputs, i), Slot, t), *p = is_tensor(t) ? FIELD(t, Tensor, _ptr) : NULL;
         uint64_t found = p ? PyLong_AsUnsignedLongLong(p) : 0;
-        Py_XDECREF(p);
         if (!found && !PyErr_Occurred()) {
             p = PyObject_CallOneArg(l->address, t);
             found = p ? PyLong_AsUnsignedLongLong(p) : 0;
@@ -725,17 +718,21 @@ static int settle(Launch *l) {
 // overwritten inputs are newer, visible tensors have their arrays
 static int bind(Launch *l, PyObject **entries) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(l->written); i++) {
-        PyObject *pair = PyList_GET_ITEM(l->written, i), *store = look(FIELD(PyTuple_GET_ITEM(pair, 0), Slot, t), n__store);
-        if (!store || add_to(store, n_version, PyTuple_GET_ITEM(pair, 1))) return -1;
+        PyObject *pair = PyList_GET_ITEM(l->written, i), *store = store_of(FIELD(PyTuple_GET_ITEM(pair, 0), Slot, t));
+        if (!store) return PyErr_SetString(PyExc_TypeError, "launch: an overwritten input is no tensor"), -1;
+        if (add_to(&FIELD(store, Storage, version), PyTuple_GET_ITEM(pair, 1))) return -1;
     }
     for (Py_ssize_t j = 0; j < PyList_GET_SIZE(l->bound); j++) {
         PyObject *row = PyList_GET_ITEM(l->bound, j), *slot = PyTuple_GET_ITEM(row, 0), *used_up = PyTuple_GET_ITEM(row, 2);
-        PyObject *entry = entries[PyLong_AsSsize_t(PyTuple_GET_ITEM(row, 1))], *t = Py_NewRef(FIELD(slot, Slot, t));
-        int failed = PyObject_SetAttr(t, n__np, PyTuple_GET_ITEM(entry, 0)) || PyObject_SetAttr(t, n__ptr, PyTuple_GET_ITEM(entry, 1)) ||
-                     (used_up != Py_None && (PyObject_SetAttr(t, n__node, used_up) || PyObject_SetAttr(t, n__out, zero)));
+        PyObject *entry = entries[PyLong_AsSsize_t(PyTuple_GET_ITEM(row, 1))], *t = FIELD(slot, Slot, t);
+        if (!is_tensor(t)) return PyErr_SetString(PyExc_TypeError, "launch: an output is no tensor"), -1;
+        set(&FIELD(t, Tensor, _np), PyTuple_GET_ITEM(entry, 0));
+        set(&FIELD(t, Tensor, _ptr), PyTuple_GET_ITEM(entry, 1));
+        if (used_up != Py_None) {
+            set(&FIELD(t, Tensor, _node), used_up);
+            set(&FIELD(t, Tensor, _out), zero);
+        }
         set(&FIELD(slot, Slot, t), Py_None);
-        Py_DECREF(t);
-        if (failed) return -1;
     }
     return 0;
 }
@@ -811,19 +808,28 @@ static PyTypeObject LaunchType = {
 
 // ------------------------------------------------------------------------------------------------ the module
 
+// know(Tensor, Storage): where their fields lie. A program may be made before the first walk
+static PyObject *know(PyObject *module, PyObject *classes) {
+    if (!PyArg_ParseTuple(classes, "OO", &Tensor, &Storage)) return NULL;
+    Py_INCREF(Tensor);
+    Py_INCREF(Storage);
+#define READ(type, name) if (offset_of(type, #name, &type##_##name)) return NULL;
+    TENSOR_FIELDS(READ)
+    Py_RETURN_NONE;
+}
+
 // setup(names): the classes and objects of capture.py that the walk has to know
 static PyObject *setup(PyObject *module, PyObject *names) {
-    PyObject *Slot, *Step, *Meta, *Quiet, *Macro;
-    if (!PyArg_ParseTuple(names, "OOOOOOOOOOOOOn", &Run, &Tensor, &Storage, &STATE, &HELD, &Slot, &Step, &Meta, &Constant, &Quiet, &Macro,
-                          &dtypes, &nothing, &seen_more))
+    PyObject *Slot, *Step, *Meta, *Quiet, *Macro, *Path, *Op;
+    if (!PyArg_ParseTuple(names, "OOOOOOOOOOOOOOn", &Run, &Tensor, &Storage, &STATE, &HELD, &Slot, &Step, &Meta, &Constant, &Quiet, &Macro,
+                          &Path, &Op, &dtypes, &seen_more))
         return NULL;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
-#define READ(type, name) if (offset_of(type, #name, &type##_##name)) return NULL;
     FIELDS(READ)
     Py_RETURN_NONE;
 }
 
-static PyMethodDef functions[] = {{"setup", setup, METH_VARARGS, NULL}, {NULL}};
+static PyMethodDef functions[] = {{"know", know, METH_VARARGS, NULL}, {"setup", setup, METH_VARARGS, NULL}, {NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "torchlet_walk", NULL, -1, functions};
 
 PyMODINIT_FUNC PyInit_torchlet_walk(void) {
