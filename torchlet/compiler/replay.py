@@ -22,13 +22,15 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torchlet import autograd, dtypes
-from torchlet.compiler.capture import Run
+from torchlet.compiler.capture import Run, run_class
 from torchlet.compiler.trie import Path, Step, difference, user_line
 from torchlet.errors import CompileError
 from torchlet.op import STATE, as_spec
+from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
 from torchlet.tensor import Storage, Tensor, new
 
@@ -191,7 +193,8 @@ def _same(a: Any, b: Any) -> bool:
     return a == b  # type: ignore[no-any-return]
 
 
-def _build(template: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
+def build(template: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
+    """What a followed call returned, with the tensors of this one."""
     kind = template[0]
     if kind == "made":
         return made[template[1]]
@@ -199,7 +202,7 @@ def _build(template: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
         return tensors[template[1]]
     if kind == "object":
         return template[1]
-    values = [_build(v, made, tensors) for v in template[2]]
+    values = [build(v, made, tensors) for v in template[2]]
     if kind == "dict":
         return dict(zip(template[1], values, strict=True))
     cls = template[1]
@@ -258,6 +261,11 @@ def _outside(slot: Any, number: dict[Any, int]) -> tuple[int | None, list[Step]]
 class Plan:
     """How a call is done without Python. Raises in its constructor, as a reason, what stands against it."""
 
+    __slots__ = (
+        "last", "path", "program", "alive", "constants", "data", "optimizers", "asked", "values", "bound", "taken", "fixed", "metas", "stores",
+        "tests", "grads", "leaves", "without", "added", "result",
+    )
+
     def __init__(self, seen: list[Observation]):
         last = seen[-1]
         self.last, self.path, self.program, self.alive = last, last.path, last.program, last.alive
@@ -286,13 +294,12 @@ class Plan:
         self.taken = [(h, j) for h, j in zip(slots, last.sources, strict=True) if not isinstance(j, Tensor)]
         self.fixed = last.fixed
         self.metas = list(map(_get_meta, self.fixed))
-        self.bound_in = -1
         if self.path.written_outside:
             stores = {id(t._store) for t in self.fixed}
             self.stores: set[int] | None = stores if len(stores) == len(self.fixed) else set()
         else:
             self.stores = None
-        self.tests = last.tests
+        self.tests, self.result = last.tests, last.result
         self.grads = [(last.sources[k], i) for k, i in last.grads]
         if any(not isinstance(t, Tensor) for t, _ in self.grads):
             raise _Refused("an argument receives a gradient")
@@ -321,17 +328,18 @@ class Plan:
             stores = {id(tensors[j]._store) for _, j in self.taken}
             if len(stores) != len(self.taken) or not stores.isdisjoint(self.stores):
                 return False
-        if self.tests:
-            sources = [t if isinstance(t, Tensor) else tensors[t] for t in self.last.sources]
-            return all(test.passes(sources) for test in self.tests)
-        return True
+        return not self.tests or self.passes(tensors)
 
-    def run(self, calls: int, tensors: Sequence[Tensor], numbers: list[Any]) -> Any:
-        """Launch, and hand out what the function would have returned."""
-        if self.bound_in != calls:  # a followed call has cleared the slots
+    def passes(self, tensors: Sequence[Tensor]) -> bool:
+        """False where a step would fail on its data."""
+        sources = [t if isinstance(t, Tensor) else tensors[t] for t in self.last.sources]
+        return all(test.passes(sources) for test in self.tests)
+
+    def run(self, ready: bool, tensors: Sequence[Tensor], numbers: list[Any]) -> Any:
+        """Launch, and hand out what the function would have returned. `ready`: the slots still hold the tensors of this plan."""
+        if not ready:
             for slot, t in self.bound:
                 slot.t = t
-            self.bound_in = calls
         for slot, j in self.taken:
             slot.t = tensors[j]
         scalars = self.constants
@@ -347,14 +355,13 @@ class Plan:
         for leaf, i in self.grads:  # the function dropped the old ones too; their memory is free for the new ones
             leaf._grad = made[i]
         try:
-            for optimizer, updates, first, end in self.optimizers:
-                scalars[first:end] = self._ask(optimizer, updates, scalars[first:end])
+            for entry in self.optimizers:
+                self.ask(*entry)
         except BaseException:
             for (leaf, _), g in zip(self.grads, before, strict=True):
                 leaf._grad = g
             for h in (*self.alive, *self.path.slots):
                 h.t = None
-            self.bound_in = -1
             raise
         del before
         try:
@@ -371,10 +378,11 @@ class Plan:
                 s.t = None
             for slot, _ in self.taken:
                 slot.t = None
-        return _build(self.last.result, made, tensors)
+        return build(self.result, made, tensors)
 
-    def _ask(self, optimizer: Any, updates: Sequence[Step], before: list[Any]) -> list[Any]:
-        """The numbers of an optimizer's step, which counts as made. Raises _Refused where the step would be another."""
+    def ask(self, optimizer: Any, updates: Sequence[Step], first: int, end: int) -> None:
+        """Make an optimizer's step for its numbers: `first` to `end` of the path's. Raises _Refused where the step would be another."""
+        before = self.constants[first:end]
         counts = [(s, s["step"]) for s in optimizer.state.values() if "step" in s] if len(updates) > 1 else []
         stub = _Numbers(updates)
         outer, STATE.run = STATE.run, stub
@@ -388,7 +396,7 @@ class Plan:
             raise
         finally:
             STATE.run = outer
-        return stub.numbers
+        self.constants[first:end] = stub.numbers
 
 
 class _Refused(Exception):
@@ -400,11 +408,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 class Signature:
-    """What is known of calls with one structure of arguments."""
+    """What is known of calls with one structure of arguments, which `key` tells."""
 
-    __slots__ = ("calls", "check", "held", "leaves", "optimizers", "plan", "reason", "replayed", "seen")
+    __slots__ = ("calls", "check", "held", "key", "leaves", "optimizers", "plan", "reason", "replayed", "seen")
 
-    def __init__(self, held: list[Any]):
+    def __init__(self, key: tuple[Any, ...], held: list[Any]):
+        self.key = key
         self.calls = self.replayed = 0
         self.check = 4  # the number of the call that is followed next, once there is a plan
         self.plan: Plan | None = None
@@ -416,9 +425,17 @@ class Signature:
 
 
 class Replayer:
-    """The calls of one compiled function with replay=True."""
+    """The calls of one compiled function with replay=True.
+
+    `ready` is what the last call replayed, if it did: its slots still hold its tensors, and `again`, the C twin of all this, does
+    another such call. It returns NotImplemented, and has changed nothing, where it finds anything else.
+    """
+
+    __slots__ = ("owner", "run", "table", "lock", "ready", "again")
 
     def __init__(self, owner: Any):
+        self.again = _again()
+        self.ready: Signature | None = None
         self.owner = owner
         self.run = WatchedRun(owner)
         self.table: dict[tuple[Any, ...], Signature] = {}
@@ -426,6 +443,10 @@ class Replayer:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], follow: Callable[..., Any]) -> Any:
         """Replay, or `follow(run or None, args, kwargs)`."""
+        if self.ready is not None and self.again is not None:
+            result = self.again(self, args, kwargs)
+            if result is not NotImplemented:
+                return result
         parts: list[Any] = [STATE.grad, dtypes.get_default_dtype()]
         tensors: list[Tensor] = []
         numbers: list[Any] = []
@@ -441,18 +462,19 @@ class Replayer:
             if known is None:
                 if len(self.table) >= MAX_SIGNATURES:
                     del self.table[next(iter(self.table))]
-                known = self.table[key] = Signature(held)
+                known = self.table[key] = Signature(key, held)
             known.calls += 1
-            plan = known.plan
+            plan, ready, self.ready = known.plan, self.ready, None
             if plan is not None and known.calls != known.check:
                 reason = "a fact changed; three calls have to do the same again"
                 if plan.applies(tensors, numbers):
                     try:
-                        result = plan.run(self.run.calls, tensors, numbers)
+                        result = plan.run(ready is known, tensors, numbers)
                     except _Refused as refused:
                         reason = f"{refused}; three calls have to do the same again"
                     else:
                         known.replayed += 1
+                        self.ready = known
                         return result
                 known.plan, known.seen, known.reason = None, [], reason
             return self._follow(known, tensors, numbers, args, kwargs, follow)
@@ -524,6 +546,17 @@ class Replayer:
             )
             out.append(f"replay: {known.calls} calls, {state}")
         return out
+
+
+@lru_cache(maxsize=1)
+def _again() -> Callable[..., Any] | None:
+    """The C twin, where there is a C walk."""
+    c = walk()
+    if c is None:
+        return None
+    run_class()  # tells it of tensors and slots
+    c.setup_replay(Replayer, Signature, Plan, _Refused, build)
+    return c.again  # type: ignore[no-any-return]
 
 
 def _flatten(x: Any, parts: list[Any], tensors: list[Tensor], numbers: list[Any], held: list[Any]) -> None:

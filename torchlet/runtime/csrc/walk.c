@@ -26,18 +26,18 @@
 #define OFFSET(type, name) static Py_ssize_t type##_##name;
 TENSOR_FIELDS(OFFSET)
 FIELDS(OFFSET)
-#undef OFFSET
 #define FIELD(o, type, name) (*(PyObject **)((char *)(o) + type##_##name))
 
 #define NAMES(X) \
-    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32)
+    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
+    X(is_plain) X(launch) X(made) X(ask) X(passes) X(acquire) X(release)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
 
 static PyObject *Run, *Tensor, *Storage, *Constant, *STATE, *HELD;  // the Run of capture.py: the twins are its methods
 static PyObject *dtypes;                                             // the names of torchlet.dtypes
-static PyObject *zero, *one, *empty, *call_ended, *default_dtype, *keywords;  // keywords: ("last",)
+static PyObject *zero, *one, *minus_one, *empty, *call_ended, *default_dtype, *keywords;  // keywords: ("last",)
 static Py_ssize_t seen_more;  // what getrefcount in a map() counts in addition to the reference in a slot
 
 static int offset_of(PyObject *type, const char *name, Py_ssize_t *offset) {
@@ -829,7 +829,242 @@ static PyObject *setup(PyObject *module, PyObject *names) {
     Py_RETURN_NONE;
 }
 
-static PyMethodDef functions[] = {{"know", know, METH_VARARGS, NULL}, {"setup", setup, METH_VARARGS, NULL}, {NULL}};
+// ------------------------------------------------------------------------------------------------ replay: the twin of Replayer.call
+
+#define REPLAY_FIELDS(X) \
+    X(Replayer, lock) X(Replayer, ready) X(Signature, key) X(Signature, plan) X(Signature, calls) X(Signature, check) X(Signature, replayed) \
+    X(Plan, program) X(Plan, alive) X(Plan, constants) X(Plan, data) X(Plan, optimizers) X(Plan, values) X(Plan, taken) X(Plan, fixed) \
+    X(Plan, metas) X(Plan, stores) X(Plan, tests) X(Plan, grads) X(Plan, leaves) X(Plan, without) X(Plan, added) X(Plan, result)
+REPLAY_FIELDS(OFFSET)
+static PyObject *build, *refused;  // a function and an exception of replay.py
+
+// 1 if two keys of dictionaries are the same at first sight
+static inline int same_word(PyObject *a, PyObject *b) {
+    return a == b || (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b) && !PyUnicode_Compare(a, b));
+}
+
+static int same_structure(PyObject *x, PyObject *key, Py_ssize_t *at, PyObject *tensors, PyObject *numbers);
+
+// _flatten of one value, compared with the key from `at` on: 1 if it is the same, 0 if not or not known, -1 with an exception
+static int same_value(PyObject *v, PyObject *key, Py_ssize_t *at, PyObject *tensors, PyObject *numbers) {
+    PyObject *cls = (PyObject *)Py_TYPE(v);
+#define NEXT(part) if (*at >= PyTuple_GET_SIZE(key)) return 0; PyObject *part = PyTuple_GET_ITEM(key, (*at)++)
+    NEXT(part);
+    if (is_tensor(v)) {
+        if (part != FIELD(v, Tensor, _meta)) return 0;
+        for (Py_ssize_t k = 0; k < PyList_GET_SIZE(tensors); k++) {
+            if (PyList_GET_ITEM(tensors, k) != v) continue;
+            NEXT(which);
+            if (!PyLong_CheckExact(which) || PyLong_AsSsize_t(which) != k) return 0;
+            break;
+        }
+        return PyList_Append(tensors, v) ? -1 : 1;
+    }
+    if (cls == (PyObject *)&PyFloat_Type || cls == (PyObject *)&PyLong_Type || cls == (PyObject *)&PyBool_Type)
+        return part != cls ? 0 : PyList_Append(numbers, v) ? -1 : 1;
+    if (cls == (PyObject *)&PyTuple_Type || cls == (PyObject *)&PyList_Type) {
+        NEXT(size);
+        if (part != cls || !PyLong_CheckExact(size) || PyLong_AsSsize_t(size) != SIZE(v)) return 0;
+        return same_structure(v, key, at, tensors, numbers);
+    }
+    if (v == Py_None || cls == (PyObject *)&PyUnicode_Type) return same_word(v, part);
+    if (cls == (PyObject *)&PyDict_Type) return 0;
+    return PyLong_CheckExact(part) && PyLong_AsVoidPtr(part) == (void *)v;
+}
+
+static int same_structure(PyObject *x, PyObject *key, Py_ssize_t *at, PyObject *tensors, PyObject *numbers) {
+    int same = 1;
+    if (PyDict_CheckExact(x)) {
+        PyObject *name, *v, *names;
+        for (Py_ssize_t i = 0; same == 1 && PyDict_Next(x, &i, &name, &v);) same = same_value(v, key, at, tensors, numbers);
+        if (same != 1) return same;
+        if (*at >= PyTuple_GET_SIZE(key) || !PyTuple_CheckExact(names = PyTuple_GET_ITEM(key, (*at)++)) ||
+            PyTuple_GET_SIZE(names) != PyDict_GET_SIZE(x))
+            return 0;
+        for (Py_ssize_t i = 0, k = 0; PyDict_Next(x, &i, &name, &v); k++)
+            if (!same_word(name, PyTuple_GET_ITEM(names, k))) return 0;
+        return 1;
+    }
+    for (Py_ssize_t i = 0; same == 1 && i < SIZE(x); i++) same = same_value(ITEM(x, i), key, at, tensors, numbers);
+    return same;
+}
+
+static inline PyObject *pair(PyObject *list, Py_ssize_t i, int which) { return PyTuple_GET_ITEM(PyList_GET_ITEM(list, i), which); }
+
+static inline PyObject *numbered(PyObject *list, PyObject *index) { return PyList_GET_ITEM(list, PyLong_AsSsize_t(index)); }
+
+// Plan.applies: 1 if the facts hold, 0 if not or not known
+static int holds(PyObject *plan, PyObject *tensors, PyObject *numbers) {
+    PyObject *fixed = FIELD(plan, Plan, fixed), *metas = FIELD(plan, Plan, metas), *leaves = FIELD(plan, Plan, leaves);
+    PyObject *values = FIELD(plan, Plan, values), *added = FIELD(plan, Plan, added), *taken = FIELD(plan, Plan, taken);
+    PyObject *stores = FIELD(plan, Plan, stores), *without = FIELD(plan, Plan, without);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(fixed); i++)
+        if (FIELD(PyList_GET_ITEM(fixed, i), Tensor, _meta) != PyList_GET_ITEM(metas, i)) return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(leaves); i++)
+        if ((FIELD(PyList_GET_ITEM(leaves, i), Tensor, _grad) == Py_None) != (PyList_GET_ITEM(without, i) == Py_True)) return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(values); i++) {
+        PyObject *now = numbered(numbers, pair(values, i, 0)), *known = pair(values, i, 1);
+        if (now == known) continue;
+        if (Py_TYPE(now) != Py_TYPE(known)) return 0;
+        int same = PyObject_RichCompareBool(now, known, Py_EQ);  // of plain numbers
+        if (same != 1) return same;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(added); i++)
+        if (FIELD(pair(added, i, 0), Tensor, _grad) != pair(added, i, 1)) return 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tensors); i++) {
+        PyObject *t = PyList_GET_ITEM(tensors, i);
+        if (is_pending(t) || (FIELD(FIELD(t, Tensor, _meta), Meta, shared) != Py_False && is_exported(t))) return 0;
+    }
+    for (Py_ssize_t i = 0; stores != Py_None && i < PyList_GET_SIZE(taken); i++) {
+        PyObject *store = store_of(numbered(tensors, pair(taken, i, 1)));
+        for (Py_ssize_t k = 0; k < i; k++)
+            if (store_of(numbered(tensors, pair(taken, k, 1))) == store) return 0;
+        PyObject *id = PyLong_FromVoidPtr(store);
+        int found = id ? PySet_Contains(stores, id) : -1;
+        Py_XDECREF(id);
+        if (found) return found < 0 ? -1 : 0;
+    }
+    if (!PyList_GET_SIZE(FIELD(plan, Plan, tests))) return 1;
+    PyObject *stack[] = {plan, tensors}, *passes = PyObject_VectorcallMethod(n_passes, stack, 2, NULL);
+    int good = passes ? passes == Py_True : -1;
+    Py_XDECREF(passes);
+    return good;
+}
+
+static int is_plain(PyObject *program) {
+    PyObject *plain = PyObject_GetAttr(program, n_is_plain);
+    int is = plain ? plain == Py_True : -1;
+    Py_XDECREF(plain);
+    return is;
+}
+
+// Plan.run of a plan that is ready and whose program is plain
+static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers) {
+    PyObject *alive = FIELD(plan, Plan, alive), *grads = FIELD(plan, Plan, grads), *taken = FIELD(plan, Plan, taken);
+    PyObject *data = FIELD(plan, Plan, data), *optimizers = FIELD(plan, Plan, optimizers), *result = FIELD(plan, Plan, result), *out = NULL;
+    Py_ssize_t n = PyList_GET_SIZE(grads), m = PyList_GET_SIZE(alive);
+    PyObject *made = PyList_New(m), **before = PyMem_Calloc(n + 1, sizeof *before), *done;
+    int failed = !made || !before;
+    for (Py_ssize_t i = 0; !failed && i < m; i++) {
+        PyObject *s = PyList_GET_ITEM(alive, i), *t = fresh_tensor(Py_None, Py_None, FIELD(s, Step, meta));
+        if (!t) failed = 1;
+        else PyList_SET_ITEM(made, i, t);
+    }
+    if (failed) {
+        Py_XDECREF(made);
+        PyMem_Free(before);
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < m; i++) set(&FIELD(PyList_GET_ITEM(alive, i), Slot, t), PyList_GET_ITEM(made, i));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(taken); i++) set(&FIELD(pair(taken, i, 0), Slot, t), numbered(tensors, pair(taken, i, 1)));
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(data); i++) {
+        PyObject *value = Py_NewRef(numbered(numbers, pair(data, i, 1)));
+        failed |= PyList_SetItem(FIELD(plan, Plan, constants), PyLong_AsSsize_t(pair(data, i, 0)), value);
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject **place = &FIELD(pair(grads, i, 0), Tensor, _grad);
+        before[i] = *place;
+        *place = Py_NewRef(numbered(made, pair(grads, i, 1)));
+    }
+    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(optimizers); i++) {
+        PyObject *entry = PyList_GET_ITEM(optimizers, i);
+        PyObject *stack[] = {plan, PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1), PyTuple_GET_ITEM(entry, 2), PyTuple_GET_ITEM(entry, 3)};
+        if (!(done = PyObject_VectorcallMethod(n_ask, stack, 5, NULL))) failed = 1;
+        Py_XDECREF(done);
+    }
+    if (failed) {  // nothing has happened yet
+        for (Py_ssize_t i = 0; i < n; i++) Py_XSETREF(FIELD(pair(grads, i, 0), Tensor, _grad), before[i]);
+    } else {
+        for (Py_ssize_t i = 0; i < n; i++) Py_XDECREF(before[i]);
+        PyObject *stack[] = {FIELD(plan, Plan, program), FIELD(plan, Plan, constants)};
+        if (!(done = PyObject_VectorcallMethod(n_launch, stack, 2, NULL))) failed = 1;
+        Py_XDECREF(done);
+        for (Py_ssize_t i = 0; failed && i < n; i++) set(&FIELD(pair(grads, i, 0), Tensor, _grad), Py_None);
+    }
+    PyMem_Free(before);
+    for (Py_ssize_t i = 0; i < m; i++) set(&FIELD(PyList_GET_ITEM(alive, i), Slot, t), Py_None);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(taken); i++) set(&FIELD(pair(taken, i, 0), Slot, t), Py_None);
+    if (!failed && PyUnicode_Compare(PyTuple_GET_ITEM(result, 0), n_made) == 0) {
+        out = Py_NewRef(numbered(made, PyTuple_GET_ITEM(result, 1)));
+    } else if (!failed) {
+        PyObject *stack[] = {result, made, tensors};
+        out = PyObject_Vectorcall(build, stack, 3, NULL);
+    }
+    Py_DECREF(made);
+    return out;
+}
+
+// a call like the last one, which was replayed; None of it where anything is not the common case
+static PyObject *call_again(PyObject *replayer, PyObject *args, PyObject *kwargs) {
+    PyObject *known = FIELD(replayer, Replayer, ready), *plan, *key, *out = NULL;
+    if (known == Py_None || (plan = FIELD(known, Signature, plan)) == Py_None) Py_RETURN_NOTIMPLEMENTED;
+    key = FIELD(known, Signature, key);
+    if (PyLong_AsLongLong(FIELD(known, Signature, calls)) + 1 == PyLong_AsLongLong(FIELD(known, Signature, check)) ||
+        PyTuple_GET_ITEM(key, 1) != PyDict_GetItemWithError(dtypes, n__default))
+        Py_RETURN_NOTIMPLEMENTED;
+    PyObject *grad = look(STATE, n_grad);
+    if (!grad) return NULL;
+    if (PyTuple_GET_ITEM(key, 0) != grad) Py_RETURN_NOTIMPLEMENTED;
+    int good = is_plain(FIELD(plan, Plan, program));
+    PyObject *tensors = PyList_New(0), *numbers = PyList_New(0);
+    Py_ssize_t at = 2;
+    Py_INCREF(known);
+    Py_INCREF(plan);
+    if (!tensors || !numbers) good = -1;
+    if (good == 1) good = same_structure(args, key, &at, tensors, numbers);
+    if (good == 1 && PyDict_GET_SIZE(kwargs)) good = same_structure(kwargs, key, &at, tensors, numbers);
+    if (good == 1) good = at == PyTuple_GET_SIZE(key);
+    if (good == 1) good = holds(plan, tensors, numbers);
+    if (good == 1) good = FIELD(replayer, Replayer, ready) == known && FIELD(known, Signature, plan) == plan;
+    if (good == 1) {
+        set(&FIELD(replayer, Replayer, ready), Py_None);
+        good = add_to(&FIELD(known, Signature, calls), one) ? -1 : 1;
+    }
+    if (good == 1 && (out = run_again(plan, tensors, numbers))) {
+        if (add_to(&FIELD(known, Signature, replayed), one)) Py_CLEAR(out);
+        else set(&FIELD(replayer, Replayer, ready), known);
+    } else if (good == 1 && PyErr_ExceptionMatches(refused)) {  // the twin finds it, too, and knows what follows
+        PyErr_Clear();
+        good = add_to(&FIELD(known, Signature, calls), minus_one) ? -1 : 0;
+    }
+    Py_XDECREF(tensors);
+    Py_XDECREF(numbers);
+    Py_DECREF(known);
+    Py_DECREF(plan);
+    return out ? out : good ? NULL : Py_NewRef(Py_NotImplemented);
+}
+
+// again(replayer, args, kwargs): what one thread at a time may do
+static PyObject *again(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 3 || !PyTuple_CheckExact(args[1]) || !PyDict_CheckExact(args[2]))
+        return PyErr_SetString(PyExc_TypeError, "again(replayer, args, kwargs)"), NULL;
+    PyObject *stack[] = {FIELD(args[0], Replayer, lock), Py_False}, *held = PyObject_VectorcallMethod(n_acquire, stack, 2, NULL);
+    if (held != Py_True) {
+        Py_XDECREF(held);
+        return held ? Py_NewRef(Py_NotImplemented) : NULL;
+    }
+    Py_DECREF(held);
+    PyObject *out = call_again(args[0], args[1], args[2]), *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyObject *let_go = PyObject_VectorcallMethod(n_release, stack, 1, NULL);
+    Py_XDECREF(let_go);
+    if (type || let_go) PyErr_Restore(type, error, trace);
+    else Py_CLEAR(out);
+    return out;
+}
+
+// setup_replay(Replayer, Signature, Plan, refused, build)
+static PyObject *setup_replay(PyObject *module, PyObject *names) {
+    PyObject *Replayer, *Signature, *Plan;
+    if (!PyArg_ParseTuple(names, "OOOOO", &Replayer, &Signature, &Plan, &refused, &build)) return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
+    REPLAY_FIELDS(READ)
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {{"know", know, METH_VARARGS, NULL}, {"setup", setup, METH_VARARGS, NULL},
+                                  {"setup_replay", setup_replay, METH_VARARGS, NULL}, {"again", (PyCFunction)(void (*)(void))again, METH_FASTCALL, NULL},
+                                  {NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "torchlet_walk", NULL, -1, functions};
 
 PyMODINIT_FUNC PyInit_torchlet_walk(void) {
@@ -837,6 +1072,7 @@ PyMODINIT_FUNC PyInit_torchlet_walk(void) {
     NAMES(INTERN)
     zero = PyLong_FromLong(0);
     one = PyLong_FromLong(1);
+    minus_one = PyLong_FromLong(-1);
     empty = PyUnicode_InternFromString("");
     keywords = PyTuple_Pack(1, n_last);
     default_dtype = PyUnicode_InternFromString("default dtype");
