@@ -65,7 +65,30 @@ def test_parameters_buffers_and_modules_are_found_in_order_of_assignment() -> No
 def test_registered_values_are_ordinary_attributes_so_that_lookup_is_fast() -> None:
     layer = nn.Linear(2, 2)
     assert layer.__dict__["weight"] is layer.weight is layer._parameters["weight"]
-    assert "weight" in vars(layer)  # found before Module.__getattr__ is asked
+    assert "weight" in vars(layer)
+    assert not hasattr(nn.Linear, "__getattr__")  # with one, Python would read every attribute the slow way
+
+
+def test_a_subclass_may_fall_back_on_super_getattr() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def __getattr__(self, name: str) -> object:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.module, name)
+
+    class Deeper(Wrapper):
+        pass
+
+    wrapped = Deeper(nn.Linear(2, 3))
+    assert wrapped.weight is wrapped.module.weight and wrapped.out_features == 3
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'nothing'"):
+        wrapped.nothing
+    assert copy.deepcopy(wrapped).module.weight.shape == (3, 2)
 
 
 def test_writing_to_a_registry_changes_the_attribute() -> None:

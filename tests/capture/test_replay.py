@@ -308,3 +308,60 @@ def test_positions_that_change_in_place_are_looked_at_again():
         f(ids)
     ids[0] = 4
     assert f(ids).tolist() == [[4.0], [1.0]]
+
+
+def test_kinds_of_calls_that_take_turns_each_read_their_own_tensors():
+    small, large = torch.ones(3), torch.ones(3) * 5  # alike, so that both kinds of call walk one path
+
+    @torch.compile(replay=True)
+    def f(x, which):
+        return x * (small if which == "small" else large)
+
+    for i in range(12):
+        x = randn(3, seed=i)
+        same(plain(f(x, "small")), plain(x * small))
+        same(plain(f(x, "large")), plain(x * large))
+    assert sum(known.replayed for known in compiled_function(f).replayer.table.values()) == 2 * 7
+
+
+def test_arguments_in_tuples_lists_dictionaries_and_keywords_are_replayed_as_they_come():
+    def f(pair, more, *, scale, flag=None):
+        a, b = pair
+        return {"sum": (a + b * scale).sum(), "kept": [more["x"][0] * 2, a]}
+
+    g = torch.compile(f, replay=True)
+    for i in range(20):
+        a, b, c = (randn(3, seed=3 * i + k) for k in range(3))
+        pair = (a, a) if i == 14 else (a, b)
+        same(plain(f(pair, {"x": [c]}, scale=0.5 * i)), plain(g(pair, {"x": [c]}, scale=0.5 * i)))
+    table = compiled_function(g).replayer.table
+    assert [(known.calls, known.replayed) for known in table.values()] == [(19, 13), (1, 0)]
+    for more in ({"y": [a]}, {"x": (a,)}, {"x": [a, a]}):
+        catch(lambda more=more: g((a, b), more, scale=1.0))
+    assert len(table) == 5
+
+
+def test_a_launch_that_fails_in_a_replayed_call_leaves_no_gradient_behind():
+    w = torch.ones(3, requires_grad=True)
+
+    @torch.compile(replay=True)
+    def f(x):
+        w.grad = None
+        loss = (w * x).sum()
+        loss.backward()
+        return loss
+
+    for i in range(6):
+        f(randn(3, seed=i))
+    program = signature(f).plan.program
+    launch = program.launch
+
+    def broken(numbers):
+        raise RuntimeError("broken")
+
+    program.launch = broken
+    assert catch(lambda: f(randn(3)))[0] == "RuntimeError"
+    assert w.grad is None
+    program.launch = launch
+    x = randn(3, seed=9)
+    assert f(x).item() == pytest.approx(x.sum().item(), rel=1e-6) and torch.equal(w.grad, x)
