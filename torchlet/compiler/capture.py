@@ -9,6 +9,7 @@ A *segment* is the path from a root to the point where Python needs a value or t
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import threading
@@ -63,6 +64,11 @@ def _calibrate() -> int:
     holder.t = new(Tensor)
     t = holder.t
     return refcount(t)
+
+
+def _is_fixed(op: Op, x: Any) -> bool:
+    """True for a number of the user's that is part of the program: what masks are made of."""
+    return not isinstance(x, int | float) or (op.name in ("where", "full") and x in (math.inf, -math.inf))
 
 
 class Run:
@@ -428,7 +434,7 @@ class Run:
         fresh: list[Slot] = []
         for x in inputs:
             if not isinstance(x, Tensor):
-                entry: Any = Constant.of(x) if self.constants or not isinstance(x, int | float) else x.__class__
+                entry: Any = Constant.of(x) if self.constants or _is_fixed(op, x) else x.__class__
                 checks.append((None, entry))
                 key.append(entry)
             elif x._np is None and x._run is self:

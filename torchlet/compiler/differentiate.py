@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torchlet.autograd import OpNode, walk_back
@@ -11,7 +12,7 @@ from torchlet.op import OPS, STATE, Composite, Op
 from torchlet.tensor import Storage, Tensor
 
 
-class _Taping(Builder):
+class Taping(Builder):
     """A builder whose tensors are on the tape, so that the eager engine walks the graph; gradients get the user's lines."""
 
     def __init__(self) -> None:
@@ -39,6 +40,23 @@ class _Taping(Builder):
         """Dispatch."""
         return self.tape(op, inputs, attrs, self.source)
 
+    def leaf(self, node: Node) -> Tensor:
+        """A tensor that stands for a node and asks for its gradient."""
+        t = self.tensor(node)
+        t._store = Storage()
+        t._meta = t._meta.replace(requires_grad=True)
+        return t
+
+    @contextmanager
+    def taping(self) -> Iterator[None]:
+        """For a block, operations go to this builder, with their places on the tape."""
+        outer, outer_grad = STATE.run, STATE.grad
+        STATE.run, STATE.grad = self, True
+        try:
+            yield
+        finally:
+            STATE.run, STATE.grad = outer, outer_grad
+
     def edge_of(self, t: Tensor) -> Tensor:
         """A tensor without a node is an input: a leaf."""
         return t
@@ -49,16 +67,14 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
 
     The joint graph has the outputs of `graph` first, then the gradients that exist.
     """
-    b = _Taping()
+    b = Taping()
     tensors: dict[Node, Tensor] = {}
     inputs = []
     for n in graph.inputs:
         new = b.input(n.spec, n.attrs[1], n.name, n.source)
         inputs.append(new)
-        t = tensors[n] = b.tensor(new)
+        t = tensors[n] = b.leaf(new) if n in wrt else b.tensor(new)
         t._store = Storage()
-        if n in wrt:
-            t._meta = t._meta.replace(requires_grad=True)
     for n in graph.scalars:
         tensors[n] = b.tensor(b.scalar(n.spec.dtype, n.name))
         tensors[n]._store = Storage()
@@ -66,9 +82,7 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
     grads_in = []
     needed = tuple(dict.fromkeys([*graph.outputs, *of]))
     everything = Graph(graph.name, graph.inputs, graph.scalars, needed, (None,) * len(needed))
-    outer, outer_grad = STATE.run, STATE.grad
-    STATE.run, STATE.grad = b, True
-    try:
+    with b.taping():
         for n in everything.nodes():
             if n in tensors:
                 continue
@@ -94,8 +108,6 @@ def differentiate(graph: Graph, of: Sequence[Node], wrt: Sequence[Node]) -> tupl
             node = b.unwrap(gradient)
             assert isinstance(node, Node)
             grads_out.append(node if node.kind == "op" else b.node(OPS["clone"], (node,), ()))
-    finally:
-        STATE.run, STATE.grad = outer, outer_grad
     outputs = tuple(b.unwrap(tensors[n]) for n in graph.outputs)
     present = tuple(g for g in grads_out if g is not None)
     joint = Graph(

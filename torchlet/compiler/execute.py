@@ -20,6 +20,7 @@ from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.launch import CudaExecutable
 from torchlet.compiler.loops import Kernel
+from torchlet.compiler.recognise import recognise
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedule
 from torchlet.compiler.simplify import simplify
 from torchlet.compiler.sizes import Family, Sizes
@@ -37,7 +38,7 @@ Array = np.ndarray[Any, Any]
 def optimize(graph: Graph, gpu: bool = False) -> Graph:
     """The graph in operators that have loops, or on a GPU kernels written by hand, simplified until nothing changes."""
     claimed = claims if gpu else lambda n: False
-    graph = decompose(graph, claimed)
+    graph = decompose(recognise(graph, claimed) if gpu else graph, claimed)
     size = -1
     while size != (size := len(graph.nodes())):
         graph = decompose(simplify(graph), claimed)
@@ -55,7 +56,10 @@ def compile_graph(
     other sizes, with which already the first of them is compiled for all sizes, or None.
     """
     clock = [time.perf_counter()]
-    simple = optimize(graph, gpu=device is not CPU)
+    opened: list[tuple[str, str, str]] = []  # what has a kernel written by hand, but not here
+    known = graph if device is CPU else recognise(graph, claims, opened)
+    opened += [] if device is CPU else refusals(known)
+    simple = optimize(known, gpu=device is not CPU)
     clock.append(time.perf_counter())
     family, shared = sizes.enter(simple) if sizes is not None and device is CPU else (None, False)
     plan, fused = schedule(simple, name, family.decisions if shared and family is not None else None, gpu=device is not CPU)
@@ -75,7 +79,6 @@ def compile_graph(
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
     cached = len(plan.kernels) - (counts["compiled"] - compiled)
-    opened = [] if device is CPU else refusals(graph)
     exe.stages |= {"opened": opened, "graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
     exe.stages["calls"] = load.COUNTS["calls"] - calls
     return exe

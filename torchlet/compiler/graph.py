@@ -104,9 +104,14 @@ class Builder:
         node = self.table["scalar", position] = Node("scalar", None, (), (position,), Spec((), dtype, weak=True), "", name)
         return node
 
+    @staticmethod
+    def key(op: Op, inputs: tuple[Node | Number, ...], attrs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Nodes with equal keys are equal."""
+        return (op, tuple([x if isinstance(x, Node) else (x.__class__, repr(x)) for x in inputs]), attrs)
+
     def node(self, op: Op, inputs: tuple[Node | Number, ...], attrs: tuple[Any, ...], source: str = "", spec: Spec | None = None) -> Node:
         """The one node with these parts."""
-        key = (op, tuple([x if isinstance(x, Node) else (x.__class__, repr(x)) for x in inputs]), attrs)
+        key = self.key(op, inputs, attrs)
         found = self.table.get(key)
         if found is None:
             if spec is None:

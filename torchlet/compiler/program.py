@@ -15,14 +15,17 @@ import numpy as np
 
 from torchlet import autograd, dtypes, storage
 from torchlet.autograd import Saved, edge_of, execute, execute_inplace, force, walk_back
+from torchlet.compiler.claim import claims
 from torchlet.compiler.differentiate import differentiate, drop_gradients
 from torchlet.compiler.execute import Executable, compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node, Number
 from torchlet.compiler.host import bind_launch, c_launch, emit_launch
 from torchlet.compiler.partition import partition
+from torchlet.compiler.recognise import recognise
 from torchlet.compiler.sizes import Sizes, resized
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, Composite, apply
+from torchlet.ops.attention import has_kernels
 from torchlet.runtime.cuda import CudaError
 from torchlet.spec import CPU, contiguous_strides, device, memory_order
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
@@ -397,8 +400,7 @@ class Backward:
         slots = program.path.slots
         self.wrt = [k for k, i in enumerate(seg.inputs) if slots[i].t._meta.requires_grad]
         self.reaches, self.group_of = _groups(graph, distinct, [graph.inputs[k] for k in self.wrt])
-        joint, grads_in, grads_out = differentiate(graph, distinct, [graph.inputs[k] for k in self.wrt])
-        self.has_grad = [g is not None for g in grads_out]
+        joint, grads_in, self.has_grad = _joint(graph, distinct, [graph.inputs[k] for k in self.wrt], program.place)
         sizes = program.sizes if program.place is CPU else None
         known = None if sizes is None else sizes.cut(joint)
         self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known)
@@ -456,7 +458,7 @@ class Backward:
             return None, None
         n = len(graph.outputs)
         whole = replace(other, outputs=other.outputs[:n], targets=graph.targets)
-        joint, grads_in, _ = differentiate(whole, list(other.outputs[n:]), [other.inputs[k] for k in self.wrt])
+        joint, grads_in, _ = _joint(whole, list(other.outputs[n:]), [other.inputs[k] for k in self.wrt], self.program.place)
         order = self.joint.nodes()
         return partition(joint, grads_in, n, [order.index(x) for x in self.kept_nodes])[:2]
 
@@ -472,6 +474,14 @@ class Backward:
             if group not in made:
                 made[group] = SegmentNode(self, group, inputs, entries, scalars)
             t._node, t._out = made[group], k
+
+
+def _joint(graph: Graph, of: Sequence[Node], wrt: Sequence[Node], place: device) -> tuple[Graph, tuple[Node, ...], list[bool]]:
+    """(joint graph, its inputs that are gradients, which of `wrt` have a gradient); attention is whole in it where it has kernels."""
+    joint, _, grads_out = differentiate(graph, of, wrt)
+    if has_kernels(place):
+        joint = recognise(joint, claims)
+    return joint, joint.inputs[len(graph.inputs) :], [g is not None for g in grads_out]
 
 
 def _groups(graph: Graph, outputs: Sequence[Node], wrt: Sequence[Node]) -> tuple[list[set[int]], list[int]]:

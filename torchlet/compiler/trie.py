@@ -72,7 +72,7 @@ class Step(Slot):
 
 
 class Constant:
-    """A number that is part of the program (it came from a gradient rule, not from the user)."""
+    """A number that is part of the program: it came from a gradient rule, or is an infinity that a mask is made of."""
 
     __slots__ = ("value",)
     value: Any

@@ -74,7 +74,7 @@ def sdpa_body(
     weights = _weights(query, key, mask, is_causal, scale)
     if drops:
         weights = apply(dropout_, (weights, p, seed, offset))
-    return apply(matmul_, (weights, value))
+    return apply(matmul_, (weights.to(value.dtype), value))  # a wider mask makes wider weights
 
 
 def _sdpa_np(query: Any, key: Any, value: Any, p: float, seed: int, offset: int, *rest: Any) -> Any:
@@ -144,9 +144,14 @@ def unfit(query: Spec, key: Spec, value: Spec, mask: Sequence[Spec], enable_gqa:
     return "it has no elements" if 0 in (*query.shape, *key.shape, *value.shape) else ""
 
 
+def has_kernels(place: Device) -> bool:
+    """True where fused kernels for attention exist: on a GPU, or while a dry run compiles for one."""
+    return STATE.gpu or place.type == "cuda"
+
+
 def is_fused(query: Tensor, key: Tensor, value: Tensor, mask: Sequence[Tensor], enable_gqa: bool, drops: bool) -> bool:
-    """True where the gradients are to be made for the fused kernels: on a GPU, where they take this attention."""
-    if not (STATE.gpu or query.device.type == "cuda"):
+    """True where the gradients are to be made for the fused kernels: where there are kernels, and they take this attention."""
+    if not has_kernels(query.device):
         return False
     specs = [x._meta.spec for x in (query, key, value)]
     return not unfit(specs[0], specs[1], specs[2], [m._meta.spec for m in mask], enable_gqa, drops)
@@ -301,7 +306,7 @@ sdpa_dv_ = define(
 )  # fmt: skip
 
 
-def _from_lse(
+def from_lse(
     op: Op, g: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Sequence[Tensor], is_causal: bool, scale: float,
     enable_gqa: bool,
 ) -> Tensor:
@@ -356,7 +361,7 @@ def _query_grad(
     drops: Any,
 ) -> Tensor:
     if is_fused(query, key, value, mask, enable_gqa, drops):
-        return _from_lse(sdpa_dq_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
+        return from_lse(sdpa_dq_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
     return _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[1]
 
 
@@ -376,7 +381,7 @@ def _key_grad(
     drops: Any,
 ) -> Tensor:
     if is_fused(query, key, value, mask, enable_gqa, drops):
-        return _from_lse(sdpa_dk_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
+        return from_lse(sdpa_dk_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
     turned = _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[2]
     return _fewer(apply(matmul_, (turned, query)) * scale, key, enable_gqa)
 
@@ -397,7 +402,7 @@ def _value_grad(
     drops: Any,
 ) -> Tensor:
     if is_fused(query, key, value, mask, enable_gqa, drops):
-        return _from_lse(sdpa_dv_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
+        return from_lse(sdpa_dv_, g, out, query, key, value, mask, is_causal, scale, enable_gqa)
     turned = _grads(g, query, key, value, p, seed, offset, mask, is_causal, scale, enable_gqa, drops)[3]
     return _fewer(apply(matmul_, (turned, g)), value, enable_gqa)
 
