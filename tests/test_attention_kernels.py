@@ -63,7 +63,7 @@ def expected(f: Callable[..., Any], g: np.ndarray, *arrays: np.ndarray) -> list[
 def check_training(f: Callable[..., Any], arrays: list[np.ndarray], tolerance: float) -> Plan:
     joint = training(f, *arrays)
     g = normal(*joint.outputs[0].spec.shape).astype(arrays[0].dtype)
-    plan, _ = schedule(optimize(joint, gpu=True), "f")
+    plan, _ = schedule(optimize(joint, gpu=True), "f", gpu=True)
     parts = sorted(k.body.part for k in plan.kernels if isinstance(k.body, Attention))
     assert parts == ["forward", "key_gradient", "query_gradient"]
     wanted = expected(f, g, *arrays)
@@ -130,7 +130,7 @@ def test_packed_heads_are_read_by_stride_without_copies() -> None:
 
 
 def test_forward_alone_keeps_nothing_for_a_backward_pass() -> None:
-    plan = schedule(optimize(graph_of(packed, normal(2, 40, 96)), gpu=True), "f")[0]
+    plan = schedule(optimize(graph_of(packed, normal(2, 40, 96)), gpu=True), "f", gpu=True)[0]
     (attention,) = [k for k in plan.kernels if k.body]
     assert len(attention.buffers) == 2 and "LSE=False" in emit(attention).source
 
@@ -138,7 +138,7 @@ def test_forward_alone_keeps_nothing_for_a_backward_pass() -> None:
 def test_the_gradient_of_values_alone_writes_no_gradient_of_keys() -> None:
     q, k, v = (normal(1, 1, 20, 16) for _ in range(3))
     joint = training(F.scaled_dot_product_attention, q, k, v)
-    plan, _ = schedule(optimize(replace(joint, outputs=joint.outputs[3:], targets=(None,)), gpu=True), "f")
+    plan, _ = schedule(optimize(replace(joint, outputs=joint.outputs[3:], targets=(None,)), gpu=True), "f", gpu=True)
     g = normal(1, 1, 20, 16)
     np.testing.assert_allclose(
         run_interpreted_triton(plan, [q, k, v, g])[0], expected(F.scaled_dot_product_attention, g, q, k, v)[3], atol=1e-5
@@ -149,7 +149,7 @@ def test_the_gradient_of_values_alone_writes_no_gradient_of_keys() -> None:
 def test_the_logarithms_of_row_sums_alone() -> None:
     q, k = normal(2, 33, 16), normal(2, 20, 16)
     graph = graph_of(lambda q, k: OPS["sdpa_lse"](q, k, k, is_causal=True, scale=0.5, enable_gqa=False), q, k)
-    plan = schedule(optimize(graph, gpu=True), "f")[0]
+    plan = schedule(optimize(graph, gpu=True), "f", gpu=True)[0]
     scores = np.where(np.tri(33, 20) > 0, q.astype(np.float64) @ k.swapaxes(-2, -1) * 0.5, -np.inf)
     np.testing.assert_allclose(run_interpreted_triton(plan, [q, k])[0], np.log(np.exp(scores).sum(-1)), rtol=1e-5, atol=1e-6)
     assert "OUT=False" in emit(plan.kernels[0]).source
@@ -169,23 +169,19 @@ def test_dropout_wide_heads_and_float64_are_left_to_the_parts_with_a_reason() ->
     for why, (f, x) in cases.items():
         graph = graph_of(f, x)
         assert [why in text for _, text, _ in refusals(graph)] == [True], why
-        plan = schedule(optimize(graph, gpu=True), "f")[0]
+        plan = schedule(optimize(graph, gpu=True), "f", gpu=True)[0]
         assert not any(k.body for k in plan.kernels)
 
 
-def test_on_the_cpu_attention_is_opened() -> None:
-    assert not any(k.body for k in schedule(optimize(graph_of(packed, normal(2, 40, 96))), "f")[0].kernels)
-
-
 def test_a_kernel_as_text_makes_the_same_kernel_again() -> None:
-    kernel = next(k for k in schedule(optimize(graph_of(packed, normal(2, 40, 96)), gpu=True), "f")[0].kernels if k.body)
+    kernel = next(k for k in schedule(optimize(graph_of(packed, normal(2, 40, 96)), gpu=True), "f", gpu=True)[0].kernels if k.body)
     names: dict[str, Any] = {}
     exec(loop_text.PRELUDE + loop_text.to_python(kernel), names)
     assert names["kernel"] == kernel
     assert "Attention(part='forward'" in loop_text.to_text(kernel)
 
 
-def test_kernels_of_a_training_function_show_fused_attention_for_a_gpu_and_loops_for_the_cpu() -> None:
+def test_kernels_of_a_training_function_show_three_attention_kernels_for_a_gpu_and_two_for_the_cpu() -> None:
     x = torch.randn(2, 40, 96, requires_grad=True)
 
     def step(x: Any) -> Any:
@@ -193,7 +189,7 @@ def test_kernels_of_a_training_function_show_fused_attention_for_a_gpu_and_loops
 
     names = [k.name for k in kernels(step, x, target="cuda:90")]
     assert sum(n.startswith("sdpa") for n in names) == 3
-    assert not any(n.startswith("sdpa") for n in (k.name for k in kernels(step, x, target="cpu")))
+    assert sum(k.name.startswith("sdpa") for k in kernels(step, x, target="cpu")) == 2  # all gradients come from one
     assert x.grad is None
 
 
@@ -231,7 +227,7 @@ def canonical(part: str, d: int, kind: torch.dtype) -> Any:
     """A kernel of a causal training step, 4 x 8 heads of 1024."""
     q = np.zeros((4, 8, 1024, d), kind.np)
     joint = training(functools.partial(F.scaled_dot_product_attention, is_causal=True), q, q, q)
-    plan, _ = schedule(optimize(joint, gpu=True), "f")
+    plan, _ = schedule(optimize(joint, gpu=True), "f", gpu=True)
     return next(k for k in plan.kernels if isinstance(k.body, Attention) and k.body.part == part)
 
 

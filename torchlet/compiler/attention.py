@@ -2,7 +2,7 @@
 
 The matrix of weights is never in memory: the forward pass keeps the logarithm of each row's sum, from which the backward passes
 make the weights again, block by block. The work on one head is in `kernels.attention`; an entry point finds the head's matrices
-in the buffers, whatever their strides.
+in the buffers, whatever their strides. On the CPU `codegen.cpu_attention` prints it, and all gradients are made by one launch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchlet.compiler.loops import Buffer, Handwritten
+from torchlet.errors import UnsupportedError
 
 __all__ = ["Attention", "Operand"]
 
@@ -22,6 +23,7 @@ PARTS = {  # what each kernel reads and may write
     "forward": (("q", "k", "v", "mask"), ("out", "lse")),
     "query_gradient": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dq",)),
     "key_gradient": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dk", "dv")),
+    "gradients": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dq", "dk", "dv")),  # on the CPU
 }
 _ROWS_ONLY = ("lse", "delta")  # one number a row
 
@@ -40,7 +42,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attention(Handwritten):
-    """One of the three kernels over `stack` (batch …, heads) of problems with `rows` queries of width d and `columns` values of width dv.
+    """One of the kernels over `stack` (batch …, heads) of problems with `rows` queries of width d and `columns` values of width dv.
 
     `group`: how many heads share a key and a value; the last stack strides of k, v, dk and dv are those of shared heads.
     """
@@ -74,7 +76,9 @@ class Attention(Handwritten):
         return min(m, max(16, _power_of_two(self.rows))), min(n, max(16, _power_of_two(self.columns))), warps, stages
 
     def emit(self, buffers: Sequence[Buffer], target: str) -> tuple[list[str], list[str], int, int, int]:
-        """(lines of the entry point, device functions it calls, programs, warps, stages)."""
+        """(lines of the entry point, device functions it calls, programs, warps, stages). Raises UnsupportedError for the CPU's part."""
+        if self.part == "gradients":
+            raise UnsupportedError("triton: all gradients of attention in one launch is what the CPU does")
         kinds = [b.dtype.name for b in buffers]
         m, n, warps, stages = self._tile(target, buffers[self._operand("q").buffer].dtype.itemsize)
         reads, writes = PARTS[self.part]
@@ -220,6 +224,7 @@ class Attention(Handwritten):
     def flops(self) -> int:
         """Arithmetic of the products, and an exponential, a multiplication and an addition a score; half of it where causal."""
         products = {"forward": self.d + self.dv, "query_gradient": 2 * self.d + self.dv, "key_gradient": 2 * self.d + 2 * self.dv}
+        products["gradients"] = 3 * self.d + 2 * self.dv
         scores = math.prod(self.stack) * self.rows * self.columns
         if self.causal:
             scores = math.prod(self.stack) * sum(min(i + 1, self.columns) for i in range(self.rows))

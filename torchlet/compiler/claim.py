@@ -1,4 +1,4 @@
-"""Which composite operators a kernel written by hand computes on GPUs, and what that kernel is."""
+"""Which composite operators a kernel written by hand computes, on GPUs and on the CPU, and what that kernel is."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _PART = {  # operator -> (kernel, the kernel's name of the result)
 _SHORT = {"query": "q", "key": "k", "value": "v", "*mask": "mask"}
 
 
-def claims(n: Node) -> bool:
+def claims(n: Node, gpu: bool = True) -> bool:
     """True for a composite that stays whole, because a kernel computes it."""
-    return n.op is not None and n.op.name in _PART and isinstance(n.op.lower, Composite) and not _refusal(n)
+    return n.op is not None and n.op.name in _PART and isinstance(n.op.lower, Composite) and not _refusal(n, gpu)
 
 
-def refusals(graph: Graph) -> list[tuple[str, str, str]]:
+def refusals(graph: Graph, gpu: bool = True) -> list[tuple[str, str, str]]:
     """(operator, why no kernel takes it, the user's line) for each attention that is opened."""
-    found = [(n.op.name, _refusal(n), n.source) for n in graph.nodes() if n.op is not None and n.op.name in _PART]
+    found = [(n.op.name, _refusal(n, gpu), n.source) for n in graph.nodes() if n.op is not None and n.op.name in _PART]
     return [f for f in found if f[1]]
 
 
-def group_key(n: Node) -> tuple[Any, ...]:
-    """Claimed nodes with equal keys are results of one kernel."""
+def group_key(n: Node, gpu: bool = True) -> tuple[Any, ...]:
+    """Claimed nodes with equal keys are results of one kernel: on the CPU all gradients are, which share the scores."""
     part, operands, attrs = _call(n)
-    return (part, *operands.items(), *attrs)
+    return ("gradients" if part != "forward" and not gpu else part, *operands.items(), *attrs)
 
 
 def attention(
@@ -47,7 +47,9 @@ def attention(
     `place`: the buffer of a node's element and where it is in it; `homes`: buffers and strides of the results that are stored;
     `number`: the position of a buffer among the kernel's.
     """
-    part, operands, (causal, scale, gqa) = _call(nodes[0])
+    parts = dict.fromkeys(_call(n)[0] for n in nodes)
+    part = next(iter(parts)) if len(parts) == 1 else "gradients"
+    _, operands, (causal, scale, gqa) = _call(nodes[0])
     q, k, v = (operands[x].spec.shape for x in "qkv")
     found = []
     for name in PARTS[part][0]:
@@ -84,7 +86,7 @@ def _call(n: Node) -> tuple[str, dict[str, Node], tuple[Any, ...]]:
     return _PART[n.op.name][0], inputs, n.attrs[:3]
 
 
-def _refusal(n: Node) -> str:
+def _refusal(n: Node, gpu: bool) -> str:
     assert n.op is not None
     _, operands, attrs = _call(n)
     drops = n.op.name == "sdpa" and n.attrs[3]
@@ -92,4 +94,4 @@ def _refusal(n: Node) -> str:
     mask = [operands["mask"].spec] if "mask" in operands else []
     if "g" in operands and operands["g"].spec.dtype is not specs[0].dtype:
         return "its gradient has another dtype"
-    return unfit(specs[0], specs[1], specs[2], mask, attrs[2], drops)
+    return unfit(specs[0], specs[1], specs[2], mask, attrs[2], drops, gpu)

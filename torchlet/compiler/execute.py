@@ -36,9 +36,12 @@ Array = np.ndarray[Any, Any]
 
 
 def optimize(graph: Graph, gpu: bool = False) -> Graph:
-    """The graph in operators that have loops, or on a GPU kernels written by hand, simplified until nothing changes."""
-    claimed = claims if gpu else lambda n: False
-    graph = decompose(recognise(graph, claimed) if gpu else graph, claimed)
+    """The graph in operators that have loops or kernels written by hand, simplified until nothing changes."""
+
+    def claimed(n: Node) -> bool:
+        return claims(n, gpu)
+
+    graph = decompose(recognise(graph, claimed), claimed)
     size = -1
     while size != (size := len(graph.nodes())):
         graph = decompose(simplify(graph), claimed)
@@ -57,8 +60,8 @@ def compile_graph(
     """
     clock = [time.perf_counter()]
     opened: list[tuple[str, str, str]] = []  # what has a kernel written by hand, but not here
-    known = graph if device is CPU else recognise(graph, claims, opened)
-    opened += [] if device is CPU else refusals(known)
+    known = recognise(graph, lambda n: claims(n, device is not CPU), opened)
+    opened += refusals(known, device is not CPU)
     simple = optimize(known, gpu=device is not CPU)
     clock.append(time.perf_counter())
     family, shared = sizes.enter(simple) if sizes is not None and device is CPU else (None, False)

@@ -312,8 +312,8 @@ def _share_loops(g: Group) -> Group:
 class _Search:
     """Groups with what they read, and which groups stand before which."""
 
-    def __init__(self, graph: Graph, known: Decisions | None = None):
-        self.graph, self.known = graph, known
+    def __init__(self, graph: Graph, known: Decisions | None = None, gpu: bool = False):
+        self.graph, self.known, self.gpu = graph, known, gpu
         nodes = graph.nodes()
         self.order = {n: i for i, n in enumerate(nodes)}
         self.names = Names.of_graph(graph)
@@ -355,7 +355,7 @@ class _Search:
         """Results of one kernel written by hand: they read the same, so nothing can stand between them."""
         first: dict[object, Node] = {}
         for n in self.named:
-            if n.op is not None and isinstance(n.op.lower, Composite) and (other := first.setdefault(group_key(n), n)) is not n:
+            if n.op is not None and isinstance(n.op.lower, Composite) and (other := first.setdefault(group_key(n, self.gpu), n)) is not n:
                 a, b = self.group[other], self.group[n]
                 joined = Group((*a.nodes, *b.nodes), a.grid, {**a.coords, **b.coords}, {**a.inner, **b.inner}, a.fixed, alone=True)
                 self.settle(a, b, joined)
@@ -508,15 +508,15 @@ def _sources(n: Node, named: set[Node]) -> list[Node]:
     return sorted(out, key=lambda x: x.kind == "input")
 
 
-def fuse(graph: Graph, known: Decisions | None = None) -> Fused:
+def fuse(graph: Graph, known: Decisions | None = None, gpu: bool = False) -> Fused:
     """The kernels of a graph as groups of nodes. Outputs that are inputs, numbers or twice the same must have been made copies before.
 
     `known`: what was decided for the same graph at other sizes.
     """
-    search = _Search(graph, known)
+    search = _Search(graph, known, gpu)
     groups = None if known is None else search.repeat(known)
     if groups is None:
-        search = _Search(graph) if known is not None else search
+        search = _Search(graph, None, gpu) if known is not None else search
         groups = search.run()
     outside = [n for n in search.named if n in search.outputs or any(search.group[r] is not search.group[n] for r in search.readers[n])]
     stores: dict[Node, tuple[Home, ...]] = {n: (search.homes[n],) for n in outside}

@@ -168,6 +168,6 @@ def canonical(kernel: Kernel) -> Kernel:
     )
     return Kernel(
         _PLACEHOLDER, kernel.grid, phases, tuple(replace(b, name=buffers[b.name]) for b in kernel.buffers),
-        tuple(replace(a, name=scalars[a.name]) for a in kernel.scalars),
+        tuple(replace(a, name=scalars[a.name]) for a in kernel.scalars), (), kernel.body,
     )
 

@@ -2,7 +2,7 @@
 
 Grammar
     Kernel    = name, grid: Axis*, phases: Phase*, buffers: Buffer*, scalars: ScalarArg*
-              | name, buffers: Buffer*, body: Handwritten (a kernel of `torchlet.kernels`, or a group, on GPUs)
+              | name, buffers: Buffer*, body: Handwritten (attention, or on GPUs a group)
     Phase     = reduce: Axis*, reductions: (Reduction | Dot)*, stores: Store*
     Reduction = name, combine (sum prod max min any all argmax argmin), value: Expr
     Dot       = name, a: Expr over (batch, m, k), b: Expr over (batch, k, n), with m, n grid axes and k the reduce axis

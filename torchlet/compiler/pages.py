@@ -20,6 +20,7 @@ from torchlet.compiler.codegen import cpu as c_codegen
 from torchlet.compiler.codegen import triton as triton_codegen
 from torchlet.compiler.execute import Executable
 from torchlet.compiler.graph import Graph, Names, identifier, to_text
+from torchlet.compiler.launch import CudaExecutable
 from torchlet.compiler.loop_text import PRELUDE, readable, to_python
 from torchlet.compiler.loop_text import to_text as loops_to_text
 from torchlet.compiler.loops import Kernel, data_terms
@@ -70,6 +71,11 @@ class LabelledKernel:
         """The loop nest, with short paths and axes that do not depend on what was compiled before."""
         k = readable(self.launch.kernel)
         return replace(k, origin=tuple(short(o) for o in k.origin))
+
+    @property
+    def in_c(self) -> bool:
+        """True where C is made of it: always but for kernels written by hand on a GPU."""
+        return self.kernel.body is None or not isinstance(self.half.exe, CudaExecutable)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def pages(entry: Entry, ptx: bool) -> dict[str, str]:
     out["5_memory.txt"] = "\n".join(memory(h) for h in entry.halves)
     for k in entry.kernels:
         base = f"6_kernels/{k.label}"
-        if k.kernel.body is None:
+        if k.in_c:
             out[f"{base}.c"] = c_source(k.kernel)
         out.update({f"{base}{end}": text for end, text in triton_source(k.kernel, ptx).items()})
         out[f"{base}_run.py"] = kernel_script(entry, k)
@@ -358,11 +364,12 @@ def index_limits(kernel: Kernel) -> dict[str, int]:
 def kernel_script(entry: Entry, k: LabelledKernel) -> str:
     """A program that runs the kernel alone."""
     numbers = {s.name: entry.scalars[i] for s, i in zip(k.kernel.scalars, k.launch.scalars, strict=True) if i < len(entry.scalars)}
+    arguments = f"limits={index_limits(k.kernel)!r}, numbers={numbers!r}" + ("" if k.in_c else ", in_c=False")
     return (
         f'"""{k.label} of {entry.name}, alone. Options: --check, --time, --triton, --source FILE."""\n\n'
         "import sys\nfrom math import inf, nan  # numbers may be\n\n"
         f"from torchlet.compiler.rerun import kernel_script\n{PRELUDE}\n{to_python(k.kernel)}\n"
-        f'if __name__ == "__main__":\n    sys.exit(kernel_script(kernel, limits={index_limits(k.kernel)!r}, numbers={numbers!r}))\n'
+        f'if __name__ == "__main__":\n    sys.exit(kernel_script(kernel, {arguments}))\n'
     )
 
 

@@ -25,7 +25,7 @@ from torchlet.compiler.recognise import recognise
 from torchlet.compiler.sizes import Sizes, resized
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, Composite, apply
-from torchlet.ops.attention import has_kernels
+from torchlet.ops.attention import on_gpu
 from torchlet.runtime.cuda import CudaError
 from torchlet.spec import CPU, contiguous_strides, device, memory_order
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
@@ -479,8 +479,7 @@ class Backward:
 def _joint(graph: Graph, of: Sequence[Node], wrt: Sequence[Node], place: device) -> tuple[Graph, tuple[Node, ...], list[bool]]:
     """(joint graph, its inputs that are gradients, which of `wrt` have a gradient); attention is whole in it where it has kernels."""
     joint, _, grads_out = differentiate(graph, of, wrt)
-    if has_kernels(place):
-        joint = recognise(joint, claims)
+    joint = recognise(joint, lambda n: claims(n, on_gpu(place)))
     return joint, joint.inputs[len(graph.inputs) :], [g is not None for g in grads_out]
 
 

@@ -109,10 +109,10 @@ def _compare(
 # ------------------------------------------------------------------------------------------------ a kernel
 
 
-def kernel_script(kernel: Kernel, limits: Mapping[str, int], numbers: Mapping[str, float]) -> int:
+def kernel_script(kernel: Kernel, limits: Mapping[str, int], numbers: Mapping[str, float], in_c: bool = True) -> int:
     """The main program of a kernel's script: `--check` against NumPy, `--time`, `--triton`, `--source FILE`. Returns 0 when all agree.
 
-    `limits`: integer buffers hold values below these; `numbers`: values of the kernel's scalars.
+    `limits`: integer buffers hold values below these; `numbers`: values of the kernel's scalars; `in_c`: False where Triton alone has it.
     """
     parser = argparse.ArgumentParser(description=f"Run the kernel {kernel.name} alone, on seeded inputs of its shapes.")
     parser.add_argument("--check", action="store_true", help="compare with the same loop nest run in NumPy (the default)")
@@ -122,7 +122,7 @@ def kernel_script(kernel: Kernel, limits: Mapping[str, int], numbers: Mapping[st
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     values = [_number(s, numbers) for s in kernel.scalars]
-    loaded = load([kernel])[0] if kernel.body is None else None
+    loaded = load([kernel])[0] if in_c else None
     if options.source and loaded is not None:
         loaded = replace(loaded, address=_address(Path(options.source), kernel.name))
     good = True
@@ -168,7 +168,7 @@ def _check(kernel: Kernel, loaded: LoadedKernel | None, numbers: list[Any], arra
         found = [a.copy() for a in arrays]
         _launch(kernel, loaded, found, numbers).run()
         good = compare("C", found)
-    if with_triton or loaded is None:  # what is written by hand has no C
+    if with_triton or loaded is None:
         found = [a.copy() for a in arrays]
         interpreter.run(triton.emit(kernel), found, numbers)
         good &= compare("Triton", found)

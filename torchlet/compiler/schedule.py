@@ -152,7 +152,7 @@ class _Scheduler:
         made = [k for k in range(len(self.graph.outputs)) if k not in self.kept]
         named = tuple(self.graph.output_names[k] for k in made) if self.graph.output_names else ()
         simple = replace(self.graph, outputs=tuple(self.graph.outputs[k] for k in made), targets=(), output_names=named)
-        self.fused: Fused = fuse(simple, known)
+        self.fused: Fused = fuse(simple, known, gpu)
         self.groups = list(self.fused.groups)
         self.group = {n: g for g in self.groups for n in g.nodes}
         self.reads = dict(self.fused.reads)

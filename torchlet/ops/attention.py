@@ -121,20 +121,23 @@ def _sdpa_spec(query: Spec, key: Spec, value: Spec, p: Any, seed: Any, offset: A
 
 # ------------------------------------------------------------------------------------------------ without the matrix of weights
 #
-# On a GPU the forward pass keeps, besides its result, the logarithm of the sum of each row's exponentials. Three further
-# operators make the gradients from it. Kernels claim all five (`compiler.claim`); what no kernel claims is opened like any composite.
+# The forward pass keeps, besides its result, the logarithm of the sum of each row's exponentials. Three further operators make the
+# gradients from it. Kernels claim all five (`compiler.claim`); what no kernel claims is opened like any composite.
 
-WIDEST = 256  # the largest head that the kernels hold in registers
+WIDEST = 256  # the largest head that the kernels of GPUs hold in registers
+DEEPEST = 8  # dimensions that the CPU's kernel takes (TL_STACK, rows and columns)
 
 
-def unfit(query: Spec, key: Spec, value: Spec, mask: Sequence[Spec], enable_gqa: bool, drops: bool) -> str:
+def unfit(query: Spec, key: Spec, value: Spec, mask: Sequence[Spec], enable_gqa: bool, drops: bool, gpu: bool = True) -> str:
     """Why no fused kernel computes this attention; empty where one does."""
     if drops:
         return "its weights are dropped at random"
-    if query.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
+    if query.dtype not in ((dtypes.float32, dtypes.float16, dtypes.bfloat16) if gpu else (dtypes.float32,)):
         return f"its dtype is {query.dtype.name}"
+    if not gpu and query.ndim > DEEPEST:
+        return f"it has {query.ndim} dimensions; the kernel takes {DEEPEST}"
     widest = WIDEST if query.dtype.itemsize == 2 else WIDEST // 2
-    if max(query.shape[-1], value.shape[-1]) > widest:
+    if gpu and max(query.shape[-1], value.shape[-1]) > widest:
         return f"its heads are {max(query.shape[-1], value.shape[-1])} wide; the kernels take {widest} in {query.dtype.name}"
     shared = 3 if enable_gqa else 2
     if len({x.shape[:-shared] for x in (query, key, value)}) > 1 or key.shape[:-2] != value.shape[:-2]:
@@ -144,17 +147,16 @@ def unfit(query: Spec, key: Spec, value: Spec, mask: Sequence[Spec], enable_gqa:
     return "it has no elements" if 0 in (*query.shape, *key.shape, *value.shape) else ""
 
 
-def has_kernels(place: Device) -> bool:
-    """True where fused kernels for attention exist: on a GPU, or while a dry run compiles for one."""
+def on_gpu(place: Device) -> bool:
+    """True on a GPU, or while a dry run compiles for one."""
     return STATE.gpu or place.type == "cuda"
 
 
 def is_fused(query: Tensor, key: Tensor, value: Tensor, mask: Sequence[Tensor], enable_gqa: bool, drops: bool) -> bool:
-    """True where the gradients are to be made for the fused kernels: where there are kernels, and they take this attention."""
-    if not has_kernels(query.device):
-        return False
+    """True where the gradients are to be made for the fused kernels, because they take this attention."""
+    gpu = on_gpu(query.device)
     specs = [x._meta.spec for x in (query, key, value)]
-    return not unfit(specs[0], specs[1], specs[2], [m._meta.spec for m in mask], enable_gqa, drops)
+    return not unfit(specs[0], specs[1], specs[2], [m._meta.spec for m in mask], enable_gqa, drops, gpu)
 
 
 def _scores(query: Tensor, key: Tensor, mask: Sequence[Tensor], is_causal: bool, scale: float, enable_gqa: bool) -> Tensor:

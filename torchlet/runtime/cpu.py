@@ -19,7 +19,7 @@ __all__ = ["Program", "arena", "get_num_threads", "runtime", "set_num_threads"]
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
-_SOURCES = ("tl_runtime.c", "tl_gemm.c")
+_SOURCES = ("tl_runtime.c", "tl_gemm.c", "tl_attention.c")
 
 
 class _Launchable(Protocol):

@@ -6,6 +6,7 @@ Shapes of the printed nests:
     columns     a block of LANES grid columns, inside it the reduce loops, inside them the columns as vector accumulators
     together    few grid points with long reductions: every thread reduces its part, a barrier, all combine in thread order
     products    codegen/cpu_gemm.py
+    attention   codegen/cpu_attention.py
 One loop axis is shared out over the threads; `_plan` chooses it and the shape.
 """
 
@@ -16,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torchlet import dtypes
-from torchlet.compiler.codegen import c_expr, cpu_gemm
+from torchlet.compiler.attention import Attention
+from torchlet.compiler.codegen import c_expr, cpu_attention, cpu_gemm
 from torchlet.compiler.codegen.c_loops import Scopes, identifier, index_exprs, may_vectorize, separates, strides, walk_all
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
 from torchlet.compiler.simplify_loops import collapse_axes
@@ -65,16 +67,19 @@ def emit(kernel: Kernel, shared: bool = False, together: bool | None = None) -> 
     for an operator that has no C. With `shared` no choice depends on sizes where that can be: the texts of one kernel at two
     sizes then differ in numbers only, and generalize.py makes one of them; `together` makes the one choice that may differ.
     """
-    simple = collapse_axes(kernel)
-    product = cpu_gemm.product_of(simple, shared)
-    body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared, together).function()
+    if isinstance(kernel.body, Attention):
+        body = cpu_attention.emit_attention(kernel, kernel.body, shared)
+    else:
+        simple = collapse_axes(kernel)
+        product = cpu_gemm.product_of(simple, shared)
+        body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared, together).function()
     header = [f"// {kernel.name}" + (f": {', '.join(kernel.origin)}" if kernel.origin else "")]
     return "\n".join([*header, *body, ""])
 
 
 def work(kernel: Kernel) -> int:
     """Element operations of one run, an exponential counting for eight."""
-    total = 0
+    total = 0 if kernel.body is None else kernel.body.flops() // 8  # as of other products
     for phase in kernel.phases:
         inner = math.prod(a.extent for a in phase.reduce)
         axes = frozenset(phase.reduce)

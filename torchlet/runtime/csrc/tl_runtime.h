@@ -60,3 +60,17 @@ typedef struct { char *const *b; const int64_t *s; int64_t at[8]; } tl_env;
     extern void tl_gemm_run_##S(const tl_gemm_##S *g, int tid, int nth);
 TL_GEMM_TYPES(float, f32)
 TL_GEMM_TYPES(double, f64)
+
+// Attention of float32. A stack of matrices: the first one, the strides of the stack's dimensions, of rows, of columns; p is null where
+// a result is not wanted.
+#define TL_STACK 6
+typedef struct { void *p; int64_t stack[TL_STACK], row, column; } tl_matrices;
+typedef struct {
+    int64_t n_stack, stack[TL_STACK];  // batch dimensions and heads, of which `group` share a key and a value
+    int64_t rows, columns, d, dv, group;  // queries, keys, the width of both, the width of values
+    int64_t causal, mask_kind;  // a mask: 0 none, 1 true where allowed, 2 added
+    float scale;
+    tl_matrices q, k, v, mask, out, lse, g, delta, dq, dk, dv_;
+} tl_attention;
+extern void tl_attention_forward(const tl_attention *a, int tid, int nth);
+extern void tl_attention_backward(const tl_attention *a, int tid, int nth);
