@@ -16,15 +16,18 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 THREADS = 2
 HERE = Path(__file__).resolve().parent
 PEERS = {"torchlet": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax", "numpy": "numpy"}  # peer -> package
+CACHES = ("TORCHLET_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")  # jax keeps none unless told to
 ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "linreg": ("linear-regression step, y = 2x + 1, 100 points, SGD", 1e-4),
     "tiny": ("MLP step 8-16-1, tanh, batch 32, SGD", 1e-4),
@@ -33,6 +36,22 @@ ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "chain_1e5": ("tanh(1.5 x + 0.5) * sigmoid(x) + x, 1e5 elements", 1e-4),
     "chain_1e7": ("the same, 1e7 elements", 1e-4),
     "softmax": ("softmax 4096 x 1024", 1e-4),
+    "chain_fb_1e7": ("gradient of the same, 1e7 elements", 1e-4),
+    "gelu_1e7": ("gelu(x y + x) y, 1e7 elements", 1e-4),
+    "gelu_fb_1e7": ("gradients of the same", 1e-4),
+    "softmax_fb": ("gradient of softmax 4096 x 1024", 1e-4),
+    "layer_norm_fb": ("gradients of layer norm 4096 x 1024 for values, scale and shift", 1e-4),
+    "rms_norm_fb": ("gradients of RMS norm 4096 x 1024 for values and scale", 1e-4),
+    "cross_entropy_fb": ("gradient of cross-entropy, 512 rows, vocabulary 32,000", 1e-4),
+    "linear_cross_entropy": ("gradients of linear 384 -> 32,000 and cross-entropy, 512 rows", 1e-3),
+    "adamw_1e7": ("AdamW step of 10 million parameters", 1e-4),
+    "cnn": ("CNN step, 28 x 28, conv 32, conv 64, pooling, linear, batch 64, SGD", 1e-3),
+    "lstm": ("LSTM language-model step, 2,000 words, width 256, 64 steps, batch 32, SGD", 1e-3),
+    "batch_1": ("MLP 784-256-128-10, inference of one image", 1e-4),
+    "ops_1": ("1 operation on 8 elements", 1e-4),
+    "ops_10": ("10 operations on 8 elements", 1e-4),
+    "ops_100": ("100 operations on 8 elements", 1e-4),
+    "lengths_20": ("layer norm, MLP 256-512-256 and softmax at 20 lengths; see the first result", 1e-4),
     "import": ("import in a fresh process", 0),
 }
 
@@ -86,12 +105,12 @@ def measure(step, wait, seconds: float, batch_s: float = 2e-3) -> list[float]:
 class Peer:
     """A competitor's process."""
 
-    def __init__(self, name: str, cpus: list[int]):
+    def __init__(self, name: str, cpus: list[int], caches: str | None = None):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHLET_NUM_THREADS"), str(THREADS))
         path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [*pin(cpus), sys.executable, __file__, "--worker", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **threads, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, **threads, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | dict.fromkeys(CACHES if caches else (), caches),
         )
         self.versions = self.answer()
 
@@ -214,6 +233,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; default: all that are installed")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.25, help="time for one peer in one round")
+    parser.add_argument("--cold", action="store_true", help="start with empty folders of compiled code")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -233,9 +253,10 @@ def main() -> None:
         rows.remove("import")
     if rows:
         cpus = sorted(os.sched_getaffinity(0))[:THREADS]
+        caches = tempfile.mkdtemp() if options.cold else None
         peers = {}
         for name in names:
-            peer = Peer(name, cpus)
+            peer = Peer(name, cpus, caches)
             if "error" in peer.versions:
                 print(f"{name}: {peer.versions['error']}", file=sys.stderr)
             else:
@@ -248,6 +269,8 @@ def main() -> None:
         finally:
             for peer in peers.values():
                 peer.close()
+            if caches:
+                shutil.rmtree(caches)
     head = {"date": datetime.date.today().isoformat(), "machine": machine(), "threads": THREADS, "versions": versions}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{head['date']}, {head['machine']}, {THREADS} threads, {listed}; median (10th percentile)\n")

@@ -8,6 +8,7 @@ MLP = (784, 256, 128, 10)
 MLP_BATCH = 64
 TINY = (8, 16, 1)
 TINY_BATCH = 32
+LENGTHS = (17, 33, 40, 64, 100, 128, 3, 8, 20, 50, 90, 150, 192, 200, 256, 300, 333, 400, 480, 512)
 
 
 def line():
@@ -50,3 +51,48 @@ def checksum(array):
     """One number to compare results by; squares, because the rows of a softmax sum to one whatever they hold."""
     array = np.asarray(array, np.float64)
     return float((array + array * array).sum())
+
+
+def norm(rows, width):
+    """Values, a scale and a shift for each column, and the gradient of the result."""
+    generator = np.random.default_rng(5)
+    x, g = (generator.standard_normal((rows, width), np.float32) for _ in range(2))
+    scale, shift = (generator.standard_normal(width, np.float32) for _ in range(2))
+    return x, scale, shift, g
+
+
+def vocabulary(width=384, count=512, words=32000):
+    """Hidden states, the output layer's weight (words, width), and labels (int64)."""
+    generator = np.random.default_rng(6)
+    hidden = generator.standard_normal((count, width), np.float32)
+    weight = 0.05 * generator.standard_normal((words, width), np.float32)
+    return hidden, weight, generator.integers(0, words, count)
+
+
+def logits(count=512, words=32000):
+    """Logits and labels (int64)."""
+    generator = np.random.default_rng(7)
+    return generator.standard_normal((count, words), np.float32), generator.integers(0, words, count)
+
+
+def images(count=64):
+    """28 x 28 images of one channel, their labels, and the weights of conv 32, conv 64 and the last linear layer."""
+    generator = np.random.default_rng(8)
+    weights = []
+    for shape in ((32, 1, 3, 3), (64, 32, 3, 3), (10, 64 * 7 * 7)):
+        bound = 1 / np.sqrt(np.prod(shape[1:]))
+        weights.append(tuple(generator.uniform(-bound, bound, size).astype(np.float32) for size in (shape, shape[0])))
+    return generator.standard_normal((count, 1, 28, 28), np.float32), generator.integers(0, 10, count), weights
+
+
+def language(words=2000, width=256, steps=64, batch=32):
+    """Tokens (steps, batch) with the ones that follow; embedding, LSTM and output weights in PyTorch's layout and order."""
+    generator = np.random.default_rng(9)
+    bound = 1 / np.sqrt(width)
+    shapes = {
+        "embedding": (words, width), "w_ih": (4 * width, width), "w_hh": (4 * width, width), "b_ih": (4 * width,), "b_hh": (4 * width,),
+        "out": (words, width), "out_bias": (words,),
+    }  # fmt: skip
+    weights = {name: generator.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}
+    tokens = generator.integers(0, words, (steps + 1, batch))
+    return tokens[:-1], tokens[1:], weights

@@ -17,6 +17,8 @@ def wait(result):
 
 
 def number(result):
+    if isinstance(result, tuple):
+        return sum(map(number, result))
     return data.checksum(np.asarray(result))
 
 
@@ -114,3 +116,166 @@ def chain_1e7():
 
 def softmax():
     return pointwise(lambda x: jax.nn.softmax(x, -1), 4096, 1024)
+
+
+def gelu_chain(x, y):
+    return jax.nn.gelu(x * y + x, approximate=True) * y
+
+
+def gelu_1e7():
+    x, y = jnp.asarray(data.values(2, 10**7))
+    compiled = jax.jit(gelu_chain)
+    return lambda: compiled(x, y)
+
+
+def differentiated(function, *arrays, wanted=None):
+    """One call computes the gradients of `function` of arrays for the first `wanted` of them; the last array is that of the result."""
+    *inputs, g = map(jnp.asarray, arrays)
+    count = len(inputs) if wanted is None else wanted
+
+    @jax.jit
+    def step(inputs, g):
+        return jax.vjp(lambda *leaves: function(*leaves, *inputs[count:]), *inputs[:count])[1](g)
+
+    return lambda: step(inputs, g)
+
+
+def chain_fb_1e7():
+    x, g = data.values(2, 10**7)
+    return differentiated(chain, x, g)
+
+
+def gelu_fb_1e7():
+    return differentiated(gelu_chain, *data.values(3, 10**7))
+
+
+def softmax_fb():
+    x, _, _, g = data.norm(4096, 1024)
+    return differentiated(lambda x: jax.nn.softmax(x, -1), x, g)
+
+
+def layer_norm_fb():
+    def rows(x, scale, shift):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-5) * scale + shift
+
+    return differentiated(rows, *data.norm(4096, 1024))
+
+
+def rms_norm_fb():
+    x, scale, _, g = data.norm(4096, 1024)
+    return differentiated(lambda x, scale: x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5) * scale, x, scale, g)
+
+
+def cross_entropy_fb():
+    return differentiated(cross_entropy, *data.logits(), np.float32(1), wanted=1)
+
+
+def linear_cross_entropy():
+    return differentiated(lambda hidden, weight, y: cross_entropy(hidden @ weight.T, y), *data.vocabulary(), np.float32(1), wanted=2)
+
+
+def adamw_1e7():
+    start, update = adamw(1e-3)
+    weight, grad = data.values(10**7), jnp.asarray(data.values(10**7)[::-1].copy())
+    weight = jnp.asarray(weight)
+    current = [weight, start(weight)]
+    compiled = jax.jit(update, donate_argnums=(0, 2))
+
+    def step():
+        current[:] = compiled(current[0], grad, current[1])
+        return current[0]
+
+    return step
+
+
+def train_weights(weights, loss_of):
+    """One call is one SGD step; it returns the loss before the update."""
+    current = jax.tree.map(jnp.asarray, weights)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train(weights):
+        loss, grads = jax.value_and_grad(loss_of)(weights)
+        return loss, jax.tree.map(lambda p, g: p - 0.05 * g, weights, grads)
+
+    def step():
+        nonlocal current
+        loss, current = train(current)
+        return loss
+
+    return step
+
+
+def cnn():
+    x, y, weights = data.images()
+    x, y = jnp.asarray(x), jnp.asarray(y)
+
+    def loss_of(weights):
+        hidden = x
+        for weight, bias in weights[:-1]:
+            hidden = jax.lax.conv_general_dilated(hidden, weight, (1, 1), "SAME") + bias[:, None, None]
+            hidden = jax.lax.reduce_window(jax.nn.relu(hidden), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        weight, bias = weights[-1]
+        return cross_entropy(hidden.reshape(len(hidden), -1) @ weight.T + bias, y)
+
+    return train_weights(weights, loss_of)
+
+
+def lstm():
+    tokens, labels, weights = data.language()
+    tokens, labels = jnp.asarray(tokens), jnp.asarray(labels)
+
+    def loss_of(p):
+        gates = p["embedding"][tokens] @ p["w_ih"].T + (p["b_ih"] + p["b_hh"])
+        width = p["w_hh"].shape[1]
+
+        def advance(state, x):
+            hidden, cell = state
+            i, f, g, o = jnp.split(x + hidden @ p["w_hh"].T, 4, -1)
+            cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+            hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+            return (hidden, cell), hidden
+
+        zeros = jnp.zeros((tokens.shape[1], width), jnp.float32)
+        _, hidden = jax.lax.scan(advance, (zeros, zeros), gates)
+        logits = hidden @ p["out"].T + p["out_bias"]
+        return cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+
+    return train_weights(weights, loss_of)
+
+
+def batch_1():
+    x, _, layers = data.mlp()
+    x, layers = jax.tree.map(jnp.asarray, (x[:1], layers))
+    compiled = jax.jit(lambda layers, x: forward(layers, x, jax.nn.relu))
+    return lambda: compiled(layers, x)
+
+
+def many_ops(count, x):
+    for _ in range(count):
+        x = x * 0.9 + 0.1 if count > 1 else x + 0.1
+    return x
+
+
+def ops_1():
+    return pointwise(partial(many_ops, 1), 8)
+
+
+def ops_10():
+    return pointwise(partial(many_ops, 5), 8)
+
+
+def ops_100():
+    return pointwise(partial(many_ops, 50), 8)
+
+
+def lengths_20():
+    layers = jax.tree.map(jnp.asarray, data.layers((256, 512, 256)))
+
+    def rows(layers, x):
+        normal = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
+        return jax.nn.softmax(forward(layers, normal, partial(jax.nn.gelu, approximate=False)) + x, -1).mean(0)
+
+    compiled = jax.jit(rows)
+    inputs = [jnp.asarray(data.values(n, 256)) for n in data.LENGTHS]
+    return lambda: jnp.stack([compiled(layers, x) for x in inputs])

@@ -107,3 +107,43 @@ def softmax():
         return np.divide(out, out.sum(1, keepdims=True), out=out)
 
     return step
+
+
+def batch_1():
+    x, _, layers = data.mlp()
+    x = x[:1]
+
+    def step():
+        hidden = x
+        for weight, bias in layers[:-1]:
+            hidden = hidden @ weight.T
+            hidden += bias
+            np.maximum(hidden, 0, out=hidden)
+        weight, bias = layers[-1]
+        return hidden @ weight.T + bias
+
+    return step
+
+
+def tiny_ops(count):
+    x = data.values(8)
+
+    def step():
+        out = x
+        for _ in range(count):
+            out = out * 0.9 + 0.1 if count > 1 else out + 0.1
+        return out
+
+    return step
+
+
+def ops_1():
+    return tiny_ops(1)
+
+
+def ops_10():
+    return tiny_ops(5)
+
+
+def ops_100():
+    return tiny_ops(50)

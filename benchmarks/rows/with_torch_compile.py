@@ -8,7 +8,7 @@ from rows import with_torch
 from rows.best import fastest
 from rows.with_torch import VERSIONS, chain, number, pointwise, softmax_rows, training, wait
 
-__all__ = ["VERSIONS", "chain_1e5", "chain_1e7", "linreg", "mlp_adamw", "mlp_sgd", "number", "softmax", "tiny", "wait"]
+__all__ = ["VERSIONS", "number", "wait"]  # and a function for each row
 
 
 def compiled(function):
@@ -52,3 +52,26 @@ def chain_1e7():
 
 def softmax():
     return pointwise(compiled(softmax_rows), 4096, 1024)
+
+
+def adamw_1e7():
+    return with_torch.adamw_1e7(lambda alone: {
+        "fused": partial(alone, fused=True), "compiled": lambda: alone(torch.compile, lr=torch.tensor(1e-3))
+    })
+
+
+def lengths_20():
+    """The sizes that vary are found by the compiler."""
+    torch._dynamo.reset()
+    return with_torch.lengths_20(torch.compile)
+
+
+def _row(name):
+    return lambda: getattr(with_torch, name)(compiled)
+
+
+for _name in (
+    "chain_fb_1e7", "gelu_1e7", "gelu_fb_1e7", "softmax_fb", "layer_norm_fb", "rms_norm_fb", "cross_entropy_fb", "linear_cross_entropy",
+    "cnn", "lstm", "batch_1", "ops_1", "ops_10", "ops_100",
+):
+    globals()[_name] = _row(_name)
