@@ -52,6 +52,16 @@ ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "ops_10": ("10 operations on 8 elements", 1e-4),
     "ops_100": ("100 operations on 8 elements", 1e-4),
     "lengths_20": ("layer norm, MLP 256-512-256 and softmax at 20 lengths; see the first result", 1e-4),
+    "sdpa_causal": ("causal scaled_dot_product_attention, 2 x 8 heads of 1024 x 64", 1e-4),
+    "sdpa_causal_fb": ("gradients of the same, forward pass included", 1e-4),
+    "sdpa_full": ("the same without a mask", 1e-4),
+    "sdpa_full_fb": ("gradients of the same", 1e-4),
+    "naive_causal": ("causal attention written as products and softmax", 1e-4),
+    "naive_causal_fb": ("gradients of the same", 1e-4),
+    "naive_full": ("the same without a mask", 1e-4),
+    "naive_full_fb": ("gradients of the same", 1e-4),
+    "gpt_block": ("gradients of a GPT-2 block, width 768, 256 positions", 1e-3),
+    "gpt": ("GPT step, 6 x 384, 6 heads, 256 positions, batch 4, 65 words, AdamW", 1e-3),
     "import": ("import in a fresh process", 0),
 }
 

@@ -96,3 +96,39 @@ def language(words=2000, width=256, steps=64, batch=32):
     weights = {name: generator.uniform(-bound, bound, shape).astype(np.float32) for name, shape in shapes.items()}
     tokens = generator.integers(0, words, (steps + 1, batch))
     return tokens[:-1], tokens[1:], weights
+
+
+BLOCK_HEADS, GPT_HEADS = 12, 6
+
+
+def heads():
+    """Query, key, value (2, 8, 1024, 64), and the gradient of the result."""
+    return np.random.default_rng(10).standard_normal((4, 2, 8, 1024, 64), np.float32)
+
+
+def block_weights(width, generator):
+    """Norm, attention, norm, MLP of a GPT-2 block; linear weights are (out, in)."""
+    found = []
+    for pair in (((3 * width, width), (width, width)), ((4 * width, width), (width, 4 * width))):
+        found += [1 + 0.1 * generator.standard_normal(width, np.float32), 0.1 * generator.standard_normal(width, np.float32)]
+        for shape in pair:
+            found += [0.02 * generator.standard_normal(shape, np.float32), 0.02 * generator.standard_normal(shape[0], np.float32)]
+    return found
+
+
+def block(width=768, length=256):
+    """One sequence, the weights of a block, and the gradient of the result."""
+    generator = np.random.default_rng(11)
+    x, g = generator.standard_normal((2, 1, length, width), np.float32)
+    return [x, *block_weights(width, generator), g]
+
+
+def gpt(layers=6, width=384, length=256, batch=4, words=65):
+    """Tokens with the ones that follow, and weights: two embeddings, blocks, norm, output."""
+    generator = np.random.default_rng(12)
+    tokens = generator.integers(0, words, (batch, length + 1))
+    weights = [0.02 * generator.standard_normal((n, width), np.float32) for n in (words, length)]
+    for _ in range(layers):
+        weights += block_weights(width, generator)
+    weights += [np.ones(width, np.float32), np.zeros(width, np.float32), 0.02 * generator.standard_normal((words, width), np.float32)]
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy(), weights

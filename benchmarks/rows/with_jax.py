@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rows import data
+from rows.best import fastest
 
 VERSIONS = {"jax": jax.__version__}
 
@@ -279,3 +280,102 @@ def lengths_20():
     compiled = jax.jit(rows)
     inputs = [jnp.asarray(data.values(n, 256)) for n in data.LENGTHS]
     return lambda: jnp.stack([compiled(layers, x) for x in inputs])
+
+
+def sdpa(q, k, v, causal):
+    """JAX's own attention, which wants the heads behind the positions."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal).swapaxes(1, 2)
+
+
+def naive(q, k, v, causal):
+    scores = q @ k.swapaxes(-2, -1) / np.sqrt(q.shape[-1])
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
+    return jax.nn.softmax(scores, -1) @ v
+
+
+def attention(function, causal):
+    q, k, v = map(jnp.asarray, data.heads()[:3])
+    compiled = jax.jit(partial(function, causal=causal))
+    return lambda: compiled(q, k, v)
+
+
+def attention_fb(causal):
+    """The gradients by whichever form is faster: JAX's own attention, or the product of all weights."""
+    return fastest({f.__name__: lambda f=f: differentiated(partial(f, causal=causal), *data.heads()) for f in (sdpa, naive)})
+
+
+def sdpa_causal():
+    return attention(sdpa, True)
+
+
+def sdpa_full():
+    return attention(sdpa, False)
+
+
+def naive_causal():
+    return attention(naive, True)
+
+
+def naive_full():
+    return attention(naive, False)
+
+
+def sdpa_causal_fb():
+    return attention_fb(True)
+
+
+def sdpa_full_fb():
+    return attention_fb(False)
+
+
+def naive_causal_fb():
+    return differentiated(partial(naive, causal=True), *data.heads())
+
+
+def naive_full_fb():
+    return differentiated(partial(naive, causal=False), *data.heads())
+
+
+def layer_norm(x, scale, shift):
+    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * scale + shift
+
+
+def block(x, norm1, shift1, qkv, qkv_bias, out, out_bias, norm2, shift2, up, up_bias, down, down_bias, heads=data.BLOCK_HEADS):
+    n, t, width = x.shape
+    q, k, v = jnp.split(layer_norm(x, norm1, shift1) @ qkv.T + qkv_bias, 3, -1)
+    q, k, v = (y.reshape(n, t, heads, width // heads).swapaxes(1, 2) for y in (q, k, v))
+    x = x + naive(q, k, v, True).swapaxes(1, 2).reshape(n, t, width) @ out.T + out_bias
+    hidden = jax.nn.gelu(layer_norm(x, norm2, shift2) @ up.T + up_bias, approximate=True)
+    return x + hidden @ down.T + down_bias
+
+
+def gpt_block():
+    return differentiated(block, *data.block())
+
+
+def gpt():
+    tokens, labels, weights = jax.tree.map(jnp.asarray, data.gpt())
+    start, update = adamw(1e-3)
+
+    def loss_of(weights):
+        words, places, *rest, norm, shift, out = weights
+        x = words[tokens] + places
+        for i in range(0, len(rest), 12):
+            x = block(x, *rest[i : i + 12], heads=data.GPT_HEADS)
+        logits = layer_norm(x, norm, shift) @ out.T
+        return cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def train(weights, state):
+        loss, grads = jax.value_and_grad(loss_of)(weights)
+        return loss, *update(weights, grads, state)
+
+    current = [weights, start(weights)]
+
+    def step():
+        loss, *current[:] = train(*current)
+        return loss
+
+    return step

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rows import data
+from rows import data, transformer
 from rows.best import fastest
 
 torch.set_num_threads(2)
@@ -309,3 +309,78 @@ def lengths_20(prepare=lambda f: f):
             return torch.stack([function(x) for x in inputs])
 
     return step
+
+
+TRANSFORMER = transformer.parts(torch)
+
+
+def attention(name, prepare):
+    """One call is a forward pass without gradients."""
+    q, k, v = map(torch.tensor, data.heads()[:3])
+    function = prepare(getattr(TRANSFORMER, name))
+
+    def step():
+        with torch.no_grad():
+            return function(q, k, v)
+
+    return step
+
+
+def sdpa_causal(prepare=lambda f: f):
+    return attention("sdpa_causal", prepare)
+
+
+def sdpa_full(prepare=lambda f: f):
+    return attention("sdpa_full", prepare)
+
+
+def naive_causal(prepare=lambda f: f):
+    return attention("naive_causal", prepare)
+
+
+def naive_full(prepare=lambda f: f):
+    return attention("naive_full", prepare)
+
+
+def sdpa_causal_fb(prepare=lambda f: f):
+    return differentiated(prepare(TRANSFORMER.sdpa_causal), *data.heads())
+
+
+def sdpa_full_fb(prepare=lambda f: f):
+    return differentiated(prepare(TRANSFORMER.sdpa_full), *data.heads())
+
+
+def naive_causal_fb(prepare=lambda f: f):
+    return differentiated(prepare(TRANSFORMER.naive_causal), *data.heads())
+
+
+def naive_full_fb(prepare=lambda f: f):
+    return differentiated(prepare(TRANSFORMER.naive_full), *data.heads())
+
+
+def gpt_block(prepare=lambda f: f):
+    return differentiated(prepare(TRANSFORMER.block), *data.block())
+
+
+def train_gpt(optimizer, forward=lambda f: f, update=lambda f: f):
+    """One call is one training step; it returns the loss before the update."""
+    tokens, labels, weights = data.gpt()
+    tokens, labels, model = torch.tensor(tokens), torch.tensor(labels), TRANSFORMER.GPT(weights)
+    opt = optimizer(model.parameters(), lr=1e-3)
+    loss_of, opt_step = forward(lambda x, y: TRANSFORMER.gpt_loss(model, x, y)), update(opt.step)
+
+    def step():
+        opt.zero_grad()
+        loss = loss_of(tokens, labels)
+        loss.backward()
+        opt_step()
+        return loss.detach()
+
+    return step
+
+
+def gpt():
+    return fastest({
+        "fused": lambda: train_gpt(partial(torch.optim.AdamW, fused=True)),
+        "foreach": lambda: train_gpt(partial(torch.optim.AdamW, foreach=True)),
+    })

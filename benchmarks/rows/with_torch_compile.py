@@ -66,6 +66,15 @@ def lengths_20():
     return with_torch.lengths_20(torch.compile)
 
 
+def gpt():
+    """The faster of: a fused optimizer step, or a compiled one."""
+    adamw, train = torch.optim.AdamW, with_torch.train_gpt
+    return fastest({
+        "fused optimizer": lambda: train(partial(adamw, fused=True), compiled),
+        "compiled optimizer": lambda: train(lambda p, lr: adamw(p, lr=torch.tensor(lr)), compiled, torch.compile),
+    })
+
+
 def _row(name):
     return lambda: getattr(with_torch, name)(compiled)
 
@@ -73,5 +82,7 @@ def _row(name):
 for _name in (
     "chain_fb_1e7", "gelu_1e7", "gelu_fb_1e7", "softmax_fb", "layer_norm_fb", "rms_norm_fb", "cross_entropy_fb", "linear_cross_entropy",
     "cnn", "lstm", "batch_1", "ops_1", "ops_10", "ops_100",
+    "sdpa_causal", "sdpa_full", "naive_causal", "naive_full", "sdpa_causal_fb", "sdpa_full_fb", "naive_causal_fb", "naive_full_fb",
+    "gpt_block",
 ):
     globals()[_name] = _row(_name)

@@ -6,7 +6,7 @@ import numpy as np
 
 import torchlet
 import torchlet.nn.functional as F
-from rows import data
+from rows import data, transformer
 from torchlet import nn
 
 VERSIONS = {"torchlet": torchlet.__version__}
@@ -291,3 +291,70 @@ def lengths_20():
             return torchlet.stack([function(x) for x in inputs])
 
     return step
+
+
+TRANSFORMER = transformer.parts(torchlet)
+
+
+def attention(name):
+    """One call is a forward pass without gradients."""
+    q, k, v = map(torchlet.tensor, data.heads()[:3])
+    function = torchlet.compile(getattr(TRANSFORMER, name))
+
+    def step():
+        with torchlet.no_grad():
+            return function(q, k, v)
+
+    return step
+
+
+def sdpa_causal():
+    return attention("sdpa_causal")
+
+
+def sdpa_full():
+    return attention("sdpa_full")
+
+
+def naive_causal():
+    return attention("naive_causal")
+
+
+def naive_full():
+    return attention("naive_full")
+
+
+def sdpa_causal_fb():
+    return differentiated(TRANSFORMER.sdpa_causal, *data.heads())
+
+
+def sdpa_full_fb():
+    return differentiated(TRANSFORMER.sdpa_full, *data.heads())
+
+
+def naive_causal_fb():
+    return differentiated(TRANSFORMER.naive_causal, *data.heads())
+
+
+def naive_full_fb():
+    return differentiated(TRANSFORMER.naive_full, *data.heads())
+
+
+def gpt_block():
+    return differentiated(TRANSFORMER.block, *data.block())
+
+
+def gpt():
+    tokens, labels, weights = data.gpt()
+    tokens, labels, model = torchlet.tensor(tokens), torchlet.tensor(labels), TRANSFORMER.GPT(weights)
+    opt = torchlet.optim.AdamW(model.parameters(), lr=1e-3)
+
+    @torchlet.compile
+    def step(tokens, labels):
+        opt.zero_grad()
+        loss = TRANSFORMER.gpt_loss(model, tokens, labels)
+        loss.backward()
+        opt.step()
+        return loss
+
+    return lambda: step(tokens, labels)
