@@ -301,9 +301,21 @@ def attention(function, causal):
     return lambda: compiled(q, k, v)
 
 
+def with_result(function, *arrays):
+    """One call computes `function` of arrays and the gradients for them; the last array is the gradient of the result."""
+    *inputs, g = map(jnp.asarray, arrays)
+
+    @jax.jit
+    def step(inputs, g):
+        out, pull = jax.vjp(function, *inputs)
+        return out, *pull(g)
+
+    return lambda: step(inputs, g)
+
+
 def attention_fb(causal):
-    """The gradients by whichever form is faster: JAX's own attention, or the product of all weights."""
-    return fastest({f.__name__: lambda f=f: differentiated(partial(f, causal=causal), *data.heads()) for f in (sdpa, naive)})
+    """By whichever form is faster: JAX's own attention, or the product of all weights."""
+    return fastest({f.__name__: lambda f=f: with_result(partial(f, causal=causal), *data.heads()) for f in (sdpa, naive)})
 
 
 def sdpa_causal():
@@ -331,11 +343,11 @@ def sdpa_full_fb():
 
 
 def naive_causal_fb():
-    return differentiated(partial(naive, causal=True), *data.heads())
+    return with_result(partial(naive, causal=True), *data.heads())
 
 
 def naive_full_fb():
-    return differentiated(partial(naive, causal=False), *data.heads())
+    return with_result(partial(naive, causal=False), *data.heads())
 
 
 def layer_norm(x, scale, shift):
@@ -352,7 +364,7 @@ def block(x, norm1, shift1, qkv, qkv_bias, out, out_bias, norm2, shift2, up, up_
 
 
 def gpt_block():
-    return differentiated(block, *data.block())
+    return with_result(block, *data.block())
 
 
 def gpt():

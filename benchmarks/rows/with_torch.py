@@ -342,24 +342,36 @@ def naive_full(prepare=lambda f: f):
     return attention("naive_full", prepare)
 
 
+def with_result(function, *arrays):
+    """One call computes `function` of arrays and the gradients for them; the last array is the gradient of the result."""
+    *inputs, g = [torch.tensor(a) for a in arrays]
+    leaves = [x.requires_grad_() for x in inputs]
+
+    def step():
+        out = function(*leaves)
+        return out.detach(), *torch.autograd.grad(out, leaves, g)
+
+    return step
+
+
 def sdpa_causal_fb(prepare=lambda f: f):
-    return differentiated(prepare(TRANSFORMER.sdpa_causal), *data.heads())
+    return with_result(prepare(TRANSFORMER.sdpa_causal), *data.heads())
 
 
 def sdpa_full_fb(prepare=lambda f: f):
-    return differentiated(prepare(TRANSFORMER.sdpa_full), *data.heads())
+    return with_result(prepare(TRANSFORMER.sdpa_full), *data.heads())
 
 
 def naive_causal_fb(prepare=lambda f: f):
-    return differentiated(prepare(TRANSFORMER.naive_causal), *data.heads())
+    return with_result(prepare(TRANSFORMER.naive_causal), *data.heads())
 
 
 def naive_full_fb(prepare=lambda f: f):
-    return differentiated(prepare(TRANSFORMER.naive_full), *data.heads())
+    return with_result(prepare(TRANSFORMER.naive_full), *data.heads())
 
 
 def gpt_block(prepare=lambda f: f):
-    return differentiated(prepare(TRANSFORMER.block), *data.block())
+    return with_result(prepare(TRANSFORMER.block), *data.block())
 
 
 def train_gpt(optimizer, forward=lambda f: f, update=lambda f: f):

@@ -91,9 +91,34 @@ static void unpack_row(const float *from, float factor, float *p, int64_t step, 
         for (int64_t e = 0; e < width; e++) p[e * step] = from[e] * factor;
 }
 
-// how many of the n keys from j0 on a query may look at
+// the first of n keys from j0 on of which a causal query may look at none
 TL_INLINE int64_t visible(const tl_attention *a, int64_t row, int64_t j0, int64_t n) {
     return a->causal ? TL_MAX(0, TL_MIN(n, row + 1 - j0)) : n;
+}
+
+// ends[strip]: the first of n keys from j0 on from which no query of the strip may look at any, as far as flags and the mask's panels
+// tell; a mask that is data is looked through, so that causal ones cost what they allow. Returns the largest.
+static int64_t strip_ends(const tl_attention *a, const char *mask, int64_t i0, int64_t rows, int64_t j0, int64_t n, int64_t *ends) {
+    int64_t most = 0;
+    FOR_STRIPS(r0, r1, rows) {
+        int64_t end = visible(a, i0 + r1 - 1, j0, n);
+        while (a->mask_kind == 1 && end > 0) {
+            const int64_t first = (end - 1) / PANEL * PANEL;
+            char some = 0;
+            for (int64_t r = r0; r < r1; r++) {
+                const char *m = mask + (i0 + r) * a->mask.row + (j0 + first) * a->mask.column;
+                if (a->mask.column == 1)
+                    for (int64_t j = 0; j < end - first; j++) some |= m[j];
+                else
+                    for (int64_t j = 0; j < end - first; j++) some |= m[j * a->mask.column];
+            }
+            if (some) break;
+            end = first;
+        }
+        ends[strip_] = end;
+        most = TL_MAX(most, end);
+    }
+    return most;
 }
 
 // a row of n scores with the mask, and minus infinity up to the end of the last vector
@@ -115,9 +140,9 @@ static void mask_row(const tl_attention *a, const char *mask, int64_t row, int64
     for (int64_t j = n; j % LANE; j++) x[j] = -INFINITY;
 }
 
-// zeros after n weights, of which the last vector is whole
-TL_INLINE void clear_after(float *x, int64_t n) {
-    for (int64_t j = (n + LANE - 1) / LANE * LANE; j < n + ROOM; j += LANE) *(uvec_f32 *)(x + j) = (vec_f32){0};
+// zeros after n weights, of which the last vector is whole: what products of the row's strip read, with a mask all up to `end`
+TL_INLINE void clear_after(float *x, int64_t n, int64_t end) {
+    for (int64_t j = (n + LANE - 1) / LANE * LANE; j < TL_MAX(n, end) + ROOM; j += LANE) *(uvec_f32 *)(x + j) = (vec_f32){0};
 }
 
 // Scores are in units of ln 2, so that 2^x is what is needed; with a mask that is added they are not, because it may be near infinity.
@@ -142,17 +167,19 @@ TL_INLINE int owner(int64_t start, int64_t all, int nth) { return start >= all ?
 
 // The tops and sums of a block of queries after another block of scores x[rows][ld], which become weights.
 static void softmax_block(const tl_attention *a, const char *mask, int64_t i0, int64_t rows, int64_t j0, int64_t n, float *x, int64_t ld,
-                          float *tops, vec_f32 *sums, float *out, int64_t wide) {
+                          const int64_t *ends, float *tops, vec_f32 *sums, float *out, int64_t wide) {
     vec_f32 highest[QUERIES + LANE], turned[LANE];
     float bases[QUERIES + LANE], shrink[QUERIES + LANE];
     const float unit = LOG2E / score_unit(a);
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t m = visible(a, i0 + r, j0, n);
-        mask_row(a, mask, i0 + r, j0, x + r * ld, m);
-        vec_f32 high = (vec_f32){0} - INFINITY;
-        for (int64_t j = 0; j < m; j += LANE) high = higher_of(*(const uvec_f32 *)(x + r * ld + j), high);
-        highest[r] = high;
-    }
+    int64_t widths[QUERIES];
+    FOR_STRIPS(r0, r1, rows)
+        for (int64_t r = r0; r < r1; r++) {
+            const int64_t m = widths[r] = TL_MIN(ends[strip_], visible(a, i0 + r, j0, n));
+            mask_row(a, mask, i0 + r, j0, x + r * ld, m);
+            vec_f32 high = (vec_f32){0} - INFINITY;
+            for (int64_t j = 0; j < m; j += LANE) high = higher_of(*(const uvec_f32 *)(x + r * ld + j), high);
+            highest[r] = high;
+        }
     for (int64_t r = 0; r < rows; r += LANE) {
         transpose_f32((const float *)(highest + r), LANE, (float *)turned, LANE);
         const vec_f32 top = *(const uvec_f32 *)(tops + r);
@@ -165,7 +192,7 @@ static void softmax_block(const tl_attention *a, const char *mask, int64_t i0, i
         *(uvec_f32 *)(shrink + r) = power_of_two((top - base) * unit);
     }
     for (int64_t r = 0; r < rows; r++) {
-        const int64_t m = visible(a, i0 + r, j0, n);
+        const int64_t m = widths[r];
         const vec_f32 base = (vec_f32){0} + bases[r];
         vec_f32 sum = sums[r] * shrink[r];
         for (int64_t j = 0; j < m; j += LANE) {
@@ -175,7 +202,7 @@ static void softmax_block(const tl_attention *a, const char *mask, int64_t i0, i
             *v = p;
         }
         sums[r] = sum;
-        clear_after(x + r * ld, m);
+        clear_after(x + r * ld, m, 0);
         if (j0 && shrink[r] != 1.0f)
             for (int64_t e = 0; e < wide; e += LANE) *(uvec_f32 *)(out + r * wide + e) *= shrink[r];
     }
@@ -188,6 +215,7 @@ void tl_attention_forward(const tl_attention *a, int tid, int nth) {
     float *values = keys + room * d, *queries = values + room * wide, *x = queries + QUERIES * d, *out = x + QUERIES * ld;
     float tops[QUERIES + LANE];
     vec_f32 sums[QUERIES];
+    int64_t ends[QUERIES / MR];
     int64_t head_there = -1, columns_there = 0;  // what is packed
     for (int64_t head = 0; head < heads; head++) {
         for (int64_t block = 0; block < blocks; block++) {
@@ -208,20 +236,22 @@ void tl_attention_forward(const tl_attention *a, int tid, int nth) {
                 for (int64_t e = 0; e < d; e++) queries[r * d + e] = q[e * a->q.column] * (a->scale * score_unit(a));
             }
             for (int64_t r = 0; r < QUERIES; r++) tops[r] = -INFINITY, sums[r] = (vec_f32){0};
+            memset(out, 0, sizeof(float) * (size_t)(rows * wide));
             for (int64_t j0 = 0; j0 < columns; j0 += FORWARD_KEYS) {
-                const int64_t n = TL_MIN(FORWARD_KEYS, columns - j0);
-                for (int64_t j = 0; j < n; j += PANEL)
+                const int64_t n = TL_MIN(FORWARD_KEYS, columns - j0), end = strip_ends(a, mask, i0, rows, j0, n, ends);
+                for (int64_t j = 0; j < end; j += PANEL)
                     FOR_STRIPS(r0, r1, rows) {
-                        if (a->causal && i0 + r1 <= j0 + j) continue;  // above the diagonal
+                        if (ends[strip_] <= j) continue;
                         panel_product(1, r1 - r0, queries + r0 * d, d, d, keys + (j0 + j) * d, PANEL, x + r0 * ld + j, ld, 0);
                     }
-                softmax_block(a, mask, i0, rows, j0, n, x, ld, tops, sums, out, wide);
+                if (!end) continue;
+                softmax_block(a, mask, i0, rows, j0, n, x, ld, ends, tops, sums, out, wide);
                 if (!a->out.p) continue;
                 for (int64_t e = 0; e < wide; e += PANEL)
                     FOR_STRIPS(r0, r1, rows) {
-                        const int64_t count = visible(a, i0 + r1 - 1, j0, n);
                         const float *panel = values + e * room + j0 * PANEL;
-                        if (count) panel_product(1, r1 - r0, x + r0 * ld, ld, count, panel, PANEL, out + r0 * wide + e, wide, j0 > 0);
+                        if (!ends[strip_]) continue;
+                        panel_product(1, r1 - r0, x + r0 * ld, ld, ends[strip_], panel, PANEL, out + r0 * wide + e, wide, 1);
                     }
             }
             float *to = matrix(a, &a->out, head, 4, 0), *lse = matrix(a, &a->lse, head, 4, 0);
@@ -247,6 +277,7 @@ typedef struct {
     float *p, *ds;         // weights of a block and the gradients of its scores, [QUERIES][BACKWARD_KEYS + ROOM]
     int64_t k_panel;       // distance of the panels of k
     const char *mask;
+    int64_t ends[QUERIES / MR];
 } gradient;
 
 static void pack_queries(const tl_attention *a, gradient *x, int64_t head, int64_t i0, int64_t i1) {
@@ -268,50 +299,56 @@ static void pack_keys(const tl_attention *a, gradient *x, int64_t head, int64_t 
     if (a->dq.p) pack_rows(matrix(a, &a->k, head, 4, 1), &a->k, j0, j1, a->d, 1.0f, x->k + at * PANEL, PANEL, x->k_panel);
 }
 
-// the weights of queries [i0, i1) for n keys from j0 on, which are packed from `at` on, and the gradients of the scores
-static void gradient_block(const tl_attention *a, const gradient *x, int64_t i0, int64_t i1, int64_t j0, int64_t n, int64_t at) {
+// The weights of queries [i0, i1) for n keys from j0 on, which are packed from `at` on, and the gradients of the scores. Returns 0 where
+// all of them are 0.
+static int64_t gradient_block(const tl_attention *a, gradient *x, int64_t i0, int64_t i1, int64_t j0, int64_t n, int64_t at) {
     const int64_t ld = BACKWARD_KEYS + ROOM, d = a->d, dv = a->dv, dp = padded(d), vp = padded(dv), first = i0 - x->low;
     const float unit = LOG2E / score_unit(a);
-    for (int64_t j = 0; j < n; j += PANEL)
+    const int64_t end = strip_ends(a, x->mask, i0, i1 - i0, j0, n, x->ends);
+    for (int64_t j = 0; j < end; j += PANEL)
         FOR_STRIPS(r0, r1, i1 - i0) {
-            if (a->causal && i0 + r1 <= j0 + j) continue;
+            if (x->ends[strip_] <= j) continue;
             panel_product(1, r1 - r0, x->q + (first + r0) * dp, dp, d, x->kt + (at + j) * d, PANEL, x->p + r0 * ld + j, ld, 0);
             panel_product(1, r1 - r0, x->g + (first + r0) * vp, vp, dv, x->vt + (at + j) * dv, PANEL, x->ds + r0 * ld + j, ld, 0);
         }
-    for (int64_t r = 0; r < i1 - i0; r++) {
-        float *p = x->p + r * ld, *ds = x->ds + r * ld;
-        const int64_t m = visible(a, i0 + r, j0, n);
-        const vec_f32 lse = (vec_f32){0} + x->lse[first + r], delta = (vec_f32){0} + x->delta[first + r];
-        mask_row(a, x->mask, i0 + r, j0, p, m);
-        for (int64_t j = m; j % LANE; j++) ds[j] = 0;
-        for (int64_t j = 0; j < m; j += LANE) {
-            const vec_f32 w = power_of_two((*(const uvec_f32 *)(p + j) - lse) * unit);
-            *(uvec_f32 *)(p + j) = w;
-            *(uvec_f32 *)(ds + j) = w * (*(const uvec_f32 *)(ds + j) - delta);
+    if (!end) return 0;
+    FOR_STRIPS(r0, r1, i1 - i0)
+        for (int64_t r = r0; r < r1; r++) {
+            float *p = x->p + r * ld, *ds = x->ds + r * ld;
+            const int64_t m = TL_MIN(x->ends[strip_], visible(a, i0 + r, j0, n));
+            const vec_f32 lse = (vec_f32){0} + x->lse[first + r], delta = (vec_f32){0} + x->delta[first + r];
+            mask_row(a, x->mask, i0 + r, j0, p, m);
+            for (int64_t j = m; j % LANE; j++) ds[j] = 0;
+            for (int64_t j = 0; j < m; j += LANE) {
+                const vec_f32 w = power_of_two((*(const uvec_f32 *)(p + j) - lse) * unit);
+                *(uvec_f32 *)(p + j) = w;
+                *(uvec_f32 *)(ds + j) = w * (*(const uvec_f32 *)(ds + j) - delta);
+            }
+            clear_after(p, m, a->mask_kind == 1 ? end : 0);  // strips of keys meet rows of several ends
+            clear_after(ds, m, a->mask_kind == 1 ? end : 0);
         }
-        clear_after(p, m);
-        clear_after(ds, m);
-    }
+    return end;
 }
 
 // dq[rows][padded(d)] += ds * k
-static void add_query_gradient(const tl_attention *a, const gradient *x, int64_t i0, int64_t rows, int64_t j0, int64_t n, int64_t at, float *dq) {
+static void add_query_gradient(const tl_attention *a, const gradient *x, int64_t rows, int64_t at, float *dq) {
     const int64_t ld = BACKWARD_KEYS + ROOM, dp = padded(a->d);
     for (int64_t e = 0; e < dp; e += PANEL)
         FOR_STRIPS(r0, r1, rows) {
-            const int64_t count = visible(a, i0 + r1 - 1, j0, n);
             const float *panel = x->k + e / PANEL * x->k_panel + at * PANEL;
-            if (count) panel_product(1, r1 - r0, x->ds + r0 * ld, ld, count, panel, PANEL, dq + r0 * dp + e, dp, 1);
+            if (x->ends[strip_]) panel_product(1, r1 - r0, x->ds + r0 * ld, ld, x->ends[strip_], panel, PANEL, dq + r0 * dp + e, dp, 1);
         }
 }
 
-// to[n][width] += weightsᵀ * from, where a strip of keys meets only the queries that see some of them
-static void add_key_gradient(const tl_attention *a, const float *weights, int64_t i0, int64_t i1, int64_t j0, int64_t n, const float *from,
-                             float *to, int64_t width) {
+// to[n][width] += weightsᵀ * from, where a strip of keys meets only the queries from the first on that sees some of them
+static void add_key_gradient(const tl_attention *a, const gradient *x, const float *weights, int64_t i0, int64_t i1, int64_t j0, int64_t n,
+                             const float *from, float *to, int64_t width) {
     const int64_t ld = BACKWARD_KEYS + ROOM;
     for (int64_t e = 0; e < width; e += PANEL)
         FOR_STRIPS(r0, r1, n) {
-            const int64_t first = a->causal ? TL_MAX(i0, j0 + r0) : i0;
+            int64_t first = a->causal ? TL_MAX(i0, j0 + r0) : i0;
+            for (int64_t strip = 0; strip < STRIPS(i1 - i0) && x->ends[strip] <= r0; strip++)
+                first = TL_MAX(first, i0 + (i1 - i0) * (strip + 1) / STRIPS(i1 - i0));
             if (first >= i1) continue;
             const float *rows = weights + (first - i0) * ld + r0;
             panel_product(0, r1 - r0, rows, ld, i1 - first, from + (first - i0) * width + e, width, to + r0 * width + e, width, 1);
@@ -334,10 +371,11 @@ static void key_pass(const tl_attention *a, gradient *x, int64_t group, int64_t 
             const int64_t blocks = (rows + QUERIES - 1) / QUERIES;
             for (int64_t block = 0; block < blocks; block++) {
                 const int64_t i0 = start + rows * block / blocks, i1 = start + rows * (block + 1) / blocks;
-                gradient_block(a, x, i0, i1, j, n, 0);
-                if (dq) add_query_gradient(a, x, i0, i1 - i0, j, n, 0, dq + i0 * dp);
-                if (a->dk.p) add_key_gradient(a, x->ds, i0, i1, j, n, x->q + (i0 - low) * dp, dk + (j - j0) * dp, dp);
-                if (a->dv_.p) add_key_gradient(a, x->p, i0, i1, j, n, x->g + (i0 - low) * vp, dv + (j - j0) * vp, vp);
+                const int64_t end = gradient_block(a, x, i0, i1, j, n, 0);
+                if (!end) continue;
+                if (dq) add_query_gradient(a, x, i1 - i0, 0, dq + i0 * dp);
+                if (a->dk.p) add_key_gradient(a, x, x->ds, i0, i1, j, end, x->q + (i0 - low) * dp, dk + (j - j0) * dp, dp);
+                if (a->dv_.p) add_key_gradient(a, x, x->p, i0, i1, j, end, x->g + (i0 - low) * vp, dv + (j - j0) * vp, vp);
             }
         }
         float *to = matrix(a, &a->dq, head, 4, 0);
@@ -372,8 +410,7 @@ static void query_pass(const tl_attention *a, gradient *x, int64_t first, int64_
             memset(dq, 0, sizeof(float) * (size_t)((i1 - i0) * dp));
             for (int64_t j = 0; j < columns; j += BACKWARD_KEYS) {
                 const int64_t n = TL_MIN(BACKWARD_KEYS, columns - j);
-                gradient_block(a, x, i0, i1, j, n, j);
-                add_query_gradient(a, x, i0, i1 - i0, j, n, j, dq);
+                if (gradient_block(a, x, i0, i1, j, n, j)) add_query_gradient(a, x, i1 - i0, j, dq);
             }
             float *to = matrix(a, &a->dq, head, 4, 0);
             for (int64_t i = i0; i < i1; i++) unpack_row(dq + (i - i0) * dp, a->scale, to + i * a->dq.row, a->dq.column, a->d);
