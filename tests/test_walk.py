@@ -129,7 +129,7 @@ def test_the_c_walk_is_built_where_python_has_its_headers():
 
 
 @needs_walk
-def test_a_known_path_runs_no_python_of_the_capture_but_the_launch():
+def test_a_known_path_runs_no_python_of_the_capture_and_none_of_the_launch():
     f = torch.compile(lambda a, b: (a * b + 1).sum())
     a, b = torch.ones(3), torch.ones(3)
     for _ in range(4):
@@ -145,7 +145,27 @@ def test_a_known_path_runs_no_python_of_the_capture_but_the_launch():
         f(a, b)
     finally:
         sys.setprofile(None)
-    assert seen == ["_run"]
+    assert seen == []
+
+
+@needs_walk
+def test_a_replayed_call_runs_no_python_of_its_own_but_the_way_in():
+    f = torch.compile(lambda a, b, k: {"y": (a * b + k).sum()}, replay=True)
+    a, b = torch.ones(3), torch.ones(3)
+    for i in range(5):
+        f(a, b, 1.0 + i)
+    seen = []
+
+    def watch(frame, event, arg):
+        if event == "call" and frame.f_code.co_filename.endswith(("capture.py", "program.py", "replay.py", "<launch>")):
+            seen.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        out = f(a, b, 9.0)
+    finally:
+        sys.setprofile(None)
+    assert out["y"].item() == 30 and set(seen) <= {"call", "build", "<listcomp>"}
 
 
 def test_the_switch_chooses_python():

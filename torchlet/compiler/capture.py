@@ -117,7 +117,11 @@ class Run:
 
     def end(self) -> None:
         """The call is over: launch what is pending, and stand at the start."""
-        self.flush("the call ended", last=True)
+        try:
+            self.flush("the call ended", last=True)
+        except BaseException:
+            self.abandon()
+            raise
         STATE.run = None
         self.thread = 0
         self.arguments = None
@@ -752,10 +756,14 @@ class Run:
                     program.run(path.slots, self.scalars)
                 return
             except Exception as error:
-                if not program.left_no_trace(error):
-                    raise
-                stepwise = f"its launch failed with {type(error).__name__}: {error}"  # the operation at fault raises it again
+                stepwise = self._failure(program, error)
         self._run_stepwise(path, alive, stepwise)
+
+    def _failure(self, program: Any, error: Exception) -> str:
+        """Why to run step by step after a launch that failed: the operation at fault raises it again. Raises it where that cannot be."""
+        if not program.left_no_trace(error):
+            raise error
+        return f"its launch failed with {type(error).__name__}: {error}"
 
     def _run_stepwise(self, path: Path, alive: list[Step], reason: str) -> None:
         if self.owner.fullgraph:

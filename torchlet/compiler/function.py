@@ -77,7 +77,9 @@ class CompiledFunction:
             return self.function(*args, **kwargs)
         finally:
             try:
-                self._end(run)
+                run.end()
+                if len(self.paths) > MAX_PATHS:
+                    self._forget(run)
             finally:
                 idle.append(run)
 
@@ -88,15 +90,7 @@ class CompiledFunction:
             run.begin(args, kwargs)
             return self.function(*args, **kwargs)
         finally:
-            self._end(run)
-
-    def _end(self, run: Run) -> None:
-        try:
             run.end()
-        except BaseException:
-            run.abandon()
-            raise
-        finally:
             if len(self.paths) > MAX_PATHS:
                 self._forget(run)
 

@@ -213,15 +213,15 @@ def layer_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | 
     shape: Any = normalized_shape
     if shape.__class__ is not tuple:
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    whole = tuple(input._meta.shape)
-    if whole[len(whole) - len(shape):] != shape:
+    n = len(shape)
+    if n and input._meta.spec.shape[-n:] != shape:
         raise RuntimeError(f"layer_norm: Given normalized_shape={list(shape)}, expected input with shape [*, {', '.join(map(str, shape))}], but got input of size {list(input.shape)}")
     if weight is None:
-        out = apply(layer_norm_plain_, (input,), (len(shape), float(eps)))
+        out = apply(layer_norm_plain_, (input,), (n, float(eps)))
         return out if bias is None else out + bias
     if bias is None:
-        return apply(layer_norm_weight_, (input, weight), (len(shape), float(eps)))
-    return apply(layer_norm_, (input, weight, bias), (len(shape), float(eps)))
+        return apply(layer_norm_weight_, (input, weight), (n, float(eps)))
+    return apply(layer_norm_, (input, weight, bias), (n, eps if eps.__class__ is float else float(eps)))
 
 
 def _rms_np(x: Any, *rest: Any) -> Any:

@@ -30,7 +30,7 @@ FIELDS(OFFSET)
 
 #define NAMES(X) \
     X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
-    X(is_plain) X(launch) X(made) X(ask) X(passes) X(acquire) X(release)
+    X(is_plain) X(launch) X(made) X(ask) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
@@ -437,6 +437,40 @@ static void unbind(PyObject *slots) {
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(slots); i++) set(&FIELD(PyList_GET_ITEM(slots, i), Slot, t), Py_None);
 }
 
+static int is_plain(PyObject *program) {
+    PyObject *plain = PyObject_GetAttr(program, n_is_plain);
+    int is = plain ? plain == Py_True : -1;
+    Py_XDECREF(plain);
+    return is;
+}
+
+// Run._run of a program that is expected: a plain launch of what lies in one native call, anything else by the twin
+static PyObject *run_program(Walk *w, PyObject *path, PyObject *alive, PyObject *program) {
+    PyObject *stepwise = PyObject_GetAttr(program, n_stepwise);
+    int plain = stepwise ? PyObject_Not(stepwise) : -1;
+    Py_XDECREF(stepwise);
+    if (plain == 1) plain = is_plain(program);
+    if (plain < 0) return NULL;
+    PyObject *stack[] = {(PyObject *)w, path, alive, program}, *launched[] = {program, w->scalars};
+    if (!plain) return PyObject_VectorcallMethod(n__run, stack, 4, NULL);
+    PyObject *done = PyObject_VectorcallMethod(n_launch, launched, 2, NULL);
+    if (done || !PyErr_ExceptionMatches(PyExc_Exception)) return done;
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace) PyException_SetTraceback(error, trace);
+    PyObject *failed[] = {(PyObject *)w, program, error}, *reason = PyObject_VectorcallMethod(n__failure, failed, 3, NULL);
+    if (reason) {
+        PyObject *again[] = {(PyObject *)w, path, alive, reason};
+        done = PyObject_VectorcallMethod(n__run_stepwise, again, 4, NULL);
+        Py_DECREF(reason);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(trace);
+    return done;
+}
+
 // reason="", last=False; everything else is for the twin. `over`: the call ends with it, and STATE.run stays None
 static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, int over) {
     PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet;
@@ -466,8 +500,7 @@ static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObjec
     w->inside--;
     PyObject *done = NULL;
     if (good == 1) {
-        PyObject *stack[] = {(PyObject *)w, path, FIELD(quiet, Quiet, alive), FIELD(quiet, Quiet, program)};
-        done = PyObject_VectorcallMethod(n__run, stack, 4, NULL);
+        done = run_program(w, path, FIELD(quiet, Quiet, alive), FIELD(quiet, Quiet, program));
     } else if (!good) {
         PyObject *stack[] = {(PyObject *)w, path, empty};
         done = PyObject_VectorcallMethod(n__launch, stack, 3, NULL);
@@ -546,7 +579,20 @@ static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
 
 static PyObject *walk_end(Walk *w, PyObject *unused) {
     PyObject *stack[] = {call_ended, Py_True}, *done = flush(w, stack, 1, keywords, 1);
-    if (!done) return NULL;
+    if (!done) {
+        PyObject *type, *error, *trace, *self[] = {(PyObject *)w};
+        PyErr_Fetch(&type, &error, &trace);
+        PyObject *abandoned = PyObject_VectorcallMethod(n_abandon, self, 1, NULL);
+        if (abandoned) {
+            PyErr_Restore(type, error, trace);
+        } else {
+            Py_XDECREF(type);
+            Py_XDECREF(error);
+            Py_XDECREF(trace);
+        }
+        Py_XDECREF(abandoned);
+        return NULL;
+    }
     Py_DECREF(done);
     if (look(STATE, n_run) != Py_None && PyObject_SetAttr(STATE, n_run, Py_None)) return NULL;
     set(&w->thread, zero);
@@ -929,13 +975,6 @@ static int holds(PyObject *plan, PyObject *tensors, PyObject *numbers) {
     int good = passes ? passes == Py_True : -1;
     Py_XDECREF(passes);
     return good;
-}
-
-static int is_plain(PyObject *program) {
-    PyObject *plain = PyObject_GetAttr(program, n_is_plain);
-    int is = plain ? plain == Py_True : -1;
-    Py_XDECREF(plain);
-    return is;
 }
 
 // Plan.run of a plan that is ready and whose program is plain
