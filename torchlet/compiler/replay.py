@@ -262,8 +262,8 @@ class Plan:
     """How a call is done without Python. Raises in its constructor, as a reason, what stands against it."""
 
     __slots__ = (
-        "last", "path", "program", "alive", "constants", "data", "optimizers", "asked", "values", "bound", "taken", "fixed", "metas", "stores",
-        "tests", "grads", "leaves", "without", "added", "result",
+        "last", "path", "program", "alive", "constants", "data", "optimizers", "asked", "values", "bound", "taken", "fixed", "metas",
+        "stores", "tests", "grads", "leaves", "without", "added", "result",
     )
 
     def __init__(self, seen: list[Observation]):

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torchlet import dtypes, ops
 from torchlet.autograd import Function, RemovableHandle, is_leaf, no_grad
@@ -161,6 +161,11 @@ class Module:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "__getattr__") and not issubclass(cls, _NoAttribute):
             cls.__bases__ = (*cls.__bases__, _NoAttribute)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Parameters, buffers and submodules, whose names type checkers cannot know."""
 
     training: bool
     _version: int = 1
