@@ -8,7 +8,6 @@ import re
 import sys
 import threading
 import time
-import types
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from harness import mlp, plain, randn, same, state
 
 import torchlet as torch
 import torchlet.nn as nn
-from torchlet.compiler.capture import Run
+from torchlet.compiler.program import Program
 from torchlet.errors import CompileError
 
 
@@ -188,18 +187,10 @@ def break_launches(monkeypatch, error, everything=False):
     def fail(*_):
         raise error
 
-    run = Run._run
-
-    def broken(self, path, alive, program):
-        run(
-            self,
-            path,
-            alive,
-            types.SimpleNamespace(stepwise="", is_plain=True, launch=fail, left_no_trace=lambda e: everything or program.left_no_trace(e)),
-        )
-
-    monkeypatch.setattr(Run, "_run", broken)
+    broken = property(lambda self: fail, lambda self, value: vars(self).update(launch=value))
+    monkeypatch.setattr(Program, "launch", broken, raising=False)
     if everything:
+        monkeypatch.setattr(Program, "left_no_trace", lambda self, error: True)
         monkeypatch.setattr("torchlet.compiler.capture.run_stepwise", fail)
 
 
