@@ -13,9 +13,13 @@ from graphs import graph_of
 from torchlet.compiler.codegen.triton import emit
 from torchlet.compiler.emulate import run_interpreted_triton, run_plan
 from torchlet.compiler.execute import optimize
-from torchlet.compiler.loops import Dot, Reduction
+from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, Store
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.schedule import Plan, schedule
+from torchlet.compiler.split import split
+from torchlet.dtypes import bfloat16, float32
+from torchlet.expr import cast, expr
+from torchlet.index import Axis, of
 from torchlet.op import OPS
 
 rng = np.random.default_rng(5)
@@ -97,6 +101,26 @@ def test_what_fills_the_device_or_is_small_stays_one_kernel(shape: tuple[int, in
 
 def test_on_the_cpu_nothing_is_cut() -> None:
     assert len(plan_of(lambda x: x.sum(), normal(500, 1003), gpu=False).kernels) == 1
+
+
+def test_slices_of_a_product_are_chosen_together_with_its_tile() -> None:
+    def slices(m: int, n: int, k: int) -> int:
+        i, j, r = Axis("i", m), Axis("j", n), Axis("k", k)
+        a, b = (expr("load", (), bfloat16, (name, at)) for name, at in (("a", of(i) * k + of(r)), ("b", of(r) * n + of(j))))
+        dot = Dot("acc", a, b, (), (i,), (j,), (r,))
+        store = Store("y", of(i) * n + of(j), cast(expr("value", (), float32, "acc"), bfloat16))
+        sizes = (("a", m * k), ("b", k * n), ("y", m * n))
+        return split_of(Kernel("product", (i, j), (Phase((r,), (dot,), (store,)),), tuple(Buffer(x, bfloat16, s) for x, s in sizes)))
+
+    assert slices(768, 3072, 32768) > 1, "72 tiles of 128x256 leave half of the processors idle"
+    assert slices(768, 768, 32768) * 6 * 3 > 132 and slices(256, 256, 16384) * 16 > 64
+    assert slices(4096, 4096, 4096) == slices(1024, 1024, 1024) == slices(512, 512, 512) == slices(768, 50304, 32768) == 1
+    assert slices(8192, 8192, 1 << 20) == 1, "partial results have a limit"
+
+
+def split_of(kernel: Kernel) -> int:
+    parts = split(kernel)
+    return parts[0].grid[0].extent if len(parts) > 1 else 1
 
 
 def test_slices_of_a_product_compile_to_tensor_core_code() -> None:

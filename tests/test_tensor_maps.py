@@ -18,6 +18,7 @@ from torchlet.compiler import launch
 from torchlet.compiler.codegen.triton import TritonKernel, emit
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Store
 from torchlet.compiler.offline import compile_kernel, fitting
+from torchlet.compiler.split import split
 from torchlet.compiler.tile import Tile, choose
 from torchlet.config import config
 from torchlet.dtypes import bfloat16, dtype, float32, int8, int32, int64
@@ -162,6 +163,19 @@ def test_an_epilogue_reads_and_writes_one_buffer_and_stores_two_results() -> Non
 def test_stores_that_leave_no_room_for_the_stages_go_through_pointers() -> None:
     small = Tile("dot", {"m": 64, "n": 64, "k": 32}, num_stages=3, map_bytes=3 * 2 * 64 * 32 * 2)
     assert [n.partition("_")[0] for n in emit(product(128, 128, 64), tile=small).maps] == ["a", "b"]
+
+
+def test_a_product_over_nothing_is_zero() -> None:
+    kernel = product(64, 64, 0)
+    tk, y = emit(kernel, tile=WALK), np.ones(64 * 64, bfloat16.np)
+    run(tk, [np.zeros(1, bfloat16.np), np.zeros(1, bfloat16.np), y])
+    assert not y.any() and all(m.buffer == 2 for m in tk.maps.values())
+
+
+def test_slices_of_a_long_product_are_a_stack_of_maps() -> None:
+    parts = split(product(256, 256, 16384, "n", "t"))
+    assert len(parts) == 2
+    assert [len(m.shape) for m in emit(parts[0]).maps.values()] == [3, 3, 3]
 
 
 def test_large_products_on_hopper_walk_and_others_take_no_maps() -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torchlet import dtypes
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
 from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
-from torchlet.compiler.tile import MACHINES, choose, extent, is_product
+from torchlet.compiler.tile import MACHINES, choose, extent, is_product, product_seconds
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
 from torchlet.index import ZERO, Axis, flatten, of, unflatten
 
@@ -20,6 +20,8 @@ __all__ = ["split"]
 
 TARGET = "cuda:90"  # for which processors are counted; other devices have about as many
 LEAST = 1 << 17  # elements from which a second launch is worth its time
+MOST_PARTS = 1 << 25  # partial results of a product: 128 MiB in float32
+WORTH = 0.85  # the part of a product's estimated time that its slices may take at most: estimates are rough
 SLICE = {"row": 4096, "column": 64, "product": 256}  # the shortest slice of a reduction
 
 
@@ -41,15 +43,13 @@ def _slices(kernel: Kernel, phase: Phase) -> int:
     n = extent(phase.reduce)
     if n * kernel.points < LEAST or not phase.reductions:
         return 1
-    product = is_product(kernel)
+    if is_product(kernel):
+        most = min(n // SLICE["product"], MOST_PARTS // kernel.points)
+        counts = [s for s in range(2, most + 1) if n % (16 * s) == 0]
+        best = min(counts, key=lambda s: product_seconds(kernel, TARGET, s), default=1)
+        return best if product_seconds(kernel, TARGET, best) < WORTH * product_seconds(kernel, TARGET, 1) else 1
     blocks = choose(kernel, TARGET).blocks
     processors = MACHINES[TARGET].processors
-    if product:
-        d = phase.reductions[0]
-        assert isinstance(d, Dot)
-        programs = -(-extent(d.m) // blocks["m"]) * -(-extent(d.n) // blocks["n"]) * extent(d.batch)
-        wanted = min(processors // programs, n // SLICE["product"])
-        return next((s for s in range(wanted, 1, -1) if n % (16 * s) == 0), 1)
     programs = -(-kernel.points // blocks.get("x", 1))
     if programs * 2 > processors:
         return 1

@@ -150,7 +150,7 @@ def choose(kernel: Kernel, target: str) -> Tile:
 def choices(kernel: Kernel, target: str) -> list[Tile]:
     """Good tiles for the kernel on the target, the best first by formula; which of them the registers really hold, a compile tells."""
     if is_product(kernel):
-        tiles = _product_tiles(kernel, target)
+        tiles = [tile for _, tile in _product_tiles(kernel, target)]
         return [t for tile in tiles for t in ([tile, replace(tile, programs=0)] if tile.programs else [tile])][:4]
     tile = _other_tile(kernel, MACHINES[target])
     return [tile, replace(tile, num_warps=2 * tile.num_warps)] if tile.kind == "rows" and tile.num_warps < 16 else [tile]
@@ -230,7 +230,18 @@ def _contiguous_along_grid(kernel: Kernel) -> bool:
     return votes > 0
 
 
-def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
+def product_seconds(kernel: Kernel, target: str, slices: int) -> float:
+    """About how long the product takes when the inner dimension is cut into slices whose results a second kernel adds."""
+    machine, dot = MACHINES[target], kernel.phases[0].reductions[0]
+    assert isinstance(dot, Dot)
+    cost = _product_tiles(kernel, target, slices)[0][0] * extent(dot.k) / slices
+    seconds = 2 * cost * machine.processors / _dot_rate(dot.a.dtype, machine)
+    parts = slices * kernel.points * dot.dtype.itemsize * len(kernel.phases[0].reductions)
+    return seconds if slices == 1 else seconds + 2 * parts / machine.bandwidth + 2e-6  # written, read, and a launch
+
+
+def _product_tiles(kernel: Kernel, target: str, slices: int = 1) -> list[tuple[float, Tile]]:
+    """(points that a processor computes one after the other, weighted by how badly they fill it, tile), the best first."""
     machine = MACHINES[target]
     dots = [d for d in kernel.phases[0].reductions if isinstance(d, Dot)]
     dot = dots[0]
@@ -239,7 +250,7 @@ def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
     epilogue = [s.value for p in kernel.phases for s in p.stores]
     reads = sum(1 for e in walk(*epilogue) if e.op == "load" and extent(axes_of(e, memo)) == kernel.points)
     held = max(len(dots) + reads, len(epilogue))
-    m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k), extent(dot.batch)
+    m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k) // slices, extent(dot.batch) * slices
     size = dot.a.dtype.itemsize
     half = size <= 2
     precision = config.float32_dot if size == 4 and target.startswith("cuda") else "ieee"
@@ -289,7 +300,7 @@ def _product_tiles(kernel: Kernel, target: str) -> list[Tile]:
             programs = machine.processors if target in PERSISTENT else 0
             tile = replace(tile, map_bytes=machine.shared_bytes - (2 << 10), programs=programs)
         found.append((cost, tile))
-    return [tile for _, tile in sorted(found, key=lambda f: f[0])]
+    return sorted(found, key=lambda f: f[0])
 
 
 def bytes_moved(kernel: Kernel) -> int:
@@ -332,6 +343,12 @@ def _other_flops(kernel: Kernel) -> int:
     return total + sum(kernel.points * extent(p.reduce) for p in kernel.phases for r in p.reductions if not isinstance(r, Dot))
 
 
+def _dot_rate(kind: dtypes.dtype, machine: Machine) -> float:
+    """Operations of products in a second."""
+    wide = machine.float64 if kind is dtypes.float64 else machine.float32
+    return 2 * machine.half if kind.itemsize == 1 else machine.half if kind.itemsize == 2 else wide
+
+
 def roofline_us(kernel: Kernel, target: str) -> float:
     """The least time in microseconds that the target's bandwidth and arithmetic allow."""
     machine = MACHINES[target]
@@ -341,9 +358,6 @@ def roofline_us(kernel: Kernel, target: str) -> float:
     seconds = 0.0
     dots = [d for p in kernel.phases for d in p.reductions if isinstance(d, Dot)]
     if dots:
-        kind = dots[0].a.dtype
-        wide = machine.float64 if kind is dtypes.float64 else machine.float32
-        rate = 2 * machine.half if kind.itemsize == 1 else machine.half if kind.itemsize == 2 else wide
-        seconds += _dot_flops(kernel) / rate
+        seconds += _dot_flops(kernel) / _dot_rate(dots[0].a.dtype, machine)
     seconds += _other_flops(kernel) / machine.float32
     return max(seconds, bytes_moved(kernel) / machine.bandwidth) * 1e6

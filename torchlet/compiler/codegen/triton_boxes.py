@@ -13,6 +13,7 @@ from torchlet.index import Axis, Index
 from torchlet.runtime.cuda import TensorMap
 
 _UNIT = 16  # bytes: what starts and strides are multiples of
+_FARTHEST = 1 << 40  # bytes: what strides are less than
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Boxes:
         kind = self.w.buffers[buffer].dtype
         over = ((self.stack,) if self.stack in steps else ()) + order
         strides = tuple([steps.get(a, 0) for a in over])
-        if strides[-1] != 1 or any(s <= 0 or s * kind.itemsize % _UNIT for s in strides[:-1]) or index.const * kind.itemsize % _UNIT:
+        steps_fit = all(0 < s * kind.itemsize < _FARTHEST and s * kind.itemsize % _UNIT == 0 for s in strides[:-1])
+        if strides[-1] != 1 or not steps_fit or index.const * kind.itemsize % _UNIT or not all(a.extent for a in over):
             return None
         if any(self.edges[a].size > 256 for a in order) or self.edges[order[1]].size * kind.itemsize < _UNIT:
             return None
