@@ -53,6 +53,10 @@ def heads_last(q: Any, k: Any, v: Any) -> Any:
     return sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
 
 
+def mask_turned(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    return sdpa(q, k, v, mask.transpose(0, 1))
+
+
 causal = functools.partial(sdpa, is_causal=True)
 grouped = functools.partial(sdpa, enable_gqa=True)
 Case = tuple[Callable[..., Any], list[np.ndarray]]
@@ -62,6 +66,8 @@ def same(f: Callable[..., Any], q: tuple[int, ...], k: tuple[int, ...], v: tuple
     return f, [normal(*q), normal(*k), normal(*v), *mask]
 
 
+WINDOW = np.abs(np.subtract.outer(np.arange(300), np.arange(310))) < 20
+SQUARES = np.equal.outer(np.arange(300) // 90, np.arange(310) // 90)
 CASES: dict[str, Case] = {
     "full": same(sdpa, (2, 3, 48, 16), (2, 3, 48, 16), (2, 3, 48, 16)),
     "causal": same(causal, (2, 3, 48, 16), (2, 3, 48, 16), (2, 3, 48, 16)),
@@ -81,6 +87,10 @@ CASES: dict[str, Case] = {
     "boolean mask": same(sdpa, (2, 3, 40, 16), (2, 3, 70, 16), (2, 3, 70, 16), allowed(40, 70)),
     "boolean mask of keys": same(sdpa, (2, 3, 40, 16), (2, 3, 70, 16), (2, 3, 70, 16), rng.random((2, 1, 1, 70)) < 0.6),
     "boolean mask of queries": same(sdpa, (2, 3, 40, 16), (2, 3, 70, 16), (2, 3, 70, 16), rng.random((1, 3, 40, 1)) < 0.6),
+    "causal as a mask": same(sdpa, (1, 3, 300, 16), (1, 3, 310, 16), (1, 3, 310, 16), np.tri(300, 310) > 0),
+    "a window as a mask": same(sdpa, (1, 3, 300, 16), (1, 3, 310, 16), (1, 3, 310, 16), WINDOW),
+    "squares as a mask": same(grouped, (1, 2, 300, 16), (1, 1, 310, 16), (1, 1, 310, 16), SQUARES),
+    "a mask turned": same(mask_turned, (1, 3, 300, 16), (1, 3, 310, 16), (1, 3, 310, 16), np.tri(310, 300) == 0),
     "added mask": same(sdpa, (1, 2, 33, 16), (1, 2, 300, 16), (1, 2, 300, 16), normal(2, 33, 300)),
     "shared heads": same(grouped, (2, 6, 40, 16), (2, 2, 40, 16), (2, 2, 40, 16)),
     "causal, shared heads": same(functools.partial(grouped, is_causal=True), (1, 6, 260, 16), (1, 3, 260, 16), (1, 3, 260, 16)),

@@ -60,16 +60,27 @@ static void *matrix(const tl_attention *a, const tl_matrices *m, int64_t head, i
     return m->p ? (char *)m->p + offset * width : 0;
 }
 
+// asks for rows that are needed soon: they lie far apart where heads do not, which no hardware foresees
+TL_INLINE void fetch_rows(const float *p, const tl_matrices *m, int64_t j0, int64_t j1, int64_t width) {
+    for (int64_t j = j0; j < j1 && m->column == 1; j++)
+        for (int64_t e = 0; e < width; e += 16) __builtin_prefetch(p + j * m->row + e);
+}
+
 // rows [j0, j1) transposed: panels of PANEL rows, k outermost; zeros past the end. j0 is a multiple of PANEL.
 static void pack_turned(const float *p, const tl_matrices *m, int64_t j0, int64_t j1, int64_t k, float *dst) {
     const tl_operand_f32 operand = {p, m->row, m->column, 0};
-    for (int64_t j = j0; j < j1; j += PANEL, dst += k * PANEL) pack_columns_f32(0, &operand, j, TL_MIN(PANEL, j1 - j), 0, k, dst);
+    fetch_rows(p, m, j0, TL_MIN(j0 + PANEL, j1), k);
+    for (int64_t j = j0; j < j1; j += PANEL, dst += k * PANEL) {
+        fetch_rows(p, m, j + PANEL, TL_MIN(j + 2 * PANEL, j1), k);
+        pack_columns_f32(0, &operand, j, TL_MIN(PANEL, j1 - j), 0, k, dst);
+    }
 }
 
 // rows [j0, j1) times a factor, zeros past the width: row-major, or in panels of PANEL columns that are `panel` elements apart
 static void pack_rows(const float *p, const tl_matrices *m, int64_t j0, int64_t j1, int64_t width, float factor, float *dst, int64_t ld,
                       int64_t panel) {
     for (int64_t j = j0; j < j1; j++, dst += ld) {
+        fetch_rows(p, m, j + 16, TL_MIN(j + 17, j1), width);
         const float *restrict from = p + j * m->row;
         for (int64_t e0 = 0; e0 < width; e0 += PANEL) {
             float *restrict to = dst + e0 / PANEL * panel;
@@ -84,11 +95,17 @@ static void pack_rows(const float *p, const tl_matrices *m, int64_t j0, int64_t 
     }
 }
 
-static void unpack_row(const float *from, float factor, float *p, int64_t step, int64_t width) {
-    if (step == 1)
-        for (int64_t e = 0; e < width; e++) p[e] = from[e] * factor;
-    else
-        for (int64_t e = 0; e < width; e++) p[e * step] = from[e] * factor;
+// rows [j0, j1) of a result, from[j1 - j0][ld] times a factor
+static void unpack_rows(const float *restrict from, int64_t ld, float factor, float *p, const tl_matrices *m, int64_t j0, int64_t j1,
+                        int64_t width) {
+    for (int64_t j = j0; j < j1; j++, from += ld) {
+        float *restrict to = p + j * m->row;
+        if (m->column == 1) {
+            for (int64_t e = 0; e < width; e += 16) __builtin_prefetch(to + TL_MIN(8, j1 - 1 - j) * m->row + e, 1);
+            for (int64_t e = 0; e < width; e++) to[e] = from[e] * factor;
+        } else
+            for (int64_t e = 0; e < width; e++) to[e * m->column] = from[e] * factor;
+    }
 }
 
 // the first of n keys from j0 on of which a causal query may look at none
@@ -209,10 +226,10 @@ static void softmax_block(const tl_attention *a, const char *mask, int64_t i0, i
 }
 
 void tl_attention_forward(const tl_attention *a, int tid, int nth) {
-    const int64_t d = a->d, dv = a->dv, wide = padded(dv), ld = FORWARD_KEYS + ROOM, room = padded(a->columns);
+    const int64_t d = a->d, dv = a->dv, dp = padded(d), wide = padded(dv), ld = FORWARD_KEYS + ROOM, room = padded(a->columns);
     const int64_t heads = count_heads(a), blocks = (a->rows + QUERIES - 1) / QUERIES, work = scores_above(a, a->rows);
-    float *keys = tl_scratch(3, (int64_t)sizeof(float) * (room * (d + wide) + QUERIES * (d + ld + wide)));
-    float *values = keys + room * d, *queries = values + room * wide, *x = queries + QUERIES * d, *out = x + QUERIES * ld;
+    float *keys = tl_scratch(3, (int64_t)sizeof(float) * (room * (d + wide) + QUERIES * (dp + ld + wide)));
+    float *values = keys + room * d, *queries = values + room * wide, *x = queries + QUERIES * dp, *out = x + QUERIES * ld;
     float tops[QUERIES + LANE];
     vec_f32 sums[QUERIES];
     int64_t ends[QUERIES / MR];
@@ -231,10 +248,7 @@ void tl_attention_forward(const tl_attention *a, int tid, int nth) {
                 if (a->out.p) pack_rows(v, &a->v, columns_there, end, dv, 1.0f, values + columns_there * PANEL, PANEL, room * PANEL);
                 columns_there = end;
             }
-            for (int64_t r = 0; r < rows; r++) {
-                const float *q = (const float *)matrix(a, &a->q, head, 4, 0) + (i0 + r) * a->q.row;
-                for (int64_t e = 0; e < d; e++) queries[r * d + e] = q[e * a->q.column] * (a->scale * score_unit(a));
-            }
+            pack_rows(matrix(a, &a->q, head, 4, 0), &a->q, i0, i1, d, a->scale * score_unit(a), queries, dp, PANEL);
             for (int64_t r = 0; r < QUERIES; r++) tops[r] = -INFINITY, sums[r] = (vec_f32){0};
             memset(out, 0, sizeof(float) * (size_t)(rows * wide));
             for (int64_t j0 = 0; j0 < columns; j0 += FORWARD_KEYS) {
@@ -242,7 +256,7 @@ void tl_attention_forward(const tl_attention *a, int tid, int nth) {
                 for (int64_t j = 0; j < end; j += PANEL)
                     FOR_STRIPS(r0, r1, rows) {
                         if (ends[strip_] <= j) continue;
-                        panel_product(1, r1 - r0, queries + r0 * d, d, d, keys + (j0 + j) * d, PANEL, x + r0 * ld + j, ld, 0);
+                        panel_product(1, r1 - r0, queries + r0 * dp, dp, d, keys + (j0 + j) * d, PANEL, x + r0 * ld + j, ld, 0);
                     }
                 if (!end) continue;
                 softmax_block(a, mask, i0, rows, j0, n, x, ld, ends, tops, sums, out, wide);
@@ -259,7 +273,7 @@ void tl_attention_forward(const tl_attention *a, int tid, int nth) {
                 float total = 0;
                 for (int i = 0; i < LANE; i++) total += sums[r][i];
                 const float divisor = total == 0.0f ? 1.0f : total;  // a query that may look at nothing gets zeros
-                if (to) unpack_row(out + r * wide, 1.0f / divisor, to + (i0 + r) * a->out.row, a->out.column, dv);
+                if (to) unpack_rows(out + r * wide, wide, 1.0f / divisor, to, &a->out, i0 + r, i0 + r + 1, dv);
                 if (lse) lse[(i0 + r) * a->lse.row] = tops[r] / score_unit(a) + tl_log(divisor);
             }
         }
@@ -379,15 +393,11 @@ static void key_pass(const tl_attention *a, gradient *x, int64_t group, int64_t 
             }
         }
         float *to = matrix(a, &a->dq, head, 4, 0);
-        if (dq)
-            for (int64_t i = 0; i < a->rows; i++) unpack_row(dq + i * dp, a->scale, to + i * a->dq.row, a->dq.column, a->d);
+        if (dq) unpack_rows(dq, dp, a->scale, to, &a->dq, 0, a->rows, a->d);
     }
     float *to_k = matrix(a, &a->dk, group * a->group, 4, 1), *to_v = matrix(a, &a->dv_, group * a->group, 4, 1);
-    for (int64_t j = j0; j < j1; j++) {
-        // the queries came with the scale and the scores' unit
-        if (to_k) unpack_row(dk + (j - j0) * dp, 1.0f / score_unit(a), to_k + j * a->dk.row, a->dk.column, a->d);
-        if (to_v) unpack_row(dv + (j - j0) * vp, 1.0f, to_v + j * a->dv_.row, a->dv_.column, a->dv);
-    }
+    if (to_k) unpack_rows(dk, dp, 1.0f / score_unit(a), to_k, &a->dk, j0, j1, a->d);  // the queries came with the scale and the unit
+    if (to_v) unpack_rows(dv, vp, 1.0f, to_v, &a->dv_, j0, j1, a->dv);
 }
 
 // Gradients of the queries of heads [first, heads), shared out over the threads.
@@ -413,7 +423,7 @@ static void query_pass(const tl_attention *a, gradient *x, int64_t first, int64_
                 if (gradient_block(a, x, i0, i1, j, n, j)) add_query_gradient(a, x, i1 - i0, j, dq);
             }
             float *to = matrix(a, &a->dq, head, 4, 0);
-            for (int64_t i = i0; i < i1; i++) unpack_row(dq + (i - i0) * dp, a->scale, to + i * a->dq.row, a->dq.column, a->d);
+            unpack_rows(dq, dp, a->scale, to, &a->dq, i0, i1, a->d);
         }
     }
 }
