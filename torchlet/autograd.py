@@ -135,7 +135,7 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
                 a = force(x)
             arrays.append(a)
             m = x._meta
-            if m.requires_grad:
+            if m.requires_grad or (m.shared and current(x)._meta.requires_grad):
                 needs = True
             if not m.contiguous:
                 in_order = True
@@ -361,6 +361,15 @@ def is_leaf(t: Tensor) -> bool:
 # ------------------------------------------------------------------------------------------------ nodes
 
 
+def freed(name: str) -> RuntimeError:
+    """The error of a second backward pass through an operation."""
+    return RuntimeError(
+        f"{name} backward: Trying to backward through the graph a second time (or directly access saved tensors after they have "
+        "already been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad().\n"
+        "help: specify retain_graph=True"
+    )
+
+
 class Saved:
     """A tensor kept for the backward pass, with the version its storage had."""
 
@@ -373,12 +382,28 @@ class Saved:
     def get(self, op: Op) -> Tensor:
         """The tensor; raises RuntimeError when it was overwritten since."""
         if self.tensor._store.version != self.version:
-            m = self.tensor._meta
-            raise RuntimeError(
-                f"{op.name} backward: one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"{m.spec} is at version {self.tensor._store.version}; expected version {self.version} instead"
-            )
+            raise self.overwritten(op, self.tensor._store.version, self.version)
         return self.tensor
+
+    def overwritten(self, op: Op, now: int, expected: int) -> RuntimeError:
+        """The error of a backward pass that would need what is there no more."""
+        return RuntimeError(
+            f"{op.name} backward: one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{self.tensor._meta.spec} is at version {now}; expected version {expected} instead"
+        )
+
+
+class Overwritten(Saved):
+    """A tensor that was kept and is overwritten since, at a place where no version tells: inside a captured call."""
+
+    __slots__ = ("now",)
+
+    def __init__(self, saved: Saved, now: int, expected: int):
+        self.tensor, self.version, self.now = saved.tensor, expected, now
+
+    def get(self, op: Op) -> Tensor:
+        """Always raises RuntimeError."""
+        raise self.overwritten(op, self.now, self.version)
 
 
 class OpNode(Node):
@@ -386,8 +411,8 @@ class OpNode(Node):
 
     __slots__ = ("op", "attrs", "kept", "in_metas", "freed", "out_shadow")
 
-    def __init__(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...], out: Tensor):
-        self.edges = tuple([edge_of(x) for x in inputs])
+    def __init__(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...], out: Tensor, edges: tuple[Edge, ...] | None = None):
+        self.edges = tuple([edge_of(x) for x in inputs]) if edges is None else edges
         self.metas = (out._meta,)
         self.hooks = None
         self.op, self.attrs, self.freed = op, attrs, False
@@ -447,12 +472,7 @@ class OpNode(Node):
         if g is None:
             return [None] * len(self.edges)
         if self.freed:
-            raise RuntimeError(
-                f"{self.op.name} backward: Trying to backward through the graph a second time (or directly access saved tensors "
-                "after they have "
-                "already been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad().\n"
-                "help: specify retain_graph=True"
-            )
+            raise freed(self.op.name)
         conjugates = self.metas[0].dtype.is_complex and not self.op.hermitian
         if conjugates:  # the rules are those of real numbers, Jᵀ g; of complex ones it is Jᴴ g, the conjugate of Jᵀ on the conjugate
             g = g.conj()

@@ -38,6 +38,35 @@ BINARY = {
 NUMBER = {"mul": lambda x, k: x * k, "add": lambda x, k: x + k, "rsub": lambda x, k: k - x, "clamp": lambda x, k: x.clamp(max=k)}
 
 
+WRITES = {
+    "relu_": lambda x, w: x.relu_(),
+    "tanh_": lambda x, w: x.tanh_(),
+    "clamp_": lambda x, w: x.clamp_(-1, 0.5),
+    "fill_": lambda x, w: x.fill_(0.5),
+    "zero_": lambda x, w: x.zero_(),
+    "masked_fill_": lambda x, w: x.masked_fill_(w.detach() > 0, 0.25),
+    "weight": lambda x, w: x.mul_(w),
+    "residual": lambda x, w: x.add_(w),
+    "self": lambda x, w: x.mul_(x).tanh_(),
+    "row": lambda x, w: x[1].copy_(w[0]),
+    "part": lambda x, w: x[:, 1:].mul_(w[:, :2]),
+    "transposed": lambda x, w: x.t()[2].add_(w[:, 0]),
+    "flat": lambda x, w: x.view(-1)[1:5:2].tanh_(),
+    "put": lambda x, w: x.index_put_((torch.tensor([1, 0]), torch.tensor([2, 0])), w[0, :2]),
+    "mask": lambda x, w: x.__setitem__(w.detach() > 0, 0.0),
+    "detached": lambda x, w: x.detach().add_(1.0),
+    "diagonal": lambda x, w: x.diagonal().mul_(w[0, :2]),
+}
+PARTS = {
+    "row": lambda x: x[0],
+    "columns": lambda x: x[:, 1:],
+    "flat": lambda x: x.view(-1),
+    "transposed": lambda x: x.t(),
+    "detached": lambda x: x.detach()[1],
+    "whole": lambda x: x[:],
+}
+
+
 def inplace(x: Any, y: Any, how: str) -> None:
     """Overwrite x or a part of it."""
     if how == "add_":
@@ -63,6 +92,11 @@ statement = st.one_of(
     st.tuples(st.just("binary"), name, st.sampled_from(sorted(BINARY)), name, name),
     st.tuples(st.just("number"), name, st.sampled_from(sorted(NUMBER)), name, st.one_of(number, st.just("k"))),
     st.tuples(st.just("inplace"), name, st.sampled_from(["add_", "mul_", "row", "column", "shift", "mask", "view"]), name, st.booleans()),
+    st.tuples(st.just("write"), name, st.sampled_from(sorted(WRITES)), name, st.sampled_from("wv"), st.integers(0, 5)),
+    st.tuples(st.just("write"), name, st.sampled_from(sorted(WRITES)), name, st.sampled_from("wv"), st.integers(0, 5)),
+    st.tuples(st.just("part"), st.sampled_from(sorted(PARTS)), name, name, st.sampled_from(["", "add", "mul", "read", "grad"])),
+    st.tuples(st.just("version"), name),
+    st.tuples(st.just("gradient"), name, st.sampled_from("wv"), name),
     st.tuples(st.just("alias"), name, name),
     st.tuples(st.just("slice"), name, name),
     st.tuples(st.just("branch"), name, name, name),
@@ -91,6 +125,7 @@ change = st.one_of(
     st.tuples(st.just("drop"), st.integers(0, 9)),
     st.tuples(st.just("swap")),
     st.tuples(st.just("shape"), name),
+    st.tuples(st.just("outer"), st.sampled_from(["sum", "write", "twice"])),
 )
 program = st.lists(st.tuples(st.booleans(), statement), min_size=3, max_size=14)
 
@@ -105,6 +140,7 @@ class World:
         self.values: list[Any] = []
         self.k: Any = 0.5
         self.dropped = -1
+        self.errors: list[Any] = []
 
     def execute(self, what: tuple[Any, ...], t: dict[str, Any]) -> None:
         """One statement on the locals `t` of a call."""
@@ -122,6 +158,28 @@ class World:
                     inplace(target, source, args[1])
             else:
                 inplace(target, source, args[1])
+        elif kind == "write":
+            with torch.set_grad_enabled(args[4] > 0):
+                x = t[args[0]]
+                result = WRITES[args[1]](x, self.w[args[3]])
+                self.values.append(result is x)
+            t[args[2]] = x
+        elif kind == "part":  # a view made now, of which something is done after the next write
+            x = t[args[1]]
+            v = PARTS[args[0]](x)
+            x.add_(t[args[2]]) if args[3] == "add" else x.mul_(self.w["w"]) if args[3] == "mul" else None
+            if args[3] == "read":
+                self.values.append(v.sum().item())
+            self.kept.append(v)
+            if args[3] == "grad" and v.requires_grad:
+                v.sum().backward(retain_graph=True)
+            v.add_(0.5)
+        elif kind == "version":
+            self.values.append(t[args[0]]._version)
+        elif kind == "gradient":
+            y = (t[args[0]] * self.w[args[1]]).sum()
+            (g,) = torch.autograd.grad(y, [self.w[args[1]]], retain_graph=True)
+            t[args[2]] = g
         elif kind == "alias":
             t[args[0]] = t[args[1]]
         elif kind == "slice":
@@ -201,9 +259,10 @@ def run(compile: Any, statements: list[tuple[bool, Any]], changes: list[Any], nu
     torch.manual_seed(0)
     world = World()
     if nudge is not None:
-        with torch.no_grad():
-            for x in (*world.t.values(), *world.w.values()):
-                x.mul_(torch.tensor((1 + nudge.choice([-1, 1], (2, 3)) * 2.0**-23).astype(np.float32)))
+        for part in (world.t, world.w):
+            for n, x in part.items():
+                moved = x.detach().clone().numpy() * (1 + nudge.choice([-1, 1], (2, 3)) * 2.0**-23)
+                part[n] = torch.tensor(moved.astype(np.float32), requires_grad=x.requires_grad)
 
     def call() -> Any:
         t = dict(world.t)
@@ -225,9 +284,18 @@ def run(compile: Any, statements: list[tuple[bool, Any]], changes: list[Any], nu
         else:
             result = catch(f)
         error = result[0] if isinstance(result, list) else ""
-        seen = None if error else {n: plain(x) for n, x in result.items()}
+        if what[0] == "outer" and not error:
+            for x in [x for x in result.values() if x.requires_grad]:
+                for _ in range(1 + (what[1] == "twice")):
+                    world.errors.append(catch(x.sum().backward))
+                if what[1] == "write":
+                    world.errors.append(catch(x.mul_, 0.5) is x)
+        seen = None if error else {n: [plain(x), x._version, x.is_leaf] for n, x in result.items()}
         out.append(
-            [error, seen, plain(world.t), plain(world.w), plain([p.grad for p in world.w.values()]), plain(world.kept), plain(world.values)]
+            [
+                error, seen, plain(world.t), plain(world.w), plain([p.grad for p in world.w.values()]), plain(world.kept),
+                plain(world.values), world.errors,
+            ]
         )
         world.kept = world.kept[-2:]
     return out

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from torchlet import autograd, dtypes
-from torchlet.autograd import OpNode, Saved, check_inplace, check_result, execute, execute_inplace, open_composite, result_device
+from torchlet.autograd import check_inplace, check_result, execute, execute_inplace, open_composite, result_device
 from torchlet.compiler.program import Program, run_stepwise
+from torchlet.compiler.tape import Tape
 from torchlet.compiler.trie import (
     ONLY_NONE,
     Constant,
@@ -44,9 +45,11 @@ from torchlet.compiler.trie import (
     refcount,
     slots_between,
     user_line,
+    view_steps,
 )
 from torchlet.errors import CompileError
-from torchlet.op import STATE, Composite, Generate, Op, Pointwise, View, as_spec, result_strides
+from torchlet.op import OPS, STATE, Composite, Generate, Op, Pointwise, View, apply, as_spec, result_strides
+from torchlet.ops.view import REPLACEABLE
 from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
 from torchlet.tensor import Meta, Storage, Tensor, new
@@ -96,7 +99,8 @@ class Run:
         self.writes_pending = False
         self.walking = 0  # backward passes that are being walked
         self.constants = False  # numbers met now are part of the program (a gradient rule is running)
-        self.nodes: dict[Step, OpNode] | None = None  # tape nodes of pending steps, made when backward needs them
+        self.tape: Tape | None = None  # of pending steps, made when backward needs it
+        self.turned: list[Slot] = []  # tensors that an in-place operation made require grad, though their steps do not say so
         self.weak: dict[int, ScalarSlot] = {}
         self.replaced: list[tuple[Tensor, Any]] = []  # (leaf, its .grad before) of backward passes in this segment
         self.arguments: Any = None  # of the running call, for the names in the dump
@@ -207,41 +211,109 @@ class Run:
         return t  # type: ignore[no-any-return]
 
     def step_inplace(self, op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
-        """Dispatch of `target.op_()`: deferred where nothing but the memory of a whole tensor changes, else done at once."""
-        s = self.cur.next
-        if s is not None and s.op is op and s.attrs == attrs and s.kind == "inplace" and self._match(s, (target, *inputs)):
-            if op.check is not None:
-                self._test(op, inputs, attrs, s)
-            self.cur = s
-            self.writes_pending = True
+        """Dispatch of `target.op_()`: deferred where a whole tensor changes, or a part of one that is pending; else done at once.
+
+        The step of the target goes on to stand for it; what it denotes is what the steps up to then have made of it.
+        """
+        if self._follow_write(op, target, inputs, attrs):
             return target
         if self.cur is HELD:
             self._wait()
         self._settle((target, *inputs))
         if op.check is not None:
             self._test(op, inputs, attrs)
+        self._cut()
         recording = STATE.grad and (target._meta.requires_grad or any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs))
-        check_inplace(op, target, recording)
-        if recording or not self._may_defer_write(target):
-            what = "on a tensor that autograd follows" if recording else "through a view, or on memory that NumPy can see"
-            self.flush(f"in-place {op.name}_ {what}")
-            return execute_inplace(op, target, inputs, attrs)
-        if any(isinstance(x, Tensor) and self._is_exported(x) for x in inputs):
-            self.flush("memory that NumPy can see")
+        if target._np is not None or not target._meta.requires_grad:  # what is pending is no leaf
+            check_inplace(op, target, recording)
+        reason = self._why_write_now(target, inputs, recording)
+        if reason:
+            self.flush(f"in-place {op.name}_ {reason}")
             return execute_inplace(op, target, inputs, attrs)
         spec = op.spec(*[x._meta.spec if isinstance(x, Tensor) else as_spec(x) for x in inputs], *attrs)
         check_result(op, target._meta.spec, spec)
-        self._cut()
+        if recording:
+            before = op, inputs, attrs
+            op, inputs, attrs = self._apart(op, target, inputs, attrs)
+            if target._np is not None:  # the segment was cut in between
+                return execute_inplace(before[0], target, before[1], before[2])
+            if self._follow_write(op, target, inputs, attrs):
+                return target
         s = self._edge("inplace", op, (target, *inputs), attrs)
-        s.writes = (s.checks[0][0],)  # type: ignore[assignment]
+        if not s.writes:
+            seen = s.checks[0][0]
+            assert seen is not None
+            s.writes, s.recorded = (base_slot(seen),), recording
+            if recording and not target._meta.requires_grad:
+                shown = [s.writes[0], *view_steps(seen)]
+                metas = [(slot, slot.t._meta) for slot in shown]
+                s.turns = tuple([(slot, m.replace(requires_grad=True)) for slot, m in metas if not m.requires_grad])
         self._take(s)
-        self.writes_pending = True
+        self._note_write(s)
         return target
 
-    def _may_defer_write(self, target: Tensor) -> bool:
-        if target._np is None:
-            return not target._step.op.is_view
-        return not target._store.exported and target._base is None
+    def _follow_write(self, op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> bool:
+        """True if the expected step was this in-place operation: it is taken."""
+        s = self.cur.next
+        if s is None or s.op is not op or s.attrs != attrs or s.kind != "inplace" or not self._match(s, (target, *inputs)):
+            return False
+        if op.check is not None:
+            self._test(op, inputs, attrs, s)
+        self.cur = s
+        self._note_write(s)
+        return True
+
+    def _note_write(self, s: Step) -> None:
+        if s.turns:
+            self._turn(s)
+        if not isinstance(s.writes[0], Step):
+            self.writes_pending = True
+        if self.tape is not None and not self.walking:
+            self.tape = None  # it is made again, and knows then what was overwritten
+
+    def _turn(self, s: Step) -> None:
+        """Tensors begin to require grad; placeholders among them get their own Meta back when the segment ends."""
+        for slot, meta in s.turns:
+            slot.t._meta = meta
+            self.turned.append(slot)
+
+    def _turn_back(self) -> None:
+        for slot in self.turned:
+            if slot.t is not None:
+                slot.t._meta = slot.meta  # type: ignore[attr-defined]
+        self.turned.clear()
+
+    def _apart(
+        self, op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, ...]
+    ) -> tuple[Op, tuple[Any, ...], tuple[Any, ...]]:
+        """The operation such that no gradient rule asks for what it overwrites: that is copied before."""
+
+        def copied(which: Sequence[Any]) -> tuple[Any, ...]:
+            copy = apply(OPS["clone"], (target,)) if any(x is target for x in which) else None
+            return tuple([copy if x is target and any(x is y for y in which) else x for x in inputs])
+
+        if not op.vjp and isinstance(op.lower, Composite):
+            return OPS["clone"], (apply(op, copied(inputs), attrs),), ()
+        rules = [op.vjp.get(op.input_name(i)) for i, x in enumerate(inputs) if isinstance(x, Tensor) and x._meta.requires_grad]
+        wanted = {name for rule in rules if rule is not None for name in rule.names}
+        return op, copied([x for i, x in enumerate(inputs) if op.input_name(i) in wanted]), attrs
+
+    def _why_write_now(self, target: Tensor, inputs: Sequence[Any], recording: bool) -> str:
+        """In words: why an in-place operation cannot wait; empty if it can."""
+        if any(isinstance(x, Tensor) and self._is_exported(x) for x in (target, *inputs)):
+            return "on memory that NumPy can see, or on complex numbers"
+        if target._np is not None:
+            if recording:
+                return "on a tensor that autograd follows, made before this segment"
+            return "" if target._base is None else "through a view of a tensor made before this segment"
+        views = view_steps(target._step)
+        if not isinstance(base_slot(target._step), Step):
+            return "through a view of a tensor made before this segment"
+        if any(v.op.name not in REPLACEABLE for v in views):
+            return "through a view that shows elements in an order of its own"
+        if recording and any(not (v.grad and v.op.vjp) for v in views):
+            return "through a view that autograd does not follow"
+        return ""
 
     def _is_exported(self, x: Tensor) -> bool:
         """True for what a compiled program must not hold: memory that NumPy can see, complex numbers (they run eagerly)."""
@@ -254,14 +326,15 @@ class Run:
         s = self.cur.next
         if s is not None and s.op is op and s.attrs == key and s.kind == "update" and self._match(s, inputs):
             self.cur = s
-            self.writes_pending = True
+            self._note_update()
             return
         if self.cur is HELD:
             self._wait()
         self._settle(inputs)
         targets = [t for i in op.writes for t in lists[i]]
         for t in targets:
-            if not self._may_defer_write(t) or t._meta.dtype.is_complex:
+            now = t._step.op.is_view if t._np is None else (t._store.exported or t._base is not None)
+            if now or t._meta.dtype.is_complex:
                 self.flush(f"{op.name} on a view, on complex numbers, or on memory that NumPy can see")
                 STATE.run = None
                 try:
@@ -277,7 +350,12 @@ class Run:
             n = sum(key[1])
             s.known = tuple(slot for slot, _ in s.checks[:n]), tuple(kind for _, kind in s.checks[n:])  # type: ignore[assignment,misc]
         self._take(s)
+        self._note_update()
+
+    def _note_update(self) -> None:
         self.writes_pending = True
+        if self.tape is not None and not self.walking:
+            self.tape = None
 
     def event(self, kind: str, *value: Any) -> None:
         """A fact that later steps depend on (the grad mode), as a step of the path, so that no step has to check it."""
@@ -327,10 +405,24 @@ class Run:
         return t  # type: ignore[no-any-return]
 
     def _settle(self, inputs: Sequence[Any]) -> None:
-        """Operands that are pending in another call, or that nobody can compute any more, are asked for their values."""
+        """Operands that are pending in another call, or that nobody can compute any more, are asked for their values.
+
+        Views whose base was overwritten since they were made learn of it.
+        """
+        if self.turned and STATE.grad and any(isinstance(x, Tensor) and x._np is None and self._is_stale(x) for x in inputs):
+            self.flush("a view was made before its base began to require grad")
         for x in inputs:
             if isinstance(x, Tensor) and x._np is None and x._run is not self:
                 x._run.force(x)
+            if isinstance(x, Tensor) and x._meta.shared and x._np is not None:
+                autograd.current(x)
+
+    def _is_stale(self, x: Tensor) -> bool:
+        """True for a view whose base began to require grad after it was made: it has to look there first."""
+        if x._run is not self or x._meta.requires_grad or x._meta.weak:
+            return False
+        views = view_steps(x._step)
+        return bool(views) and base_slot(x._step).t._meta.requires_grad and all(v.grad and v.op.vjp for v in views)
 
     def _cut(self) -> None:
         if self.cur.position >= MAX_STEPS:
@@ -382,15 +474,16 @@ class Run:
 
     def _aside(self, x: Tensor) -> Any:
         """The value of a tensor without a launch: an array, or None where that would cost too much."""
-        written = {id(base_slot(w).t._store) for w in self._writes()} if self.writes_pending else ()
+        written = set(self._writes()) if self.writes_pending or x._np is None else set()
+        stores = {id(w.t._store) for w in written if not isinstance(w, Step)}
         budget = MAX_ASIDE
 
         def value(slot: Any, t: Any) -> Any:
             nonlocal budget
             if t is not None and t._np is not None:
-                return None if id(t._store) in written else t._np
+                return None if id(t._store) in stores else t._np
             budget -= 1
-            if budget < 0 or not isinstance(slot, Step) or slot.kind != "op" or id(t._store) in written:
+            if budget < 0 or not isinstance(slot, Step) or slot.kind != "op" or slot in written:
                 return None
             if not isinstance(slot.op.lower, View | Pointwise | Generate):
                 return None
@@ -412,7 +505,11 @@ class Run:
             return value(None, x)
         maker = x._step
         while isinstance(maker, Step) and maker.kind == "op" and (maker.op.is_view or maker.op.name in ("cast", "clone", "clone_in_order")):
+            if maker in written:
+                return None
             maker = maker.checks[0][0]
+        if maker in written:
+            return None
         if isinstance(maker, Step) and maker.kind == "op" and maker.op.name in _POSITIONS:  # the first and the last that it can give
             source, dims = maker.checks[0][0], maker.attrs[_POSITIONS[maker.op.name]]
             shape = (source.meta if isinstance(source, Step) else source.t._meta).shape  # type: ignore[union-attr]
@@ -592,9 +689,7 @@ class Run:
         outer, STATE.run = STATE.run, None  # what a launch sets off (finalizers of dropped tensors) is no part of the path
         slots = path.slots
         # saved outputs are seen through shadows: in the middle of a backward pass they are wanted after this launch
-        nodes = self.nodes if self.walking else None
-        held = [(n, s.t) for s, n in nodes.items() if n.out_shadow is not None and s.t is not None] if nodes else ()
-        pending = [v for n in nodes.values() for v in n.saved() if v.version >= 0 and v.tensor._np is None] if nodes else ()
+        held = list(self.tape.outputs()) if self.tape is not None and self.walking else ()
         try:
             if len(self.scalars) != path.scalar_count:
                 self._realign(path)
@@ -621,8 +716,6 @@ class Run:
             for node, t in held:
                 shadow = node.out_shadow
                 shadow._np, shadow._store, shadow._ptr = t._np, t._store, t._ptr  # type: ignore[union-attr]
-            for saved in pending:  # views have the memory of their base now, and its version
-                saved.version = saved.tensor._store.version
         except BaseException as error:
             self._lose(path, error)
             raise
@@ -641,19 +734,22 @@ class Run:
     def restart(self) -> None:
         """Stand at the start again, whatever is left of a call that did nothing or ended in the middle of something."""
         self.root = self.cur = self.start
-        self.scalars, self.nodes, self.replaced = [], None, []
+        self.scalars, self.tape, self.replaced = [], None, []
+        self._turn_back()
         self.writes_pending = self.moved = self.constants = False
         self.walking = 0
 
     def _begin(self, end: Step, last: bool, mine: bool) -> None:
         """The segment up to `end` is done; stand at the root of the next."""
         self._unbind(end)
-        if self.nodes:
-            self._settle_nodes(self.nodes)
+        if self.tape is not None:
+            self.tape.settle(self.scalars)
+        if self.turned:
+            self._turn_back()
         self.replaced.clear()
         self.scalars.clear()
         self.writes_pending = self.moved = False
-        self.nodes = None
+        self.tape = None
         self.cause = ""
         if last:
             self.root = self.start
@@ -715,16 +811,6 @@ class Run:
             if p.end.after is not None and not p.end.after.edges:
                 p.end.after = None
         return gone
-
-    def _settle_nodes(self, nodes: dict[Step, OpNode]) -> None:
-        """Numbers that tape nodes hold by their place in the segment become plain numbers, for a walk that goes on after the launch."""
-        for node in nodes.values():
-            kept = node.kept or {}
-            for name, value in kept.items():
-                if isinstance(value, Saved) and value.tensor._meta.weak:
-                    kept[name] = self.scalars[value.tensor._step.index]
-                elif isinstance(value, list):
-                    kept[name] = [self.scalars[v.tensor._step.index] if isinstance(v, Saved) and v.tensor._meta.weak else v for v in value]
 
     def _launch(self, path: Path, stepwise: str) -> None:
         """Find or compile the program for what is visible and run it, or run step by step where that is not possible."""
@@ -793,55 +879,16 @@ class Run:
     # ------------------------------------------------------------------------------------------------ backward
 
     def edge_of(self, t: Tensor) -> Any:
-        """The tape node of a pending tensor. Nodes of the whole segment are made in order, so that depth costs no recursion."""
+        """The tape node of a pending tensor."""
         if t._meta.weak:
             return None
         if self.cur is HELD:
             self._wait()
             if t._np is not None:
                 return autograd.edge_of(t)
-        nodes = self.nodes
-        if nodes is None:
-            nodes = self.nodes = {}
-        step = t._step
-        if step not in nodes:
-            path: list[Step] = []
-            s = self.cur
-            while s is not self.root:
-                path.append(s)
-                assert s.parent is not None
-                s = s.parent
-            path.reverse()
-            last_write: dict[Slot, int] = {}
-            released: set[int] = set()
-            for s in path:
-                for w in s.writes:
-                    last_write[w] = s.position
-                if s.kind == "event" and s.op == "release":
-                    released.update(s.attrs[0])
-            for s in path:
-                if s.kind == "op" and s.meta is not None and s.meta.requires_grad and s not in nodes:
-                    inputs = []
-                    k = s.scalars_before
-                    for slot, meta in s.checks:
-                        if slot is not None:
-                            inputs.append(slot.t)
-                        elif meta.__class__ is Constant:
-                            inputs.append(meta.value)
-                        else:
-                            inputs.append(self._weak_scalar(k))
-                            k += 1
-                    if s.t is None:
-                        self._place(s)
-                    node = nodes[s] = OpNode(s.op, tuple(inputs), s.attrs, s.t)
-                    node.freed = s.position in released
-                    for saved in node.saved():
-                        origin = saved.tensor._step
-                        if saved.tensor._np is not None:
-                            origin = next((h for h, _ in s.checks if h is not None and h.t is saved.tensor), None)
-                        if origin is not None and last_write.get(base_slot(origin), -1) > s.position:
-                            saved.version = -1  # overwritten since: using it raises, as in eager
-        return nodes[step], 0
+        if self.tape is None:
+            self.tape = Tape(self)
+        return self.tape.edge_of(t._step)
 
     def _weak_scalar(self, index: int) -> Any:
         """Number `index` of this call as a 0-d tensor that gradient rules can compute with."""
@@ -927,12 +974,12 @@ class BackwardRecord:
 
     def visit(self, node: Any) -> None:
         """The engine uses a node: one of this segment's steps, or something that forbids striding."""
-        nodes = self.run.nodes
-        position = next((s.position for s, n in nodes.items() if n is node), None) if nodes and isinstance(node, OpNode) else None
-        if position is None:
+        tape = self.run.tape
+        step = tape.nodes.get(node) if tape is not None else None
+        if step is None:
             self.simple = False
         else:
-            self.visited.append(position)
+            self.visited.append(step.position)
 
     def refuse(self) -> None:
         """A hook ran: next time must look again."""
@@ -949,7 +996,7 @@ class BackwardRecord:
         """The walk is done."""
         run = self.run
         if not self.retain_graph and self.visited and run.root is self.segment:
-            run.event("release", tuple(sorted(self.visited)))
+            run.event("release", tuple(sorted(set(self.visited))))
         if not self.simple or run.root is not self.segment:
             return
         slots = {id(h.t): h for h in run._slots()}

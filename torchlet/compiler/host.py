@@ -21,14 +21,14 @@ def emit_launch(
     inputs: int,
     pools: list[bool],
     scalars: list[int],
-    written: list[tuple[int, int]],
+    written: list[tuple[str, int]],
     bound: list[tuple[int, bool]],
     returns: bool,
 ) -> str:
     """The text of `launch(numbers)`.
 
     `inputs`: how many outside tensors (slots i0, i1, …). `pools[k]`: output k has fresh memory (entries n_k, else it is written
-    into an input). `scalars`: which of the call's numbers are used. `written`: (input, how often it is overwritten). `bound`: (output,
+    into an input). `scalars`: which of the call's numbers are used. `written`: (slot, how often it is overwritten). `bound`: (output,
     its backward was used up) of each visible tensor (slots d0, d1, …). `returns`: give back the entries instead of nothing.
     """
     lines = ["def launch(numbers):"]
@@ -50,11 +50,11 @@ def emit_launch(
         lines += ["    if native(argument):", "        fail()"]
     else:
         lines += [f"    run([{', '.join(addresses[:inputs])}], [{', '.join(addresses[inputs:])}], [{', '.join(values)}])"]
-    lines += [f"    i{i}.t._store.version += {n}" for i, n in written]
+    lines += [f"    {name}.t._store.version += {n}" for name, n in written]
     for j, (k, released) in enumerate(bound):
         lines += [f"    t = d{j}.t", f"    t._np, t._ptr = e{k}", f"    d{j}.t = None"]
         if released:
-            lines += ["    t._node, t._out = used_up, 0"]
+            lines += [f"    t._node, t._out = u{j}, 0"]
     if returns:
         lines += [f"    return [{', '.join(f'e{k}' if fresh else 'nothing' for k, fresh in enumerate(pools))}]"]
     return "\n".join(lines) + "\n"
@@ -74,7 +74,7 @@ def bind_launch(source: str, executable: Executable, names: dict[str, Any]) -> C
 
 
 def c_launch(
-    executable: Executable, inputs: list[Any], pools: list[Any], scalars: list[int], written: list[tuple[int, int]],
+    executable: Executable, inputs: list[Any], pools: list[Any], scalars: list[int], written: list[tuple[str, int]],
     bound: list[tuple[Any, int, Any]], returns: bool, names: dict[str, Any],
 ) -> Callable[[Any], Any] | None:
     """`launch(numbers)` in C; None where there is no C walk, or where a run is more than one native call.
@@ -89,7 +89,7 @@ def c_launch(
     nbytes = executable.plan.arena_bytes
     return c.Launch(  # type: ignore[no-any-return]
         inputs=inputs, pools=[None if p is None else (p.entries, p.take) for p in pools], indices=tuple(scalars),
-        kinds=executable._kinds, written=[(inputs[i], n) for i, n in written], bound=bound, returns=returns, address=names["address"],
+        kinds=executable._kinds, written=[(names[name], n) for name, n in written], bound=bound, returns=returns, address=names["address"],
         arena=partial(arena, nbytes) if nbytes else None, move=executable._move, nothing=names["nothing"],
         pack=partial(executable._pack_scalars, memoryview(program.scalars).cast("B"), 0), fail=program.fail, owner=(executable, program),
         pointers=ctypes.addressof(program.pointers), scalars=ctypes.addressof(program.scalars),

@@ -8,13 +8,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from torchlet import autograd, dtypes, storage
-from torchlet.autograd import Saved, edge_of, execute, execute_inplace, force, walk_back
+from torchlet.autograd import Saved, edge_of, execute, execute_inplace, force, freed, walk_back
 from torchlet.compiler.claim import claims
 from torchlet.compiler.differentiate import differentiate, drop_gradients
 from torchlet.compiler.execute import Executable, compile_graph
@@ -23,6 +23,8 @@ from torchlet.compiler.host import bind_launch, c_launch, emit_launch
 from torchlet.compiler.partition import partition
 from torchlet.compiler.recognise import recognise
 from torchlet.compiler.sizes import Sizes, resized
+from torchlet.compiler.tape import keeping, saves_overwritten, used_up
+from torchlet.compiler.trie import base_slot, chain_of
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, Composite, apply
 from torchlet.ops.attention import on_gpu
@@ -47,6 +49,7 @@ class Segment:
     outputs: list[Any]  # the step whose value output k is, or None for a write to an outside tensor
     orders: list[tuple[int, ...] | None]  # dimensions of output k from the outermost to the innermost in memory, where not row-major
     written: list[int]  # positions in path.slots of outside tensors that are overwritten
+    behind: str = ""  # where a tensor that autograd follows is overwritten behind its back
     alive_nodes: dict[Any, Node] = field(default_factory=dict)  # the value of every step that is visible afterwards
     input_nodes: dict[int, Node] = field(default_factory=dict)
 
@@ -94,17 +97,18 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
             return stop(slot, b.node(slot.op, (read(slot.checks[0][0]),), slot.attrs, slot.source))
         raise UnsupportedError(f"a tensor of {slot.source} is read that this segment did not make")
 
+    turned: set[Any] = set()  # what requires grad although its step does not say so
+
     def requires(slot: Any) -> bool:
         if hasattr(slot, "index"):
             return False
         m = slot.meta if hasattr(slot, "meta") else slot.t._meta
-        return m is not None and m.requires_grad  # type: ignore[no-any-return]
+        return slot in turned or (m is not None and m.requires_grad)
 
     def stop(step: Any, node: Node) -> Node:
         """No gradient flows through what was computed while none was recorded."""
-        if not step.meta.requires_grad and step.op.name != "detach" and any(s is not None and requires(s) for s, _ in step.checks):
-            return b.node(OPS["detach"], (node,), ())
-        return node
+        follows = step.recorded if step.kind == "inplace" else requires(step) or step.op.name == "detach"
+        return node if follows or not any(s is not None and requires(s) for s, _ in step.checks) else b.node(OPS["detach"], (node,), ())
 
     def operands(step: Any, checks: Sequence[Any]) -> list[Node | Number]:
         out: list[Node | Number] = []
@@ -119,20 +123,26 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
                 out.append(meta.value)
         return out
 
-    def write(slot: Any, node: Node) -> None:
+    def write(slot: Any, node: Node, source: str) -> None:
         m = slot.meta if hasattr(slot, "meta") else slot.t._meta
         if node.spec.dtype is not m.dtype:
             node = b.node(OPS["cast"], (node,), (m.dtype,))
         if slot in position:
             outside(slot)
-        values[slot] = node
+        base = base_slot(slot)
+        values[base] = node if base is slot else b.node(OPS["view_scatter"], (read(base), node), (chain_of(slot),), source)
+
+    behind = ""
 
     for s in path.steps:
         if s.kind == "op" and not s.op.is_view:
             b.source = s.source
             values[s] = stop(s, b.node(s.op, tuple(operands(s, s.checks)), s.attrs, s.source))
         elif s.kind == "inplace":
-            write(s.checks[0][0], b.node(s.op, tuple(operands(s, s.checks[1:])), s.attrs, s.source))
+            write(s.checks[0][0], stop(s, b.node(s.op, tuple(operands(s, s.checks[1:])), s.attrs, s.source)), s.source)
+            turned.update(slot for slot, _ in s.turns)
+            if not s.recorded and requires(base_slot(s.checks[0][0])):
+                behind = behind or s.source
         elif s.kind == "update":
             attrs, lengths = s.attrs
             args = operands(s, s.checks)
@@ -147,7 +157,7 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
             new_values = [b.unwrap(t) for group in results for t in group]
             for slot, node in zip(s.writes, new_values, strict=True):
                 assert isinstance(node, Node)
-                write(slot, node)
+                write(slot, node, s.source)
 
     outputs: list[Node] = []
     targets: list[int | None] = []
@@ -157,9 +167,9 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
     alive_nodes: dict[Any, Node] = {}
     for s in alive:
         alive_nodes[s] = read(s)
-        base = base_of(s)
+        base = base_slot(s)
         if base not in position and base not in of_step:
-            m = base.meta
+            m = base.meta  # type: ignore[attr-defined]
             order = None if m.contiguous else memory_order(m.shape, m.strides)
             # the graph computes such an output with its dimensions in memory order
             outputs.append(read(base) if order is None else b.node(OPS["permute"], (read(base),), (order,)))
@@ -180,14 +190,7 @@ def segment_of(path: Any, alive: Sequence[Any], name: str, slot_name: Any) -> Se
             of_step.append(None)
             names.append(input_nodes[i].name)
     graph = Graph(name, tuple(input_nodes.values()), tuple(scalar_nodes.values()), tuple(outputs), tuple(targets), tuple(names))
-    return Segment(graph, inputs_order, list(scalar_nodes), of_step, orders, written, alive_nodes, input_nodes)
-
-
-def base_of(slot: Any) -> Any:
-    """The slot whose memory a chain of view steps shows."""
-    while getattr(slot, "kind", "") == "op" and slot.op.is_view:
-        slot = slot.checks[0][0]
-    return slot
+    return Segment(graph, inputs_order, list(scalar_nodes), of_step, orders, written, behind, alive_nodes, input_nodes)
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -258,11 +261,18 @@ class Program:
         self.place, self.host_inputs, self.host_outputs = self._places()
         position = {s: k for k, s in enumerate(seg.outputs) if s is not None}
         self.fresh = [k for k, t in enumerate(graph.targets) if t is None]
-        on_tape = [s for s in alive if s.meta.requires_grad and s.position not in self.path.released]
-        self.released = [s for s in alive if s.meta.requires_grad and s.position in self.path.released]
+        followed = [s for s in alive if s.t._meta.requires_grad]
+        spent = used_up(self.path)
+        on_tape = [s for s in followed if s not in spent]
+        self.released = {s: _released(spent[s]) for s in followed if s in spent}
         if on_tape:
             if any(self.path.slots[i].t._meta.requires_grad for i in seg.written):
                 raise UnsupportedError("a tensor that requires grad is overwritten in a segment whose outputs still need a backward pass")
+            if seg.behind:
+                raise UnsupportedError(f"{seg.behind}: a tensor that autograd follows is overwritten while nothing is recorded")
+            fault = saves_overwritten(self.path)
+            if fault:  # the tape of eager execution raises it where it is used
+                raise UnsupportedError(fault)
             self.backward = Backward(self, on_tape)
             graph = self.backward.forward
         self.graph = graph
@@ -284,20 +294,22 @@ class Program:
         self.views = [s for s in alive if s not in position]
         self.tape_steps = on_tape
         self.input_slots = [self.path.slots[i] for i in seg.inputs]
-        used_up = set(self.released)
-        self.is_plain = not (self.views or on_tape or used_up - {s for _, s in self.direct})
-        count = Counter(w for s in self.path.steps for w in s.writes)
-        written = [(seg.inputs.index(i), count[self.path.slots[i]]) for i in seg.written]
+        gone = self.released
+        self.is_plain = not (self.views or on_tape or gone.keys() - {s for _, s in self.direct})
+        self.count = count = Counter(w for s in self.path.steps for w in s.writes)
+        written = [(f"i{seg.inputs.index(i)}", count[self.path.slots[i]]) for i in seg.written]
+        written += [(f"d{j}", count[s]) for j, (_, s) in enumerate(self.direct) if s in count]
         self.launch_source = emit_launch(
             self.executable, len(seg.inputs), [p is not None for p in self.pools], seg.scalars, written,
-            [(k, s in used_up) for k, s in self.direct] if self.is_plain else [], returns=not self.is_plain,
+            [(k, s in gone) for k, s in self.direct] if self.is_plain else [], returns=not self.is_plain,
         )
         names = {f"i{j}": s for j, s in enumerate(self.input_slots)} | {f"d{j}": s for j, (_, s) in enumerate(self.direct)}
         for k, p in enumerate(self.pools):
             if p is not None:
                 names |= {f"n{k}": p.entries, f"take{k}": p.take}
-        names |= dict(address=address, refcount=_refcount, unheld=_UNHELD, nothing=(None, 0), used_up=_RELEASED)
-        bound = [(s, k, _RELEASED if s in used_up else None) for k, s in self.direct] if self.is_plain else []
+        names |= dict(address=address, refcount=_refcount, unheld=_UNHELD, nothing=(None, 0))
+        names |= {f"u{j}": gone[s] for j, (_, s) in enumerate(self.direct) if s in gone}
+        bound = [(s, k, gone.get(s)) for k, s in self.direct] if self.is_plain else []
         self.launch = c_launch(
             self.executable, self.input_slots, self.pools, seg.scalars, written, bound, not self.is_plain, names
         ) or bind_launch(self.launch_source, self.executable, names)
@@ -329,7 +341,7 @@ class Program:
             return
         on_tape = [s.t for s in self.tape_steps]
         inputs = [s.t for s in self.input_slots]
-        released = [s.t for s in self.released]
+        released = [(s.t, node) for s, node in self.released.items()]
         entries = self.launch(scalars)
         if self.views:
             self._make_views(entries)
@@ -339,8 +351,8 @@ class Program:
             s.t = None  # a visible tensor is not a placeholder any more
         if self.backward is not None:
             self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars])
-        for t in released:
-            t._node, t._out = _RELEASED, 0
+        for t, node in released:
+            t._node, t._out = node, 0
 
     def left_no_trace(self, error: Exception) -> bool:
         """True if a run that raised `error` has overwritten nothing."""
@@ -360,6 +372,8 @@ class Program:
             if s is not None:
                 made[s] = t = s.t if s in visible else wrap(entries[k][0])
                 t._np, t._ptr = entries[k]
+                if s in self.count and s not in visible:
+                    t._store.version += self.count[s]
         pending = set(self.views)
 
         def tensor_of(slot: Any) -> Tensor:
@@ -370,7 +384,9 @@ class Program:
             source = tensor_of(slot.checks[0][0])
             assert source._np is not None
             t = slot.t if slot in pending else new(Tensor)
-            t._np, t._store, t._meta, t._ptr = autograd.compute(slot.op, [source._np], slot.attrs), source._store, slot.meta, 0
+            t._np, t._store, t._ptr = autograd.compute(slot.op, [source._np], slot.attrs), source._store, 0
+            if slot not in pending:
+                t._meta = slot.meta
             share(source)
             if slot.grad and slot.op.vjp:
                 t._base = autograd._view_of(source, slot.op, slot.attrs)
@@ -421,6 +437,8 @@ class Backward:
         self.executables: dict[tuple[bool, ...], Executable] = {}  # by which gradients of the outputs are given
         self.on_compiled: Callable[[], None] | None = None  # who wants to see the executable once it is there
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
+        kept_by = keeping(program.path)
+        self.keeping = {k: kept_by[s] for s, k in zip(on_tape, self.output_of, strict=True) if s in kept_by}
 
     @property
     def executable(self) -> Executable | None:
@@ -525,24 +543,21 @@ def _differentiated(n: Node) -> list[Node]:
 class SegmentNode(TapeNode):
     """A segment, or one of its groups of outputs, on the tape: its gradients are computed by one compiled program."""
 
-    __slots__ = ("half", "kept", "inputs", "scalars", "freed", "arrays")
+    __slots__ = ("half", "group", "kept", "inputs", "scalars", "freed", "arrays")
 
     def __init__(self, half: Backward, group: int, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]):
         reached = set().union(*[r for r, g in zip(half.reaches, half.group_of, strict=True) if g == group])
         super().__init__(tuple(edge_of(inputs[k]) if j in reached else None for j, k in enumerate(half.wrt)), tuple(half.seed_metas))
-        self.half, self.scalars, self.freed = half, scalars, False
+        self.half, self.group, self.scalars, self.freed = half, group, scalars, False
         self.inputs = [Saved(t) for t in inputs]
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
         self.arrays = [entries[n][0] for is_input, n in half.kept if not is_input]  # held, so that the pools leave them alone
 
-    def _check(self) -> None:
+    def _check(self, grads: Sequence[Any]) -> None:
         if self.freed:
-            raise RuntimeError(
-                "backward: Trying to backward through the graph a second time (or directly access saved tensors after they "
-                "have already been freed). "
-                "Saved intermediate values of the graph are freed when you call .backward() or autograd.grad()."
-                "\nhelp: specify retain_graph=True"
-            )
+            nearest = [self.half.keeping[k] for k, g in enumerate(grads) if g is not None and k in self.half.keeping]
+            if nearest:
+                raise freed(max(nearest)[1])
         for k in self.half.written:
             if any(saved is self.inputs[k] for saved in self.kept):
                 raise RuntimeError(
@@ -552,7 +567,7 @@ class SegmentNode(TapeNode):
 
     def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of the inputs; with create_graph, the segment is walked operation by operation so that they can be differentiated."""
-        self._check()
+        self._check(grads)
         if STATE.grad:
             return self._differentiable(grads)
         half = self.half
@@ -595,27 +610,34 @@ class SegmentNode(TapeNode):
         return [found.get(i) for i in range(len(sources))]
 
     def release(self) -> None:
-        """Let go of what was kept."""
-        self.freed = True
-        self.kept, self.inputs, self.arrays = [], [], []
+        """Let go of what was kept; a second backward raises where eager execution would have kept something."""
+        if any(self.half.group_of[k] == self.group for k in self.half.keeping):
+            self.freed = True
+            self.kept, self.inputs, self.arrays = [], [], []
 
 
 class _Released(TapeNode):
     """What a backward pass inside the segment has used up."""
 
-    __slots__ = ()
+    __slots__ = ("name",)
+    name: str  # of the operator that kept something
 
     def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         """Always raises."""
-        raise RuntimeError(
-            "backward: Trying to backward through the graph a second time. Saved intermediate values of the graph are "
-            "freed when you call .backward().\nhelp: specify retain_graph=True"
-        )
+        raise freed(self.name)
 
 
 _SEGMENT = OPS["clone"]
 _leaf = wrap(np.zeros((), np.float32), requires_grad=True)
-_RELEASED = _Released((_leaf,), (_leaf._meta,))  # type: ignore[arg-type]
+
+
+@cache
+def _released(name: str) -> _Released:
+    node = _Released((_leaf,), (_leaf._meta,))  # type: ignore[arg-type]
+    node.name = name
+    return node
+
+
 
 # ------------------------------------------------------------------------------------------------ step by step
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import operator
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -106,7 +106,7 @@ class Observation:
         self.tests = []
         for s in path.steps:
             if s.kind != "event" and s.op.check is not None:
-                test = DataTest(s, number)
+                test = DataTest(s, number, path.written)
                 self.tests.append(test)
                 if any(i is None for _, i, _ in test.operands):
                     self.refused = f"{s.source}: {s.op.name} may fail on data that the call computes"
@@ -212,10 +212,11 @@ def build(template: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
 class DataTest:
     """A step that fails on some data (a position out of range): what it has to be asked before each launch."""
 
-    def __init__(self, step: Step, number: dict[Any, int]):
+    def __init__(self, step: Step, number: dict[Any, int], written: Collection[Any]):
         self.check, self.attrs = step.op.check, step.attrs
         self.specs: list[Any] = []
-        for slot, meta in step.checks:
+        checks = step.checks[1:] if step.kind == "inplace" else step.checks
+        for slot, meta in checks:
             if slot is None:
                 self.specs.append(as_spec(meta() if isinstance(meta, type) else meta.value))
             else:
@@ -223,7 +224,7 @@ class DataTest:
         on_device = any(s.device is not CPU for s in self.specs)  # a look at a device's data would wait for all that was launched
         positions = () if on_device else self.check.operands(self.specs, self.attrs)
         # (input, number of the outside tensor, views of it); no tensor where it is a number or computed by the path
-        self.operands = [(k, *_outside(step.checks[k][0], number)) for k in positions]
+        self.operands = [(k, *_outside(checks[k][0], number, written)) for k in positions]
         self.passed: list[Any] = []
 
     def passes(self, sources: Sequence[Tensor]) -> bool:
@@ -249,13 +250,15 @@ class DataTest:
         return True
 
 
-def _outside(slot: Any, number: dict[Any, int]) -> tuple[int | None, list[Step]]:
+def _outside(slot: Any, number: dict[Any, int], written: Collection[Any]) -> tuple[int | None, list[Step]]:
     """(number of the outside tensor, the steps by which `slot` shows or copies it), (None, …) for what the path computes."""
     views: list[Step] = []
     while isinstance(slot, Step) and slot.kind == "op" and (slot.op.is_view or slot.op.name in ("cast", "clone", "clone_in_order")):
+        if slot in written:
+            return None, views
         views.insert(0, slot)
         slot = slot.checks[0][0]
-    return number.get(slot), views
+    return None if slot in written else number.get(slot), views
 
 
 class Plan:
@@ -348,7 +351,7 @@ class Plan:
         made = []
         for s in self.alive:
             t = s.t = new(Tensor)
-            t._meta, t._store = s.meta, Storage()  # type: ignore[assignment]
+            t._meta, t._store = self.path.turned.get(s) or s.meta, Storage()  # type: ignore[assignment]
             made.append(t)
         program = self.program
         before = [leaf._grad for leaf, _ in self.grads]

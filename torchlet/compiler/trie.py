@@ -7,7 +7,6 @@ import os
 import sys
 from typing import Any, ClassVar
 
-from torchlet.compiler.program import Program
 from torchlet.tensor import Meta, Tensor
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,7 +43,7 @@ class Step(Slot):
 
     __slots__ = (
         "kind", "op", "functional", "attrs", "checks", "known", "fresh", "meta", "parent", "next", "edges", "source", "scalars_before",
-        "scalars_after", "path", "after", "macros", "writes", "grad", "inner", "checked",
+        "scalars_after", "path", "after", "macros", "writes", "grad", "inner", "checked", "recorded", "turns",
     )
 
     def __init__(self, parent: Step | None, kind: str = "root", op: Any = None, attrs: tuple[Any, ...] = ()):
@@ -65,7 +64,9 @@ class Step(Slot):
         self.path: Path | None = None  # what is known when a segment ends here
         self.after: Step | None = None  # the root of the segment that follows then
         self.macros: dict[Any, Macro] = {}
-        self.writes: tuple[Slot, ...] = ()
+        self.writes: tuple[Slot, ...] = ()  # whose memory is overwritten: never a view
+        self.recorded = False  # an in-place operation that the tape knows: from here on its target has another maker
+        self.turns: tuple[tuple[Slot, Meta], ...] = ()  # tensors that begin to require grad with it
         self.grad = True
         self.inner = False  # made by a gradient rule: the user's code does not see its output
         self.checked: Any = None  # (weak reference, version) of the positions that were last found to be legal
@@ -95,7 +96,7 @@ class Path:
     """A segment: its steps, its outside tensors, who makes what; and the programs compiled for it."""
 
     __slots__ = (
-        "steps", "slots", "producers", "written", "written_outside", "released", "root", "end", "scalar_count", "is_empty", "programs",
+        "steps", "slots", "producers", "written", "written_outside", "turned", "released", "root", "end", "scalar_count", "is_empty", "programs",
         "quiet", "reasons", "cause", "launches", "used", "stepwise", "stepwise_because",
     )
 
@@ -112,11 +113,12 @@ class Path:
         self.producers = [s for s in steps if s.kind == "op"]
         self.written: list[Slot] = list(dict.fromkeys(w for s in steps for w in s.writes))
         self.written_outside = [w for w in self.written if not isinstance(w, Step)]
+        self.turned = {slot: meta for s in steps for slot, meta in s.turns}
         self.released = frozenset(i for s in steps if s.kind == "event" and s.op == "release" for i in s.attrs[0])
         self.root, self.end = root, end
         self.scalar_count = end.scalars_after
         self.is_empty = all(s.kind == "event" for s in steps)
-        self.programs: dict[tuple[int, ...], Program] = {}
+        self.programs: dict[tuple[int, ...], Any] = {}
         self.quiet: Quiet | None = None
         self.reasons: dict[str, str] = {}  # why it ended, and the user's line
         self.cause = ""  # what was different from the path known before
@@ -131,7 +133,7 @@ class Quiet:
 
     __slots__ = ("dead", "count", "alive", "program", "watched", "notes")
 
-    def __init__(self, dead: list[Step], alive: list[Step], program: Program | None):
+    def __init__(self, dead: list[Step], alive: list[Step], program: Any):
         self.dead, self.alive, self.program = dead, alive, program
         self.count = sum(map(refcount, map(get_t, dead)))
         # what the user's code held may carry its attributes, or be watched by its weak references: then it is not used again
@@ -186,6 +188,23 @@ def slots_between(end: Step, root: Step) -> list[Slot]:
         assert s.parent is not None
         s = s.parent
     return out
+
+
+def view_steps(slot: Slot) -> list[Step]:
+    """The view steps between a slot's base and the slot, from the base on."""
+    out: list[Step] = []
+    while isinstance(slot, Step) and slot.kind == "op" and slot.op.is_view:
+        out.append(slot)
+        source = slot.checks[0][0]
+        assert source is not None
+        slot = source
+    out.reverse()
+    return out
+
+
+def chain_of(slot: Slot) -> tuple[Any, ...]:
+    """The same as the operators of the tape take it."""
+    return tuple([(s.op.name, s.attrs) for s in view_steps(slot)])
 
 
 def base_slot(slot: Slot) -> Slot:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import errors, index
+from torchlet import dtypes, errors, index
 from torchlet.index import Index
-from torchlet.op import OPS, Select, View, apply, define
+from torchlet.op import OPS, Composite, Select, View, apply, define
 from torchlet.ops.public import METHODS, Draws, public
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor
@@ -438,17 +438,56 @@ def _scatter_np(base: Any, value: Any, chain: tuple[Any, ...]) -> Any:
     return out
 
 
+def _chained(x: Tensor, chain: tuple[Any, ...]) -> Tensor:
+    for name, attrs in chain:
+        x = apply(OPS[name], (x,), attrs)
+    return apply(OPS["clone"], (x,))
+
+
+REPLACEABLE = frozenset(("alias", "detach", "view", "permute", "index_basic"))  # views of which `_replaced` knows the way back
+
+
+def _replaced(base: Tensor, value: Tensor, chain: tuple[Any, ...]) -> Tensor:
+    """`base` where the region that `chain` shows is `value`: each view of the chain is undone, the last one first."""
+    if not chain:
+        return value
+    (name, attrs), rest = chain[0], chain[1:]
+    shape = tuple(base._meta.shape)
+    if name not in REPLACEABLE:  # positions in memory do for every chain
+        count = base._meta.numel
+        positions = _chained(reshape(apply(OPS["arange"], (0, 1), (count, dtypes.int64)), shape), chain)
+        out = apply(OPS["scatter"], (reshape(base, (count,)), reshape(positions, (-1,)), reshape(value, (-1,))), (0,))
+        return reshape(out, shape)
+    inner = _replaced(apply(OPS[name], (base,), attrs), value, rest) if rest else value
+    if name == "view":
+        return reshape(inner, shape)
+    if name == "permute":
+        return apply(permute_, (inner,), (_inverse(*attrs),))
+    if name == "index_basic":
+        inside = apply(OPS["full"], (True,), (tuple(inner._meta.shape), dtypes.bool_))
+        return apply(OPS["where"], (apply(embed_, (inside,), (shape, *attrs)), apply(embed_, (inner,), (shape, *attrs)), base))
+    return inner
+
+
 define(
-    "view_chain", ("x",), lambda x, chain: np.array(_chain_np(x, chain)), _chain_spec, None, ("chain",),
+    "view_chain", ("x",), lambda x, chain: np.array(_chain_np(x, chain)), _chain_spec, Composite(_chained), ("chain",),
     {"x": lambda g, x_spec, chain: apply(OPS["view_scatter"], (apply(OPS["full"], (0,), (x_spec.shape, x_spec.dtype)), g), (chain,))},
     lambda: [((_rng.standard_normal((3, 4)),), ((("index_basic", ((("i", 1),),)),),))], doc="A chain of view operators, as one node of the tape.",
 )
 define(
-    "view_scatter", ("base", "value"), _scatter_np, lambda base, value, chain: base, None, ("chain",),
+    "view_scatter", ("base", "value"), _scatter_np, lambda base, value, chain: base, Composite(_replaced), ("chain",),
     {
         "base": lambda g, value_spec, chain: apply(OPS["view_scatter"], (g, apply(OPS["full"], (0,), (value_spec.shape, value_spec.dtype))), (chain,)),
         "value": lambda g, chain: apply(OPS["view_chain"], (g,), (chain,)),
     },
-    lambda: [((_rng.standard_normal((3, 4)), _rng.standard_normal((4,))), ((("index_basic", ((("i", 1),),)),),))],
+    lambda: [
+        ((_rng.standard_normal((3, 4)), _rng.standard_normal(s)), (chain,))
+        for s, chain in (
+            ((4,), (("index_basic", ((("i", 1),),)),)),
+            ((2, 2), (("permute", ((1, 0),)), ("index_basic", ((("s", 1, 4, 2), ("s", 0, 2, 1)),)))),
+            ((3,), (("view", ((12,),)), ("index_basic", ((("s", 2, 9, 3),),)))),
+            ((3,), (("diagonal", (0,)),)),
+        )
+    ],
     doc="`base` with the region that a chain of views shows replaced: what writing through a view does.",
 )

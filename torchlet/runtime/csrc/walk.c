@@ -19,7 +19,7 @@
 
 #define FIELDS(X) \
     X(Slot, t) X(Step, next) X(Step, functional) X(Step, op) X(Step, kind) X(Step, attrs) X(Step, checks) X(Step, known) \
-    X(Step, fresh) X(Step, meta) X(Step, path) X(Step, after) X(Step, macros) X(Meta, shared) X(Constant, value) \
+    X(Step, fresh) X(Step, meta) X(Step, turns) X(Step, path) X(Step, after) X(Step, macros) X(Meta, shared) X(Constant, value) \
     X(Quiet, dead) X(Quiet, alive) X(Quiet, count) X(Quiet, program) X(Quiet, watched) X(Quiet, notes) X(Op, check) \
     X(Path, quiet) X(Path, launches) X(Path, used) X(Path, reasons) X(Path, slots) X(Path, scalar_count) X(Path, written_outside) \
     X(Macro, end) X(Macro, slots) X(Macro, made) X(Macro, olds) X(Macro, old_metas) X(Macro, accumulates)
@@ -29,7 +29,7 @@ FIELDS(OFFSET)
 #define FIELD(o, type, name) (*(PyObject **)((char *)(o) + type##_##name))
 
 #define NAMES(X) \
-    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
+    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
     X(is_plain) X(launch) X(made) X(ask) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
@@ -112,11 +112,11 @@ static PyObject *fresh_tensor(PyObject *run, PyObject *step, PyObject *meta) {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *nodes, *replaced, *cause, *calls, *thread, *arguments;
+    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *tape, *turned, *replaced, *cause, *calls, *thread, *arguments;
     int inside;
 } Walk;
 
-#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(nodes) X(replaced) X(cause) X(calls) X(thread) X(arguments)
+#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(tape) X(turned) X(replaced) X(cause) X(calls) X(thread) X(arguments)
 
 static int walk_traverse(Walk *w, visitproc visit, void *arg) {
 #define VISIT(name) Py_VISIT(w->name);
@@ -226,17 +226,23 @@ static PyObject *walk_step(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
 static PyObject *walk_step_inplace(Walk *w, PyObject *const *args, Py_ssize_t nargs) {  // op, target, inputs, attrs
     PyObject *s = FIELD(w->cur, Step, next);
     if (nargs == 4 && PyTuple_CheckExact(args[2]) && s != Py_None && FIELD(s, Step, op) == args[0] && FIELD(s, Step, kind) == n_inplace &&
-        FIELD(s, Step, known) == Py_None) {
+        w->tape == Py_None) {
         Py_INCREF(s);
         w->inside++;
         int same = FIELD(args[0], Op, check) == Py_None;
         if (same == 1) same = same_attrs(FIELD(s, Step, attrs), args[3]);
         if (same == 1) same = match_all(w, FIELD(s, Step, checks), args[1], &PyTuple_GET_ITEM(args[2], 0), PyTuple_GET_SIZE(args[2]));
+        int pending = same == 1 && FIELD(args[1], Tensor, _np) == Py_None;
         if (same == 1) {
             set(&w->cur, s);
-            set(&w->writes_pending, Py_True);
+            if (!pending) set(&w->writes_pending, Py_True);
         }
         w->inside--;
+        if (same == 1 && PyTuple_GET_SIZE(FIELD(s, Step, turns))) {
+            PyObject *stack[] = {(PyObject *)w, s}, *done = PyObject_VectorcallMethod(n__turn, stack, 2, NULL);
+            Py_XDECREF(done);
+            if (!done) same = -1;
+        }
         Py_DECREF(s);
         if (same) return same == 1 ? Py_NewRef(args[1]) : NULL;
     }
@@ -293,7 +299,7 @@ static int match_update(Walk *w, PyObject *s, PyObject *lists, PyObject *numbers
 static PyObject *walk_update(Walk *w, PyObject *const *args, Py_ssize_t nargs) {  // op, lists, scalars, attrs
     PyObject *s = FIELD(w->cur, Step, next);
     if (nargs == 4 && (PyTuple_CheckExact(args[1]) || PyList_CheckExact(args[1])) && PyTuple_CheckExact(args[2]) && s != Py_None && FIELD(s, Step, op) == args[0] &&
-        FIELD(s, Step, kind) == n_update) {
+        FIELD(s, Step, kind) == n_update && w->tape == Py_None) {
         Py_INCREF(s);
         w->inside++;
         int same = match_update(w, s, args[1], args[2], args[3]);
@@ -476,7 +482,7 @@ static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObjec
     PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet;
     int last = kwnames && PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == n_last && args[nargs] == Py_True;
     if (nargs > 1 || (kwnames && !last) || end == HELD || end == w->root || (path = FIELD(end, Step, path)) == Py_None ||
-        w->nodes != Py_None || w->moved != Py_False || (!last && FIELD(end, Step, after) == Py_None))
+        w->tape != Py_None || w->moved != Py_False || (!last && FIELD(end, Step, after) == Py_None))
         return twin(n_flush, w, args, nargs, kwnames);
     quiet = FIELD(path, Path, quiet);
     if (quiet == Py_None || FIELD(quiet, Quiet, program) == Py_None || PyLong_AsSsize_t(FIELD(path, Path, scalar_count)) != PyList_GET_SIZE(w->scalars))
@@ -519,15 +525,21 @@ static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObjec
         Py_XDECREF(lost);
     }
     Py_XDECREF(done);
+    int failed = 0;
+    if (PyList_GET_SIZE(w->turned)) {
+        PyObject *turned = PyObject_CallMethodNoArgs((PyObject *)w, n__turn_back);
+        failed = !turned;
+        Py_XDECREF(turned);
+    }
     w->inside++;
-    int failed = !over && PyObject_SetAttr(STATE, n_run, outer);
+    failed |= !over && PyObject_SetAttr(STATE, n_run, outer);
     PyObject *expected = FIELD(end, Step, next);
     if (expected != Py_None) unbind(FIELD(expected, Step, fresh));
     failed |= PyList_SetSlice(w->replaced, 0, PyList_GET_SIZE(w->replaced), NULL);
     failed |= PyList_SetSlice(w->scalars, 0, PyList_GET_SIZE(w->scalars), NULL);
     set(&w->writes_pending, Py_False);
     set(&w->moved, Py_False);
-    set(&w->nodes, Py_None);
+    set(&w->tape, Py_None);
     set(&w->cause, empty);
     set(&w->root, last ? w->start : FIELD(end, Step, after));
     set(&w->cur, w->root);
