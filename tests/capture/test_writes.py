@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+
 import pytest
-from harness import catch, compare, plain, randn, registry, same, state
+from harness import catch, compare, mlp, plain, randn, registry, same, state
 
 import torchlet as torch
 import torchlet.nn as nn
@@ -400,6 +404,293 @@ def a_fresh_tensor_that_requires_grad_only_in_some_calls(compile):
 
     w = randn(2, 3, grad=True)
     return [f(w, use) for use in (True, False, True, False, False, True)]
+
+
+def mutate_then_differentiate(compile, function, change):
+    """The backward pass of a call whose operands or results were overwritten since."""
+    f = compile(function)
+    out = []
+    for _ in range(2):
+        x, w = randn(3, seed=1), randn(3, grad=True)
+        y, *more = f(x, w)
+        change(x, y, *more)
+        out.append([catch(y.sum().backward), w.grad])
+    return out
+
+
+@program
+def an_argument_that_nothing_keeps_is_overwritten_in_the_call(compile):
+    def f(x, w):
+        y = (x * 2) * w
+        x.add_(1)
+        return (y,)
+
+    return mutate_then_differentiate(compile, f, lambda x, y: None)
+
+
+@program
+def an_argument_that_nothing_keeps_is_overwritten_by_the_caller(compile):
+    return mutate_then_differentiate(compile, lambda x, w: (((x * 2).exp() * w).tanh(),), lambda x, y: x.add_(1))
+
+
+@program
+def an_argument_that_is_kept_is_overwritten_by_the_caller(compile):
+    return mutate_then_differentiate(compile, lambda x, w: (x * w,), lambda x, y: x.add_(1))
+
+
+@program
+def a_result_that_is_kept_is_overwritten_by_the_caller(compile):
+    return mutate_then_differentiate(compile, lambda x, w: ((x * w).tanh(),), lambda x, y: y.add_(1))
+
+
+@program
+def a_result_that_is_not_kept_is_overwritten_by_the_caller(compile):
+    return mutate_then_differentiate(compile, lambda x, w: ((x * w) * 2,), lambda x, y: y.add_(1))
+
+
+@program
+def a_further_result_is_overwritten_by_the_caller(compile):
+    def f(x, w):
+        h = x + 1
+        return h * w, h
+
+    return mutate_then_differentiate(compile, f, lambda x, y, h: h.add_(1))
+
+
+@program
+def a_further_result_that_could_be_computed_from_is_overwritten_by_the_caller(compile):
+    def f(x, w):
+        h = x * w
+        return (h * 2).exp(), h[1:]
+
+    return mutate_then_differentiate(compile, f, lambda x, y, v: v.detach().add_(1))
+
+
+@program
+def hooks_on_accumulated_gradients_come_and_go(compile):
+    model = mlp()
+
+    @compile
+    def f(x):
+        y = model(x)
+        y.mul_(2)
+        y.pow(2).mean().backward()
+        return y
+
+    out = [f(randn(2, 6)), state(model)]
+    handle = model[0].weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(0.5))
+    out += [f(randn(2, 6)), state(model)]
+    handle.remove()
+    return [*out, f(randn(2, 6)), state(model)]
+
+
+@program
+def an_exception_between_writes(compile):
+    log = []
+
+    @compile
+    def f(x, w, bad):
+        h = x * w
+        try:
+            h.relu_()
+            if bad:
+                raise KeyError("first")
+            h.add_(w)
+        except KeyError:
+            h.mul_(w)
+            if bad == 2:
+                raise ValueError("second") from None
+        finally:
+            log.append(len(log))
+            h.sub_(1)
+            w.grad = None if w.grad is None else w.grad * 0.5
+        h.sum().backward()
+        return h
+
+    w = randn(2, 3, seed=1, grad=True)
+    return [[catch(f, randn(2, 3), w, bad), None if w.grad is None else w.grad.clone()] for bad in (0, 1, 2, 0, 2, 1)], log
+
+
+@program
+def a_context_manager_that_writes(compile):
+    seen = []
+
+    @contextlib.contextmanager
+    def scope(x):
+        seen.append("in")
+        try:
+            yield x.mul_(2)
+        finally:
+            x.add_(1)
+            seen.append("out")
+
+    @compile
+    def f(x, w, bad):
+        h = x * w
+        with scope(h) as y:
+            if bad:
+                raise RuntimeError("no")
+            y.exp_()
+        return h, y is h
+
+    w = randn(3, seed=1, grad=True)
+    return [[catch(f, randn(3), w, bad), list(seen)] for bad in (0, 1, 0)]
+
+
+@program
+def a_coroutine_that_writes(compile):
+    @compile
+    async def f(x, w):
+        h = x * w
+        h.relu_()
+        await asyncio.sleep(0)
+        return h * 1
+
+    @compile
+    def g(x, w):
+        h = x * w
+        return h.add_(1)
+
+    w = randn(3, seed=1, grad=True)
+
+    async def several():
+        found = await asyncio.gather(*[f(randn(3, seed=i), w) for i in range(3)])
+        return [g(h, w) for h in found]
+
+    found = asyncio.run(several())
+    sum(h.sum() for h in found).backward()
+    return found, w.grad
+
+
+@program
+def threads_that_write_in_one_function(compile):
+    w = randn(3, 3, seed=5, grad=True)
+
+    @compile
+    def f(x):
+        h = x @ w
+        h.relu_()
+        h[0] = 1.0
+        return h.sum()
+
+    out = {}
+
+    def work(i):
+        for k in range(10):
+            out[i, k] = f(randn(2 + i % 2, 3, seed=i * 31 + k)).item()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    return out
+
+
+@program
+def what_is_stored_for_the_next_call_is_overwritten_there(compile):
+    kept = {}
+    w = randn(3, seed=1, grad=True)
+
+    @compile
+    def f(x):
+        if "h" in kept:
+            kept["h"].mul_(2)
+        h = x * w
+        h.add_(kept.get("h", 0.0))
+        kept["h"] = h
+        return h.sum()
+
+    return [catch(lambda i=i: f(randn(3, seed=i)).backward(retain_graph=True)) for i in range(4)], w.grad, kept["h"]
+
+
+@program
+def gradients_of_gradients_through_writes(compile):
+    w = randn(3, seed=1, grad=True)
+
+    @compile
+    def inside(x):
+        h = x * w
+        h.mul_(w)
+        h.tanh_()
+        (g,) = torch.autograd.grad(h.sum(), w, create_graph=True)
+        g.pow(2).sum().backward()
+        return g
+
+    @compile
+    def outside(x):
+        h = x * w
+        h[1:].mul_(w[:2])
+        return h.sigmoid_()
+
+    out = []
+    for _ in range(2):
+        out.append([inside(randn(3)), w.grad.clone()])
+        (g,) = torch.autograd.grad(outside(randn(3)).sum(), w, create_graph=True)
+        g.pow(2).sum().backward()
+        out.append([g, w.grad.clone()])
+    return out
+
+
+@program
+def hooks_and_retained_gradients_around_a_write(compile):
+    w = randn(3, seed=1, grad=True)
+    log = []
+
+    @compile
+    def f(x):
+        h = x * w
+        h.register_hook(lambda g: log.append(g.clone()))
+        h.mul_(2)
+        h.register_hook(lambda g: g * 3)
+        h.retain_grad()
+        h.sum().backward()
+        return h, h.grad
+
+    return [catch(f, randn(3)) for _ in range(2)], w.grad, log
+
+
+@program
+def writes_that_fail_say_what_eager_says(compile):
+    @compile
+    def f(x, w, k):
+        h = x * w
+        try:
+            if k == 0:
+                h.add_(torch.zeros(5))
+            elif k == 1:
+                h[7] = 1.0
+            elif k == 2:
+                h[torch.tensor([9])] = w[0]
+            elif k == 3:
+                h.copy_(torch.zeros(2, 2))
+            elif k == 4:
+                h.expand(2, 3).add_(1)
+        except Exception as error:
+            return type(error).__name__, str(error), h
+        return h
+
+    return [catch(f, randn(3), randn(3, grad=True), k) for k in (0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4)]
+
+
+@program
+def layers_that_work_in_place(compile):
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.Dropout(0.5, inplace=True), nn.SiLU(inplace=True), nn.Linear(8, 2), nn.Hardtanh(inplace=True),
+        nn.LeakyReLU(0.1, inplace=True), nn.ELU(inplace=True),
+    )
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            p.copy_(randn(*p.shape, seed=i))
+
+    @compile
+    def f(x):
+        y = model(x)
+        y.sum().backward()
+        return y
+
+    torch.manual_seed(3)
+    return [catch(f, randn(5, 4)) for _ in range(3)], state(model)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -923,7 +923,7 @@ class Run:
         if m.accumulates:
             return self._accumulate_backward(m, leaves)
         for leaf in leaves:
-            if leaf._grad is not None or leaf._hooks or leaf._node is not None or leaf._base is not None:
+            if leaf._grad is not None or not _is_plain(leaf):
                 return False
         self.replaced += [(leaf, None) for leaf in leaves]
         for leaf, made in zip(leaves, m.made):
@@ -936,7 +936,7 @@ class Run:
         """The stride where leaves have gradients already, which are added to in place."""
         for leaf, old, meta in zip(leaves, m.olds, m.old_metas, strict=True):
             g = leaf._grad
-            if leaf._hooks or leaf._node is not None or leaf._base is not None:
+            if not _is_plain(leaf):
                 return False
             if old is None:
                 if g is not None:
@@ -961,6 +961,11 @@ class Run:
         """A backward pass is about to be walked: note what it does."""
         simple = len(tensors) == 1 and tensors[0]._np is None and not create_graph and inputs is None and gradients[0] is None
         return BackwardRecord(self, tensors[0]._step if simple else None, retain_graph, simple)
+
+
+def _is_plain(leaf: Tensor) -> bool:
+    """True if a backward pass may give this leaf its gradient without looking further."""
+    return not (leaf._hooks or leaf._accumulated_hooks) and leaf._node is None and leaf._base is None
 
 
 class BackwardRecord:

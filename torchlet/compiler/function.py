@@ -234,7 +234,8 @@ def compile(
                when it raises CompileError
     mode, options are accepted for PyTorch's sake. `disable=True` returns `f` as it is.
 
-    The result gives exactly what `f` gives, prints, side effects and exceptions included.
+    The result gives exactly what `f` gives, prints, side effects and exceptions included. When temporaries die, and when other threads
+    see writes in place to tensors made before, are the two things that it may do later: see compiler/README.md.
     """
     if f is None:
         return functools.partial(

@@ -6,7 +6,7 @@ by bytes, that separates the inputs from the gradients, where cheap operations m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -34,7 +34,9 @@ def _name(n: Node) -> str:
     return n.name or (n.op.name if n.op else n.kind)
 
 
-def _cheapest_cut(joint: Graph, order: Sequence[Node], late: set[Node], wanted: set[Node], forward_outputs: int) -> tuple[Node, ...]:
+def _cheapest_cut(
+    joint: Graph, order: Sequence[Node], late: set[Node], wanted: set[Node], forward_outputs: int, barred: Collection[Node]
+) -> tuple[Node, ...]:
     early = [n for n in order if n in wanted and n not in late]
     backward_outputs = joint.outputs[forward_outputs:]
     g = nx.DiGraph()
@@ -45,7 +47,8 @@ def _cheapest_cut(joint: Graph, order: Sequence[Node], late: set[Node], wanted: 
         if n.kind == "scalar":
             continue
         # a value that leaves the forward pass, or lives outside it, costs no extra write
-        g.add_edge((n, 0), (n, 1), capacity=_bytes(n) * (0.5 if n in forward_anyway or n.kind == "input" else 1.0))
+        cost = _bytes(n) * (0.5 if n in forward_anyway or n.kind == "input" else 1.0)
+        g.add_edge((n, 0), (n, 1), capacity=1e30 if n in barred else cost)
         if n.kind == "input" or not _cheap(n):
             g.add_edge(source, (n, 0), capacity=float("inf"))
         for x in n.args():
@@ -64,12 +67,13 @@ def _cheapest_cut(joint: Graph, order: Sequence[Node], late: set[Node], wanted: 
 
 
 def partition(
-    joint: Graph, grads_in: Sequence[Node], forward_outputs: int, known: Sequence[int] | None = None
+    joint: Graph, grads_in: Sequence[Node], forward_outputs: int, known: Sequence[int] | None = None, barred: Collection[Node] = ()
 ) -> tuple[Graph, Graph, tuple[Node, ...]]:
     """(forward, backward, kept): forward gives the first outputs and then the kept values that it computes; backward takes
     the kept values, then `grads_in`. `kept` lists joint nodes in that order: inputs of the joint graph or computed nodes.
 
-    `known`: the kept values by their positions in the graph, where the same graph was cut before at other sizes.
+    `known`: the kept values by their positions in the graph, where the same graph was cut before at other sizes. `barred`: inputs
+    that eager execution would not keep; whoever overwrites them before the backward pass must not be told that he may not.
     """
     seeds = set(grads_in)
     order = joint.nodes()
@@ -85,7 +89,7 @@ def partition(
         if n not in wanted:
             wanted.add(n)
             stack.extend(n.args())
-    kept = _cheapest_cut(joint, order, late, wanted, forward_outputs) if known is None else tuple(order[i] for i in known)
+    kept = _cheapest_cut(joint, order, late, wanted, forward_outputs, barred) if known is None else tuple(order[i] for i in known)
 
     forward_inputs = tuple(n for n in joint.inputs if n not in seeds)
     computed = tuple(n for n in kept if n.kind != "input")

@@ -23,7 +23,7 @@ from torchlet.compiler.host import bind_launch, c_launch, emit_launch
 from torchlet.compiler.partition import partition
 from torchlet.compiler.recognise import recognise
 from torchlet.compiler.sizes import Sizes, resized
-from torchlet.compiler.tape import keeping, saves_overwritten, used_up
+from torchlet.compiler.tape import keeping, kept_for, saves_overwritten, used_up
 from torchlet.compiler.trie import base_slot, chain_of
 from torchlet.errors import UnsupportedError
 from torchlet.op import OPS, STATE, Composite, apply
@@ -340,6 +340,7 @@ class Program:
             self.launch(scalars)
             return
         on_tape = [s.t for s in self.tape_steps]
+        watched = [s.t for s in self.backward.watched] if self.backward is not None else ()
         inputs = [s.t for s in self.input_slots]
         released = [(s.t, node) for s, node in self.released.items()]
         entries = self.launch(scalars)
@@ -350,7 +351,7 @@ class Program:
             t._np, t._ptr = entries[k]
             s.t = None  # a visible tensor is not a placeholder any more
         if self.backward is not None:
-            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars])
+            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars], watched)
         for t, node in released:
             t._node, t._out = node, 0
 
@@ -419,7 +420,9 @@ class Backward:
         joint, grads_in, self.has_grad = _joint(graph, distinct, [graph.inputs[k] for k in self.wrt], program.place)
         sizes = program.sizes if program.place is CPU else None
         known = None if sizes is None else sizes.cut(joint)
-        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known)
+        needed = kept_for(program.path, on_tape)
+        barred = self._guard(needed, joint.inputs)
+        self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known, barred)
         if sizes is not None and known is None:
             sizes.note_cut(joint, kept)
         self._distinct = distinct
@@ -439,6 +442,26 @@ class Backward:
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
         kept_by = keeping(program.path)
         self.keeping = {k: kept_by[s] for s, k in zip(on_tape, self.output_of, strict=True) if s in kept_by}
+
+    def _guard(self, needed: Sequence[dict[Any, Any]], inputs: Sequence[Node]) -> list[Node]:
+        """Note what must not be overwritten before the backward pass, and who says so; gives the inputs that may be."""
+        program = self.program
+        input_of = {program.path.slots[i]: k for k, i in enumerate(program.segment.inputs)}
+        visible = {base_slot(s): s for s in program.segment.alive_nodes}
+        every = {x for found in needed for x in found}
+        self.watched = [visible[x] for x in every if x in visible]
+        place = {base_slot(s): k for k, s in enumerate(self.watched)}
+        # for output k, nearest first: (is an input, its number) or (False, place in `watched`), and the operator that needs it
+        self.guards: list[list[tuple[bool, int, Any]]] = [[] for _ in set(self.output_of)]
+        for k, found in zip(self.output_of, needed, strict=True):
+            for x, step in sorted(found.items(), key=lambda item: -item[1].position):
+                if x in input_of or x in place:
+                    self.guards[k].append((x in input_of, input_of[x] if x in input_of else place[x], step.op))
+        written = set(program.segment.written)
+        return [
+            inputs[k] for slot, k in input_of.items()
+            if slot not in every and (program.segment.inputs[k] in written or not slot.t._meta.requires_grad)
+        ]
 
     @property
     def executable(self) -> Executable | None:
@@ -484,13 +507,16 @@ class Backward:
         """Where each computed gradient goes: to the device of the input it belongs to."""
         return [CPU if k in self.program.host_inputs else self.program.place for k, has in zip(self.wrt, self.has_grad, strict=True) if has]
 
-    def attach(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]) -> None:
+    def attach(
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any], watched: Sequence[Tensor]
+    ) -> None:
         """Put the segment on the tape: its visible outputs get a node, those that share no computation one of their own."""
         made: dict[int, SegmentNode] = {}
+        seen = [Saved(_shadow(t)) for t in watched]
         for t, k in zip(outputs, self.output_of, strict=True):
             group = self.group_of[k]
             if group not in made:
-                made[group] = SegmentNode(self, group, inputs, entries, scalars)
+                made[group] = SegmentNode(self, group, inputs, entries, scalars, seen)
             t._node, t._out = made[group], k
 
 
@@ -543,12 +569,14 @@ def _differentiated(n: Node) -> list[Node]:
 class SegmentNode(TapeNode):
     """A segment, or one of its groups of outputs, on the tape: its gradients are computed by one compiled program."""
 
-    __slots__ = ("half", "group", "kept", "inputs", "scalars", "freed", "arrays")
+    __slots__ = ("half", "group", "seen", "kept", "inputs", "scalars", "freed", "arrays")
 
-    def __init__(self, half: Backward, group: int, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any]):
+    def __init__(
+        self, half: Backward, group: int, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any], seen: list[Saved]
+    ):
         reached = set().union(*[r for r, g in zip(half.reaches, half.group_of, strict=True) if g == group])
         super().__init__(tuple(edge_of(inputs[k]) if j in reached else None for j, k in enumerate(half.wrt)), tuple(half.seed_metas))
-        self.half, self.group, self.scalars, self.freed = half, group, scalars, False
+        self.half, self.group, self.seen, self.scalars, self.freed = half, group, seen, scalars, False
         self.inputs = [Saved(t) for t in inputs]
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
         self.arrays = [entries[n][0] for is_input, n in half.kept if not is_input]  # held, so that the pools leave them alone
@@ -558,6 +586,9 @@ class SegmentNode(TapeNode):
             nearest = [self.half.keeping[k] for k, g in enumerate(grads) if g is not None and k in self.half.keeping]
             if nearest:
                 raise freed(max(nearest)[1])
+        for k, g in enumerate(grads):
+            for is_input, i, op in self.half.guards[k] if g is not None else ():
+                (self.inputs if is_input else self.seen)[i].get(op)
         for k in self.half.written:
             if any(saved is self.inputs[k] for saved in self.kept):
                 raise RuntimeError(
@@ -614,6 +645,13 @@ class SegmentNode(TapeNode):
         if any(self.half.group_of[k] == self.group for k in self.half.keeping):
             self.freed = True
             self.kept, self.inputs, self.arrays = [], [], []
+
+
+def _shadow(t: Tensor) -> Tensor:
+    """What tells of writes to a tensor without holding it: the tensor holds its node, which looks at this."""
+    shadow = new(Tensor)
+    shadow._store, shadow._meta = t._store, t._meta
+    return shadow
 
 
 class _Released(TapeNode):

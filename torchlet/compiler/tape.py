@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torchlet import autograd
@@ -202,6 +202,29 @@ def keeping(path: Any) -> dict[Slot, tuple[int, str]]:
             found[target] = found[base_slot(target)] = (s.position, s.op.name) if kept else max(before)
         elif s.recorded and target is base_slot(target):
             found.pop(target, None)
+    return found
+
+
+def kept_for(path: Any, outputs: Sequence[Slot]) -> list[dict[Slot, Step]]:
+    """For each output: the memory that eager execution would keep for its gradient, and the last step that needs it."""
+    steps: list[tuple[Step, list[int], list[Slot]]] = []
+    maker: dict[Slot, list[int]] = {}
+    for s, target, inputs, kept in _followed(path):
+        before = [i for x in inputs for i in maker.get(x, ())]
+        base = base_slot(target)
+        maker[target] = [len(steps)]
+        if s.recorded and base is not target:
+            maker[base] = maker[target] = [*maker.get(base, ()), len(steps)]
+        steps.append((s, before, [base_slot(x) for x, _ in kept]))
+    found = []
+    for output in outputs:
+        reached, stack = set(), list({*maker.get(output, ()), *maker.get(base_slot(output), ())})
+        while stack:
+            i = stack.pop()
+            if i not in reached:
+                reached.add(i)
+                stack.extend(steps[i][1])
+        found.append({x: steps[i][0] for i in sorted(reached) for x in steps[i][2]})
     return found
 
 

@@ -15,7 +15,7 @@
 
 #define TENSOR_FIELDS(X) \
     X(Tensor, _np) X(Tensor, _meta) X(Tensor, _store) X(Tensor, _run) X(Tensor, _step) X(Tensor, _node) X(Tensor, _out) X(Tensor, _grad) \
-    X(Tensor, _hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, exported)
+    X(Tensor, _hooks) X(Tensor, _accumulated_hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, exported)
 
 #define FIELDS(X) \
     X(Slot, t) X(Step, next) X(Step, functional) X(Step, op) X(Step, kind) X(Step, attrs) X(Step, checks) X(Step, known) \
@@ -339,11 +339,13 @@ static int distinct(PyObject **items, Py_ssize_t n) {
     return unique;
 }
 
+// 1 if there are no hooks: None, or a dict that is empty
+static int has_no(PyObject *hooks) { return hooks == Py_None || (hooks && PyDict_CheckExact(hooks) && !PyDict_GET_SIZE(hooks)); }
+
 // 1 if a backward pass may give this leaf its gradient without looking further
 static int is_plain_leaf(PyObject *leaf) {
     if (!is_tensor(leaf) || FIELD(leaf, Tensor, _node) != Py_None || FIELD(leaf, Tensor, _base) != Py_None) return 0;
-    PyObject *hooks = FIELD(leaf, Tensor, _hooks);
-    return hooks == Py_None || (hooks && PyDict_CheckExact(hooks) && !PyDict_GET_SIZE(hooks));
+    return has_no(FIELD(leaf, Tensor, _hooks)) && has_no(FIELD(leaf, Tensor, _accumulated_hooks));
 }
 
 // 1 if what the leaf has in .grad is what the stride expects of leaf i
