@@ -96,8 +96,8 @@ class Path:
     """A segment: its steps, its outside tensors, who makes what; and the programs compiled for it."""
 
     __slots__ = (
-        "steps", "slots", "producers", "written", "written_outside", "turned", "released", "root", "end", "scalar_count", "is_empty", "programs",
-        "quiet", "reasons", "cause", "launches", "used", "stepwise", "stepwise_because",
+        "steps", "slots", "producers", "written", "written_outside", "turned", "released", "root", "end", "scalar_count", "is_empty",
+        "programs", "quiet", "reasons", "cause", "launches", "used", "stepwise", "stepwise_because",
     )
 
     def __init__(self, root: Step, end: Step):

@@ -15,7 +15,7 @@
 
 #define TENSOR_FIELDS(X) \
     X(Tensor, _np) X(Tensor, _meta) X(Tensor, _store) X(Tensor, _run) X(Tensor, _step) X(Tensor, _node) X(Tensor, _out) X(Tensor, _grad) \
-    X(Tensor, _hooks) X(Tensor, _accumulated_hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, exported)
+    X(Tensor, _hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, exported)
 
 #define FIELDS(X) \
     X(Slot, t) X(Step, next) X(Step, functional) X(Step, op) X(Step, kind) X(Step, attrs) X(Step, checks) X(Step, known) \
@@ -29,7 +29,7 @@ FIELDS(OFFSET)
 #define FIELD(o, type, name) (*(PyObject **)((char *)(o) + type##_##name))
 
 #define NAMES(X) \
-    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
+    X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(_accumulated_hooks) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
     X(is_plain) X(launch) X(made) X(ask) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
@@ -342,15 +342,17 @@ static int distinct(PyObject **items, Py_ssize_t n) {
 // 1 if there are no hooks: None, or a dict that is empty
 static int has_no(PyObject *hooks) { return hooks == Py_None || (hooks && PyDict_CheckExact(hooks) && !PyDict_GET_SIZE(hooks)); }
 
-// 1 if a backward pass may give this leaf its gradient without looking further
+// 1 if a backward pass may give this leaf its gradient without looking further; -1 with an exception
 static int is_plain_leaf(PyObject *leaf) {
     if (!is_tensor(leaf) || FIELD(leaf, Tensor, _node) != Py_None || FIELD(leaf, Tensor, _base) != Py_None) return 0;
-    return has_no(FIELD(leaf, Tensor, _hooks)) && has_no(FIELD(leaf, Tensor, _accumulated_hooks));
+    PyObject *accumulated = look(leaf, n__accumulated_hooks);
+    return accumulated ? has_no(FIELD(leaf, Tensor, _hooks)) && has_no(accumulated) : -1;
 }
 
 // 1 if what the leaf has in .grad is what the stride expects of leaf i
 static int fits(PyObject *m, PyObject *leaf, Py_ssize_t i) {
-    if (!is_plain_leaf(leaf)) return 0;
+    int plain = is_plain_leaf(leaf);
+    if (plain != 1) return plain;
     PyObject *g = FIELD(leaf, Tensor, _grad), *old = PyList_GET_ITEM(FIELD(m, Macro, olds), i);
     if (old == Py_None || g == Py_None) return old == g;
     PyObject *meta = PyList_GET_ITEM(FIELD(m, Macro, old_metas), i);
