@@ -1,4 +1,4 @@
-// The walk along a known path, for CPython: what compiler/capture.py and compiler/host.py say in Python, done without its interpreter.
+// The walk along a known path, for CPython: what compiler/capture.py, host.py and replay.py say in Python, done without its interpreter.
 //
 // The Python code is the specification. Every function here either does what its Python twin does, or finds that the case is not the
 // common one before it has changed anything (but slots, which the twin binds anew), and calls the twin. Fields that lie in slots (of
@@ -1049,7 +1049,7 @@ static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers)
     return out;
 }
 
-// a call like the last one, which was replayed; None of it where anything is not the common case
+// a call like the last one, which was replayed; NotImplemented where anything is not the common case
 static PyObject *call_again(PyObject *replayer, PyObject *args, PyObject *kwargs) {
     PyObject *known = FIELD(replayer, Replayer, ready), *plan, *key, *out = NULL;
     if (known == Py_None || (plan = FIELD(known, Signature, plan)) == Py_None) Py_RETURN_NOTIMPLEMENTED;
