@@ -12,14 +12,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import torchlet as tl
 from torchlet import dtypes
 from torchlet import index as ix
+from torchlet import nn
 from torchlet.compiler import load as loading
 from torchlet.compiler.load import LoadedKernel, load
 from torchlet.compiler.loops import Buffer, Kernel, Phase, Reduction, ScalarArg, Store
@@ -95,6 +98,70 @@ def test_launches_run_in_order_and_see_each_others_results() -> None:
         p.run()
         np.testing.assert_allclose(z, 4 * x, rtol=1e-6)
         np.testing.assert_allclose(s[0], 4 / 3 * x.astype(float).sum(), rtol=1e-5)
+
+
+def waits(p: runtime.Program) -> list[bool]:
+    return [bool(entry.barrier) for entry in p._table[: len(p.names)]]
+
+
+def test_threads_wait_only_for_launches_that_a_launch_depends_on() -> None:
+    x, y, z, u, v = (np.zeros(N, "f") for _ in range(5))
+    a, b, c = load([scale_kernel("a"), scale_kernel("b", 3.0), scale_kernel("c", 5.0)])
+    assert waits(program((a, [x, y]), (b, [u, v]), (c, [x, z]))) == [False, False, False]  # readers of one input
+    assert waits(program((a, [x, y]), (b, [y, z]))) == [False, True]  # reads what was written
+    assert waits(program((a, [x, y]), (b, [z, x]))) == [False, True]  # writes what was read
+    assert waits(program((a, [x, y]), (b, [z, y]))) == [False, True]  # writes what was written
+    assert waits(program((a, [x, y]), (b, [u, v]), (c, [y, z]))) == [False, False, True]  # not with the one before it only
+    assert waits(program((a, [x, y]), (b, [y, z]), (c, [x, u]))) == [False, True, False]  # waited since
+    assert waits(program((a, [x, y]), (a, [u, v]))) == [False, True]  # threads of one function meet in memory of its own
+
+
+def test_launches_of_one_thread_wait_for_those_of_all_threads_only() -> None:
+    x, y, small = np.zeros(N, "f"), np.zeros(N, "f"), np.zeros(1, "f")
+    wide, one, two = load([scale_kernel("wide"), scale_kernel("one", 3.0, n=1), scale_kernel("two", 5.0, n=1)])
+    assert waits(program((one, [small, small]), (two, [small, small]), (wide, [x, y]))) == [False, False, False]
+    assert waits(program((one, [small, x]), (wide, [x, y]), (two, [y, small]))) == [False, True, True]
+
+
+def test_places_that_overlap_are_waited_for_like_one_place() -> None:
+    a, b = load([scale_kernel("a"), scale_kernel("b", 3.0)])
+    launches = [(a, [0, 1], []), (b, [2, 3], [])]
+    assert waits(runtime.Program(launches, 4, 0)) == [False, False]
+    assert waits(runtime.Program(launches, 4, 0, {1: [1, 2], 2: [1, 2]})) == [False, True]
+    assert waits(runtime.Program(launches, 4, 0, {0: [0, 3], 3: [0, 3]})) == [False, True]
+
+
+def test_launches_of_a_training_step_wait_wherever_their_memory_meets() -> None:
+    """Compared with the addresses that the launches get, whatever the plan says of places."""
+    m = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 10))
+    opt = tl.optim.AdamW(m.parameters())
+
+    @tl.compile
+    def step(x: Any, y: Any) -> Any:
+        opt.zero_grad()
+        loss = nn.functional.cross_entropy(m(x), y)
+        loss.backward()
+        opt.step()
+        return loss
+
+    for _ in range(2):
+        step(tl.randn(64, 300), tl.randint(0, 10, (64,)))
+    executable = step.programs[-1].executable
+    (p,) = executable.programs
+    since: list[tuple[bool, list[tuple[int, int]], list[tuple[int, int]]]] = []
+    kept = 0
+    for entry, kernel in zip(p._table, executable.plan.kernels, strict=True):
+        places = [(p.pointers[entry.buffers[i]], b.size * b.dtype.itemsize) for i, b in enumerate(kernel.buffers)]
+        stored = {s.buffer for phase in kernel.phases for s in phase.stores}
+        written = [place for place, b in zip(places, kernel.buffers, strict=True) if b.name in stored]
+        since = [] if entry.barrier else since
+        for wide, touched, wrote in since:
+            if wide or entry.parallel:
+                pairs = [*product(touched, written), *product(wrote, places)]
+                assert not any(a < c + d and c < a + b for (a, b), (c, d) in pairs), kernel.name
+        since.append((bool(entry.parallel), places, written))
+        kept += not entry.barrier
+    assert kept > 5  # the updates do not wait for each other
 
 
 def test_addresses_and_scalars_are_written_as_memory() -> None:

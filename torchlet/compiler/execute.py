@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -133,6 +133,7 @@ class Executable:
             self.stages["shared"] = sources
         segments: list[tuple[Any, memoryview | None, memoryview | None]] = []
         self._offsets = [(first + i, slot.number) for i, slot in enumerate(arena_slots)]
+        overlaps = _overlaps(plan, number)
         launches: list[Any] = []
         numbers = len(plan.graph.scalars)
         fixed: dict[int, int] = {}  # sizes that kernels get as numbers: the bits of each, and its place after the call's
@@ -143,7 +144,7 @@ class Executable:
 
         def flush() -> None:
             if launches:
-                program = Program(list(launches), first + len(arena_slots), numbers + len(fixed))
+                program = Program(list(launches), first + len(arena_slots), numbers + len(fixed), overlaps)
                 program.scalars[numbers : numbers + len(fixed)] = list(fixed)
                 self.programs.append(program)
                 segments.append((program.run, memoryview(program.pointers).cast("B"), memoryview(program.scalars).cast("B")))
@@ -222,6 +223,17 @@ class Executable:
 
 def _slots(step: KernelLaunch | Extern) -> list[Slot]:
     return list(step.slots) if isinstance(step, KernelLaunch) else [step.output, *(p[0] for p in step.inputs if p is not None)]
+
+
+def _overlaps(plan: Plan, number: Mapping[Slot, int]) -> dict[int, list[int]]:
+    """For the number of each place in the arena those of all places that share memory with it."""
+    ends: dict[Slot, int] = {}
+    for step in plan.steps:
+        if isinstance(step, KernelLaunch):
+            for b, slot in zip(step.kernel.buffers, step.slots, strict=True):
+                if slot.kind == "arena":
+                    ends[slot] = max(ends.get(slot, 0), slot.number + b.size * b.dtype.itemsize)
+    return {number[a]: [number[b] for b in ends if a.number < ends[b] and b.number < ends[a] or a == b] for a in ends}
 
 
 def array_at(address: int, shape: tuple[int, ...], dtype: dtypes.dtype, strides: tuple[int, ...] | None = None) -> Array:

@@ -48,6 +48,12 @@ class LoadedKernel:
     kernel: Kernel
     sizes: tuple[int | float, ...] = ()
 
+    @property
+    def writes(self) -> tuple[int, ...]:
+        """The positions of the buffers that it writes."""
+        written = {s.buffer for p in self.kernel.phases for s in p.stores}
+        return tuple(i for i, b in enumerate(self.kernel.buffers) if b.name in written)
+
     @cached_property
     def source(self) -> str:
         """The C function with the user's names, as the dump shows it."""

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -36,6 +36,9 @@ class _Launchable(Protocol):
 
     @property
     def work(self) -> int: ...
+
+    @property
+    def writes(self) -> Collection[int]: ...
 
 
 class _Launch(ctypes.Structure):
@@ -85,15 +88,24 @@ class Program:
 
     `launches`: (kernel, slots of its buffers in `pointers`, slots of its scalars in `scalars`). `pointers` (uint64 addresses) and
     `scalars` (int64, or the bits of a float64) are ctypes arrays to be written before `run`; both support the buffer protocol.
+    `overlaps`: for slots that share memory with others, all of these and themselves.
+
+    The threads wait for each other only where a launch needs what one since the last wait has written, or writes what that one needs.
     """
 
-    def __init__(self, launches: Sequence[tuple[_Launchable, Sequence[int], Sequence[int]]], n_pointers: int, n_scalars: int):
+    def __init__(
+        self,
+        launches: Sequence[tuple[_Launchable, Sequence[int], Sequence[int]]],
+        n_pointers: int,
+        n_scalars: int,
+        overlaps: Mapping[int, Collection[int]] | None = None,
+    ):
         self.names = [kernel.name for kernel, _, _ in launches]
         self.pointers = (ctypes.c_uint64 * max(n_pointers, 1))()
         self.scalars = (ctypes.c_int64 * max(n_scalars, 1))()
         region = any(kernel.parallel for kernel, _, _ in launches) or sum(kernel.work for kernel, _, _ in launches) >= PROGRAM_WORK
         self._table = (_Launch * max(len(launches), 1))()
-        before = False
+        since = _Since(overlaps or {})
         for entry, (kernel, buffers, scalars) in zip(self._table, launches, strict=False):
             if max(len(buffers), len(scalars)) > MAX_ARGUMENTS:
                 raise ValueError(f"{kernel.name}: {max(len(buffers), len(scalars))} arguments; expected at most {MAX_ARGUMENTS}")
@@ -108,8 +120,7 @@ class Program:
             entry.buffers = (ctypes.c_int32 * max(len(buffers), 1))(*buffers)
             entry.scalars = (ctypes.c_int32 * max(len(scalars), 1))(*scalars)
             entry.parallel = wide
-            entry.barrier = wide or before
-            before = wide
+            entry.barrier = since.enter(kernel.address, wide, buffers, [buffers[i] for i in kernel.writes])
         self._program = _Program(
             ctypes.addressof(self._table), len(launches), ctypes.addressof(self.pointers), ctypes.addressof(self.scalars)
         )
@@ -128,6 +139,34 @@ class Program:
         launch = runtime().tl_take_error(ctypes.byref(index), ctypes.byref(size))
         if 0 < launch <= len(self.names):
             raise IndexError(f"{self.names[launch - 1]}: position {index.value} is out of range for a buffer of {size.value} elements")
+
+
+class _Since:
+    """What the launches since the last wait touch and write: those that all threads share, and those of thread 0."""
+
+    def __init__(self, overlaps: Mapping[int, Collection[int]]):
+        self.overlaps = overlaps
+        self._clear()
+
+    def _clear(self) -> None:
+        self.touched: dict[bool, set[int]] = {True: set(), False: set()}
+        self.written: dict[bool, set[int]] = {True: set(), False: set()}
+        self.functions: set[int] = set()
+
+    def enter(self, function: int, wide: bool, touched: Collection[int], written: Collection[int]) -> bool:
+        """Take the next launch in; True when it has to wait. One of thread 0 comes after all others of thread 0 anyway."""
+        others = (True, False) if wide else (True,)
+        # the threads of a function meet in memory of its own, where a second run of it would overtake the first
+        wait = (wide and function in self.functions) or any(
+            not self.touched[k].isdisjoint(written) or not self.written[k].isdisjoint(touched) for k in others
+        )
+        if wait:
+            self._clear()
+        for kept, slots in ((self.touched, touched), (self.written, written)):
+            kept[wide].update(x for slot in slots for x in self.overlaps.get(slot, (slot,)))
+        if wide:
+            self.functions.add(function)
+        return wait
 
 
 class _Blocks:
