@@ -19,23 +19,23 @@ _get_step, _get_exp_avg, _get_exp_avg_sq = itemgetter("step"), itemgetter("exp_a
 def _adam(
 
     params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any, beta2_rest: Any,
-    correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
+    eps: Any, decay: Any, decay_kind: str, maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors]:
     params, exp_avgs, exp_avg_sqs = _moments(
         params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize
     )
-    return _moved(params, exp_avgs, exp_avg_sqs, step_size, correction, eps), exp_avgs, exp_avg_sqs
+    return _moved(params, exp_avgs, exp_avg_sqs, step_size, eps), exp_avgs, exp_avg_sqs
 
 
 def _amsgrad(
     params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, max_exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any,
-    beta2: Any, beta2_rest: Any, correction: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
+    beta2: Any, beta2_rest: Any, eps: Any, decay: Any, decay_kind: str, maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
     params, exp_avgs, exp_avg_sqs = _moments(
         params, grads, exp_avgs, exp_avg_sqs, beta1_rest, beta2, beta2_rest, decay, decay_kind, maximize
     )
     largest = [ops.maximum(a, b) for a, b in zip(max_exp_avg_sqs, exp_avg_sqs, strict=True)]
-    return _moved(params, exp_avgs, largest, step_size, correction, eps), exp_avgs, exp_avg_sqs, largest
+    return _moved(params, exp_avgs, largest, step_size, eps), exp_avgs, exp_avg_sqs, largest
 
 
 def _moments(
@@ -54,13 +54,13 @@ def _moments(
     return params, exp_avgs, exp_avg_sqs
 
 
-def _moved(params: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, correction: Any, eps: Any) -> Tensors:
-    return [p - m / (v.sqrt() / correction + eps) * step_size for p, m, v in zip(params, exp_avgs, exp_avg_sqs, strict=True)]
+def _moved(params: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, eps: Any) -> Tensors:
+    return [p - m / (v.sqrt() + eps) * step_size for p, m, v in zip(params, exp_avgs, exp_avg_sqs, strict=True)]
 
 
 # Scalars are combined in Python, in double precision: 1 - 0.999 computed in float32 is wrong in its fifth digit.
 _LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs")
-_SCALARS = ("step_size", "beta1_rest", "beta2", "beta2_rest", "correction", "eps", "decay")
+_SCALARS = ("step_size", "beta1_rest", "beta2", "beta2_rest", "eps", "decay")
 _WRITES = ("params", "exp_avgs", "exp_avg_sqs")
 adam = update("adam", _LISTS, _SCALARS, _WRITES, _adam, ("decay_kind", "maximize"), "Adam and AdamW: one step of each tensor.")
 amsgrad = update(
@@ -115,7 +115,8 @@ def _advance(group: dict[str, Any], params: Tensors, grads: Tensors, states: lis
         decay_kind, decay = "decoupled", 1 - lr * weight_decay
     else:
         decay_kind, decay = "gradient", weight_decay
-    scalars = (lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, (1 - beta2**step) ** 0.5, group["eps"], decay)
+    correction = (1 - beta2**step) ** 0.5  # of sqrt(v): on the numbers around it instead, it costs no division of each element
+    scalars = (lr / (1 - beta1**step) * correction, 1 - beta1, beta2, 1 - beta2, group["eps"] * correction, decay)
     lists = [params, grads, list(map(_get_exp_avg, states)), list(map(_get_exp_avg_sq, states))]
     op = adam
     if group["amsgrad"]:
