@@ -415,6 +415,11 @@ DOT_ROWS += [(33, 40, 20, 0, 1, F32, 9), (33, 40, 20, 1, 0, F32, 3), (1, 40, 20,
 
 # rows over the threads: columns packed by each thread for itself, and by all of them together
 DOT_ROWS += [(300, 64, 80, 0, 1, F32, 0), (1100, 400, 400, 0, 1, F32, 0)]
+# k short enough for column panels that stay in cache: several at a time, one, rows too many to keep packed; and blocks of all heights
+DOT_ROWS += [(130, 200, 64, ta, tb, F32, 0) for ta in (0, 1) for tb in (0, 1)]
+DOT_ROWS += [(70, 100, 16, 1, 0, F32, 0), (50, 300, 128, 0, 0, F32, 0), (930, 70, 40, 1, 0, F32, 0), (1000, 70, 49, 0, 0, F32, 0)]
+DOT_ROWS += [(rows, 70, 50, ta, 0, d, 0) for rows in (17, 21, 25, 27, 28) for ta, d in ((0, F32), (1, F32), (1, F64))]
+DOT_ROWS += [(30, 70, 1024, 0, 1, F32, 0)]  # rows that fall into one cache set
 
 
 @cases("dot", *DOT_ROWS)
@@ -445,10 +450,11 @@ def linear(rows: int, columns: int, inner: int, ta: int, tb: int, d: dtype, batc
     )
 
 
-@case
-def dot_updates_a_weight_in_place() -> Case:
-    m, n, k = Axis("m", 30), Axis("n", 100), Axis("k", 16)
-    arrays = {"g": random(16, 30), "x": random(16, 100), "w": random(30, 100), "m": random(30, 100)}
+@cases("dot_updates_a_weight_in_place", (30, 100, 16), (300, 33, 20), (20, 45, 3), (150, 170, 64))
+def momentum(rows: int, columns: int, inner: int) -> Case:
+    """Its weight and moment are fetched while the product is computed, in the result's orientation or the other, whatever k is."""
+    m, n, k = Axis("m", rows), Axis("n", columns), Axis("k", inner)
+    arrays = {"g": random(inner, rows), "x": random(inner, columns), "w": random(rows, columns), "m": random(rows, columns)}
     lr = cast(expr("scalar", (), F64, "lr"), F32)
     dot = Dot("grad", load_of("g", at(k, m)), load_of("x", at(k, n)), (), (m,), (n,), (k,))
     moment = load_of("m", at(m, n)) * 0.9 + value("grad")
@@ -561,10 +567,17 @@ def test_rows_too_long_to_keep_are_computed_again() -> None:
 
 
 def test_the_text_names_the_users_line_and_buffers() -> None:
-    source = codegen.emit(BUILT["dot_updates_a_weight_in_place"].kernel)
+    source = codegen.emit(BUILT["dot_updates_a_weight_in_place_30_100_16"].kernel)
     assert "model.py:3" in source and "momentum" in source
     assert "tl_gemm_run_f32" in source
     assert "immintrin" not in source
+
+
+def test_the_memory_of_an_update_is_fetched_while_its_product_is_computed() -> None:
+    source = codegen.emit(BUILT["dot_updates_a_weight_in_place_30_100_16"].kernel)
+    (line,) = [text for text in source.splitlines() if "tl_stream streams[]" in text]
+    assert line.count(", 400, 4}") == 2  # the weight and its moment: rows of 100 floats
+    assert "tl_stream" not in codegen.emit(BUILT["dot_of_expressions_over_split_axes"].kernel)
 
 
 def test_operands_that_lie_in_one_stride_are_not_copied_by_expressions() -> None:

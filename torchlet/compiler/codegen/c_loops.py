@@ -23,7 +23,7 @@ _RESERVED = frozenset(
         r"\w+",
         """auto break case char const continue default do double else enum extern float for goto if inline int long register restrict
         return short signed sizeof static struct switch typedef union unsigned void volatile while
-        b s tid nth lo hi ib jb je q flip once chunk thread env t ld dst rs ks row0 row1 col0 col1 z every g ways chosen""",
+        b s tid nth lo hi ib jb je q flip once chunk thread env t ld dst rs ks row0 row1 col0 col1 z every g ways chosen streams""",
     )
 )
 

@@ -18,7 +18,7 @@ __all__ = ["Product", "emit_product", "product_of"]
 
 _SUFFIX = {dtypes.float32: "f32", dtypes.float64: "f64"}
 _MAX_BATCH_AXES = 8  # of tl_env.at
-_MAX_STREAMS = 8  # a part has 32 rows at most: TL_LINES has room for these
+_MAX_STREAMS = 8  # TL_STREAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,6 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
         else:
             operands.append(plain)
     lines += _tile_function(kernel, product)
-    touch = _touch_function(kernel, product)
-    lines += touch
     c = Scopes(kernel, product.shared)
     c.open(f"void {kernel.name}(char *const *restrict b, const int64_t *restrict s, int tid, int nth)")
     c.declare_arguments()
@@ -87,10 +85,11 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
 
     def launch(thread: str) -> None:
         at = [text.replace("%", offset) for text, offset in zip(operands, offsets, strict=True)]
-        c.line(
-            f"const tl_gemm_{suffix} g = "
-            f"{{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {f'{kernel.name}_touch' if touch else 0}, &env}};"
-        )
+        streams = _streams(c, product)
+        if streams:
+            c.line(f"const tl_stream streams[] = {{{', '.join(streams)}}};")
+        fetched = f"streams, {len(streams)}" if streams else "0, 0"
+        c.line(f"const tl_gemm_{suffix} g = {{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {fetched}, &env}};")
         c.line(f"{run}(&g, {thread});")
 
     if not product.batch:
@@ -217,9 +216,9 @@ def _tile_function(kernel: Kernel, product: Product) -> list[str]:
     return c.scopes[0].lines
 
 
-def _touch_function(kernel: Kernel, product: Product) -> list[str]:
-    """Lists the cache lines that the tile function reads and writes per element, where it reads such memory at all: an update of a weight
-    and its moments would otherwise wait for them one after the other, with the arithmetic idle (measured: 1.5 times slower)."""
+def _streams(c: Scopes, product: Product) -> list[str]:
+    """The memory that the tile function reads and writes per element, where it reads such memory at all: an update of a weight and its
+    moments would otherwise wait for it line by line, with the arithmetic idle (measured: 1.5 times slower)."""
     if len(product.dot.m) != 1 or len(product.dot.n) != 1:
         return []
     (row,), (column,) = product.dot.m, product.dot.n
@@ -231,18 +230,12 @@ def _touch_function(kernel: Kernel, product: Product) -> list[str]:
     if not loads:
         return []
     places = dict.fromkeys([(e.attr[0], e.attr[1]) for e in loads] + [(s.buffer, s.index) for s in product.stores if streams(s.index)])  # type: ignore[index]
-    part = "int64_t row0, int64_t row1, int64_t col0, int64_t col1"
-    c = _begin(kernel, product, f"static int64_t {kernel.name}_touch(const tl_env *env, {part}, const void **lines)")
-    c.line("int64_t n = 0;")
-    _open_flat(c, product.dot.m, "row", simd=False)
-    c.open(f"for (int64_t {c.axis[column]} = col0; {c.axis[column]} < col1; {c.axis[column]} += 16)", axes=(column,))
-    for buffer, index in list(places)[:_MAX_STREAMS]:
-        c.line(f"lines[n++] = &{c.pointer[buffer]}[{c.position(index, top=True)}];")
-    c.close()
-    c.close()
-    c.line("return n;")
-    c.close()
-    return c.scopes[0].lines
+    found = []
+    for name, index in list(places)[:_MAX_STREAMS]:
+        start = c.position(Index(tuple((t, k) for t, k in index.terms if t not in (row, column)), index.const), top=True)
+        size = c.buffers[name].dtype.itemsize
+        found.append(f"{{(const char *)&{c.pointer[name]}[{start}], {index.coefficient(row) * size}, {size}}}")
+    return found
 
 
 def _store_roots(stores: tuple[Store, ...]) -> Iterator[Expr]:

@@ -19,14 +19,23 @@
 #define SHARED_BYTES (32 << 20)  // packed columns that all threads read
 #define PRIVATE_BYTES (512 << 10)  // packed columns that every thread has for itself
 #define PANELS 8                 // column panels that one packed block of rows meets before the next block
-#define ROW_BLOCKS 8             // row panels whose sums wait in cache between two slices of k
+#define NEAR_BYTES (16 << 10)    // column panels that stay in the first-level cache while all rows pass
+#define KEPT 64                  // row blocks that are packed once for that
+#define ROW_BLOCKS 8             // row blocks of a chunk at most: their sums wait in cache between two slices of k
 #define BARRIER_CYCLES 2000      // of two barriers between threads that are awake
-#define LONG_ROW 320             // elements
+#define LONG_ROW 48              // elements
 #define AXPY_ROWS 4              // up to so many rows skip packing where the columns of b are contiguous,
 #define DOT_ROWS 12              // or where k is
 
 extern void *tl_scratch(int slot, int64_t bytes);
 extern void *tl_shared(void);
+
+// memory to be fetched during a product: of each stream so many rows, the lines of their first and last bytes
+typedef struct {
+    int64_t streams, rows;
+    const char *at[TL_STREAMS];
+    int64_t row[TL_STREAMS], last[TL_STREAMS];
+} fetch;
 
 #ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)
@@ -48,6 +57,7 @@ extern void *tl_shared(void);
 
 #define T float
 #define S f32
+#define FMA_INSTRUCTION "vfmadd231ps %1%{1to16%}, %2, %0"
 #define SLICE 512  // of k: a block of MR rows of it stays in the first-level cache
 #if VECTOR_BYTES == 64
 #define LANES 16
@@ -60,10 +70,12 @@ extern void *tl_shared(void);
 #undef T
 #undef S
 #undef SLICE
+#undef FMA_INSTRUCTION
 #undef LANES
 
 #define T double
 #define S f64
+#define FMA_INSTRUCTION "vfmadd231pd %1%{1to8%}, %2, %0"
 #define SLICE 256
 #if VECTOR_BYTES == 64
 #define LANES 8

@@ -11,23 +11,38 @@ typedef T N_(uvec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)),
 #define OPERAND JOIN(tl_operand, S)
 #define GEMM JOIN(tl_gemm, S)
 
+// A multiply-add that reads its broadcast factor from memory is one operation of the processor's front end, not two. There are two loads
+// a cycle and four operations, fewer when another thread shares the core: so most rows do it, not all.
+#ifdef __AVX512F__
+#define FMA_MEMORY(sum, factor, b) __asm__(FMA_INSTRUCTION : "+v"(sum) : "m"(factor), "v"(b))
+#define FOLDED(i) ((i) % 3 != 2)
+#else
+#define FMA_MEMORY(sum, factor, b) sum += (factor) * (b)
+#define FOLDED(i) 0
+#endif
+
 // c[mr][NR] (+)= a[mr][k] * b[k][NR]. `by_rows`: row i of a starts at a + i * lda, k contiguous; else column p starts at a + p * lda, rows
 // contiguous. Meanwhile `lines` of memory are fetched that will be read and written when the product is there.
-#define ELEMENT(i) (by_rows ? start[(i) / 3][(i) % 3 * lda] : a[i])  // few starts and small multiples of lda: they fit in registers
+#define ELEMENT(i) *(by_rows ? &start[(i) / 3][(i) % 3 * lda] : &a[i])  // few starts and small multiples of lda: they fit in registers
 #define STEP \
     { \
         VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES); \
         _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) { \
-            T s = ELEMENT(i); \
-            x[i][0] += s * b0; \
-            x[i][1] += s * b1; \
+            if (FOLDED(i)) { \
+                FMA_MEMORY(x[i][0], ELEMENT(i), b0); \
+                FMA_MEMORY(x[i][1], ELEMENT(i), b1); \
+            } else { \
+                T s = ELEMENT(i); \
+                x[i][0] += s * b0; \
+                x[i][1] += s * b1; \
+            } \
         } \
         a += lda; \
         _Pragma("GCC unroll 8") for (int i = 0; i < (MR + 2) / 3; i++) start[i]++; \
         b += ldb; \
     }
 TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb,
-                         T *restrict c, int64_t ldc, int add, const void *const *restrict lines, int64_t n_lines) {
+                         T *restrict c, int64_t ldc, int add, const fetch *restrict f) {
     VEC x[MR][2];
     const T *start[(MR + 2) / 3];
     int64_t p = 0;
@@ -35,12 +50,15 @@ TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k
     for (int i = 0; i < (MR + 2) / 3; i++) start[i] = a + 3 * i * lda;
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) x[i][0] = x[i][1] = (VEC){0};
-    for (; p < TL_MIN(n_lines / 2, k); p++) {
-        __builtin_prefetch(lines[2 * p], 1);
-        __builtin_prefetch(lines[2 * p + 1], 1);
-        STEP
+    for (int64_t l = 0; l < f->streams; l++) {
+        const char *line = f->at[l];
+        for (int64_t r = 0; r < f->rows; r++) {
+            __builtin_prefetch(line, 1);
+            __builtin_prefetch(line + f->last[l], 1);
+            line += f->row[l];
+            if (p++ < k) STEP
+        }
     }
-    for (int64_t rest = 2 * p; rest < n_lines; rest++) __builtin_prefetch(lines[rest], 1);
     for (; p < k; p++) STEP
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) {
@@ -51,16 +69,18 @@ TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k
     }
 }
 #undef ELEMENT
+#undef FMA_MEMORY
+#undef FOLDED
 #undef STEP
 
 // the kernels of every height, by columns and by rows of a
 #define ARGUMENTS \
     int64_t lda, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add, \
-    const void *const *restrict lines, int64_t n_lines
+    const fetch *restrict f
 typedef void (*N_(kernel))(ARGUMENTS);
 #define HEIGHT(mr) \
-    static void N_(columns_##mr)(ARGUMENTS) { N_(micro)(mr, 0, lda, k, a, b, ldb, c, ldc, add, lines, n_lines); } \
-    static void N_(rows_##mr)(ARGUMENTS) { N_(micro)(mr, 1, lda, k, a, b, ldb, c, ldc, add, lines, n_lines); }
+    static void N_(columns_##mr)(ARGUMENTS) { N_(micro)(mr, 0, lda, k, a, b, ldb, c, ldc, add, f); } \
+    static void N_(rows_##mr)(ARGUMENTS) { N_(micro)(mr, 1, lda, k, a, b, ldb, c, ldc, add, f); }
 HEIGHT(1) HEIGHT(2) HEIGHT(3) HEIGHT(4) HEIGHT(5) HEIGHT(6)
 #if MR > 6
 HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
@@ -158,7 +178,7 @@ static N_(block) N_(row_block)(const GEMM *g, const OPERAND *a, int64_t rows, in
     }
     const T *restrict p = a->p + i0 * a->row + k0 * a->col;
     if (a->col == 1) {
-        // long rows are read where they lie, unless all of them fall into one cache set; the misses of short ones overlap in a copy
+        // rows are read where they lie, unless all of them fall into one cache set, or are so short that a copy's misses overlap better
         if (k >= LONG_ROW && a->row * (int64_t)sizeof(T) % 4096) return (N_(block)){p, a->row, 1};
         for (int64_t i = 0; i < n; i++) memcpy(dst + i * ROW_STRIDE, p + i * a->row, sizeof(T) * (size_t)k);
         return (N_(block)){dst, ROW_STRIDE, 1};
@@ -283,39 +303,61 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
     const int together = !columns && panels * panel_size * (int64_t)sizeof(T) > PRIVATE_BYTES;
     const int64_t first = columns ? panels * tid / nth : 0, last = columns ? panels * (tid + 1) / nth : panels;
     const int64_t r0 = columns ? 0 : m * tid / nth, r1 = columns ? m : m * (tid + 1) / nth;
-    const int64_t group = TL_MAX(1, TL_MIN(last - first, SHARED_BYTES / (panel_size * (int64_t)sizeof(T))));
-    const int64_t block = (slices > 1 || swapped) ? ROW_BLOCKS * MR : MR;
-    const int64_t wide = PANELS * NR, block_room = (block + LANES - 1) / LANES * LANES;
-    T *rows = tl_scratch(0, (int64_t)sizeof(T) * TL_MAX(MR * ROW_STRIDE, SLICE * COLUMN_STRIDE));
-    T *sums = tl_scratch(1, (int64_t)sizeof(T) * TL_MAX(block_room * wide, 1024 * 16));
-    T *packed = together ? tl_shared() : tl_scratch(3, (int64_t)sizeof(T) * panel_size * (direct ? 1 : group));
+    const int64_t blocks = (r1 - r0 + MR - 1) / MR, chunks = (blocks + ROW_BLOCKS - 1) / ROW_BLOCKS;  // of rows, of about one height each
+    const int64_t group = together ? TL_MIN(panels, SHARED_BYTES / (panel_size * (int64_t)sizeof(T))) : TL_MAX(1, last - first);
+    // A few column panels at a time meet all the rows. Where k is short, the panels stay in the first-level cache meanwhile, and the
+    // rows are packed once; else a block of rows stays there.
+    const int64_t fit = NEAR_BYTES / (panel_size * (int64_t)sizeof(T));
+    const int keep = slices == 1 && fit > 0 && blocks <= KEPT;
+    const int64_t near = keep ? TL_MIN(PANELS, fit) : PANELS, wide = near * NR;
+    const int64_t block_room = TL_MAX(MR * ROW_STRIDE, SLICE * COLUMN_STRIDE);
+    T *rows = tl_scratch(0, (int64_t)sizeof(T) * block_room * (keep ? TL_MAX(blocks, 1) : 1));
+    T *sums = tl_scratch(1, (int64_t)sizeof(T) * TL_MAX((ROW_BLOCKS * MR + LANES) * wide, 1024 * 16));
+    T *packed = together ? tl_shared() : tl_scratch(3, (int64_t)sizeof(T) * panel_size * near);
+    N_(block) kept[KEPT];
+    for (int64_t x = 0; keep && x < blocks; x++) {
+        const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
+        kept[x] = N_(row_block)(g, &a, m, i, height, 0, k, rows + x * block_room);
+    }
+    const fetch nothing = {0};
+    fetch ahead = {g->n_streams};
+    for (int64_t l = 0; l < g->n_streams; l++) {
+        ahead.row[l] = g->streams[l].row;
+        ahead.last[l] = g->streams[l].column * ((swapped ? MR : NR) - 1);
+    }
     for (int64_t g0 = first; g0 < last; g0 += group) {
         const int64_t g1 = TL_MIN(g0 + group, last);
-        const int64_t p0 = together ? g0 + (g1 - g0) * tid / nth : g0, p1 = together ? g0 + (g1 - g0) * (tid + 1) / nth : g1;
-        for (int64_t q = p0; q < p1; q++)
-            if (!direct || (q + 1) * NR > n) N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), 0, k, packed + (direct ? 0 : q - g0) * panel_size);
-        if (together) tl_barrier(nth);
-        for (int64_t q0 = g0; q0 < g1; q0 += PANELS) {
-            const int64_t q1 = TL_MIN(q0 + PANELS, g1), j1 = TL_MIN(q1 * NR, n);
-            for (int64_t i0 = r0; i0 < r1; i0 += block) {
-                const int64_t i1 = TL_MIN(i0 + block, r1), count = (i1 - i0 + MR - 1) / MR;
+        if (together) {
+            for (int64_t q = g0 + (g1 - g0) * tid / nth; q < g0 + (g1 - g0) * (tid + 1) / nth; q++)
+                N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), 0, k, packed + (q - g0) * panel_size);
+            tl_barrier(nth);
+        }
+        for (int64_t q0 = g0; q0 < g1; q0 += near) {
+            const int64_t q1 = TL_MIN(q0 + near, g1), j1 = TL_MIN(q1 * NR, n);
+            for (int64_t q = q0; q < q1 && !together; q++)
+                if (!direct || (q + 1) * NR > n) N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), 0, k, packed + (q - q0) * panel_size);
+            const T *const here = packed + (together ? q0 - g0 : 0) * panel_size;
+            for (int64_t y = 0; y < chunks; y++) {
+                const int64_t x0 = blocks * y / chunks, x1 = blocks * (y + 1) / chunks;
+                const int64_t i0 = r0 + (r1 - r0) * x0 / blocks, i1 = r0 + (r1 - r0) * x1 / blocks;
                 for (int64_t c = 0; c < slices; c++) {
                     const int64_t k0 = TL_MIN(c * slice, k), k1 = TL_MIN(k0 + slice, k);
-                    for (int64_t x = 0; x < count; x++) {
-                        const int64_t i = i0 + (i1 - i0) * x / count, height = i0 + (i1 - i0) * (x + 1) / count - i;
-                        T *to = sums + (i - i0) * wide;
-                        const N_(block) r = N_(row_block)(g, &a, m, i, height, k0, k1, rows);
+                    for (int64_t x = x0; x < x1; x++) {
+                        const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
+                        T *to = slices > 1 || swapped ? sums + (i - i0) * wide : sums;
+                        const N_(block) r = keep ? kept[x] : N_(row_block)(g, &a, m, i, height, k0, k1, rows);
                         N_(kernel) kernel = N_(kernels)[r.by_rows][height];
                         for (int64_t q = q0; q < q1; q++) {
-                            const void *lines[TL_LINES];
-                            int64_t n_lines = 0;
-                            if (g->touch && c == slices - 1) {
-                                const int64_t to_row = i + height, from = q * NR, to_column = TL_MIN(from + NR, n);
-                                n_lines = swapped ? g->touch(g->env, from, to_column, i, to_row, lines) : g->touch(g->env, i, to_row, from, to_column, lines);
+                            ahead.rows = swapped ? TL_MIN(NR, n - q * NR) : height;
+                            for (int64_t l = 0; l < ahead.streams; l++) {
+                                const tl_stream *stream = &g->streams[l];
+                                const int64_t row = swapped ? q * NR : i, column = swapped ? i : q * NR;
+                                ahead.at[l] = stream->at + row * stream->row + column * stream->column;
                             }
                             const int there = direct && (q + 1) * NR <= n;
-                            const T *panel = there ? b.p + q * NR + k0 * b.col : packed + (direct ? 0 : q - g0) * panel_size + k0 * NR;
-                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0, lines, n_lines);
+                            const T *panel = there ? b.p + q * NR + k0 * b.col : here + (q - q0) * panel_size + k0 * NR;
+                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0,
+                                   c == slices - 1 ? &ahead : &nothing);
                         }
                         if (c == slices - 1 && !swapped) N_(finish)(g, 0, to, wide, i, i + height, q0 * NR, j1);
                     }

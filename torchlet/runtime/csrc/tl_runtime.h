@@ -41,9 +41,10 @@ TL_INLINE int64_t tl_check(int64_t index, int64_t size) {
 typedef struct { char *const *b; const int64_t *s; int64_t at[8]; } tl_env;
 
 // One operand: element (r, k) is p[r * row + k * col], or what `eval` writes to dst[(r - r0) * rs + (k - k0) * ks].
-// One result: `tile` gets the products of rows [i0, i1) and columns [j0, j1) as t[(i - i0) * ld + (j - j0)]; `touch` (or null) lists
-// the cache lines that `tile` will read and write there, which are fetched while the product is computed.
-#define TL_LINES 512  // of one part at most
+// One result: `tile` gets the products of rows [i0, i1) and columns [j0, j1) as t[(i - i0) * ld + (j - j0)]. `streams`: memory that it
+// reads and writes element by element, which is fetched while the product is computed; element (i, j) lies at + i * row + j * column.
+#define TL_STREAMS 8  // at most
+typedef struct { const char *at; int64_t row, column; } tl_stream;  // in bytes
 #define TL_GEMM_TYPES(T, S) \
     typedef struct { \
         const T *p; \
@@ -54,7 +55,8 @@ typedef struct { char *const *b; const int64_t *s; int64_t at[8]; } tl_env;
         int64_t m, n, k; \
         tl_operand_##S a, b; \
         void (*tile)(const tl_env *env, const T *restrict t, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1); \
-        int64_t (*touch)(const tl_env *env, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const void **lines); \
+        const tl_stream *streams; \
+        int64_t n_streams; \
         const tl_env *env; \
     } tl_gemm_##S; \
     extern void tl_gemm_run_##S(const tl_gemm_##S *g, int tid, int nth);
