@@ -67,6 +67,7 @@ class StandIn:
 
     def _describe(self, handle: int, sizes: Any) -> int:
         found = [8 if t[0] == "*" else _SIZE[t] for t in self.kernels[handle].types]
+        found += [4] * len(self.kernels[handle].sizes)
         for m in self.kernels[handle].maps.values():
             found += [128, *[4] * len(m.shape), *[8] * len(m.shape)]
         found += [8, 8]
@@ -82,7 +83,9 @@ class StandIn:
             types = kernel.types
             pointers = [ctypes.c_uint64.from_address(parameters[i]).value for i, t in enumerate(types) if t[0] == "*"]
             scalars = [_READ[t].from_address(parameters[i]).value for i, t in enumerate(types) if t[0] != "*"]
-            at = len(types)
+            at = len(types) + len(kernel.sizes)
+            words = [ctypes.c_int32.from_address(parameters[i]).value for i in range(len(types), at)]
+            assert words == list(kernel.sizes.values()), f"{kernel.name}: sizes {words}"
             for m in kernel.maps.values():
                 at = _check_map(m, kernel, pointers, parameters, at)
             assert [ctypes.c_uint64.from_address(parameters[at + i]).value for i in (0, 1)] == [0, 0], "scratch pointers"

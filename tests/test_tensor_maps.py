@@ -11,10 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from standin import CC, StandIn, stand_in
+from triton.runtime import cache as triton_cache
 
 import torchlet as torch
 from torchlet import dtypes
-from torchlet.compiler import launch
+from torchlet.compiler import launch, offline
 from torchlet.compiler.codegen.triton import TritonKernel, emit
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Store
 from torchlet.compiler.offline import compile_kernel, fitting
@@ -271,11 +272,25 @@ def test_the_launch_passes_what_the_compiled_kernel_declares(tmp_path: Path) -> 
     kinds = []
     for align, kind in declared:
         kinds.append("map" if align == "64" and kind == "b8" else {"b64": "8", "u64": "8", "b32": "4", "u32": "4"}[kind])
-    expected = ["8"] * 3 + [k for m in tk.maps.values() for k in ["map", *"4" * len(m.shape), *"8" * len(m.shape)]] + ["8", "8"]
+    maps = [k for m in tk.maps.values() for k in ["map", *"4" * len(m.shape), *"8" * len(m.shape)]]
+    expected = ["8"] * 3 + ["4"] * len(tk.sizes) + maps + ["8", "8"]
     assert kinds == expected
     with config(cache_dir=str(tmp_path)):
         first, again = launch.cubin_of(tk, "cuda:90"), launch.cubin_of(tk, "cuda:90")
+    assert triton_cache.triton_key is offline._library_key, "Triton's own key hashes its library, half a gigabyte, in each process"
     assert first == again and len(first[1].maps) == 3 and first[1].maps[0].element_size == 2
+
+
+def test_products_that_differ_in_their_extents_alone_share_one_binary() -> None:
+    tile = Tile("dot", {"m": 64, "n": 64, "k": 32}, map_bytes=1 << 17, programs=2)
+
+    def key(*sizes: int, **options: Any) -> str:
+        kernel = emit(product(*sizes, **options), tile=tile)
+        assert len(kernel.maps) == 3 and kernel.sizes["k_size"] == sizes[2]
+        return launch._key(kernel, "cuda:90")
+
+    assert key(256, 128, 64) == key(256, 128, 320) == key(1000, 520, 64) == key(8192, 3072, 768)
+    assert key(256, 128, 64, batch=3) == key(200, 128, 96, batch=2) != key(256, 128, 64) != key(256, 128, 64, right="t")
 
 
 # ------------------------------------------------------------------------------------------------ launches

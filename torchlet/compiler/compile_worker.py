@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import sys
 
@@ -12,6 +13,7 @@ from torchlet.errors import CompileError
 
 def main() -> int:
     """Compile what stdin holds; a kernel that fails is left to the parent, which meets it again with its name."""
+    gc.disable()  # see `launch.precompile`
     cache, target, kernels = pickle.load(sys.stdin.buffer)
     failed = 0
     with config(cache_dir=cache):

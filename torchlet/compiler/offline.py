@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 from torchlet.compiler import tile
@@ -157,6 +159,7 @@ def _build(kernel: TritonKernel, target: str) -> Any:
     if found is None:
         # here and nowhere else: a process whose kernels are all in the cache never waits for Triton's import
         library = importlib.import_module("triton")
+        vars(importlib.import_module("triton.runtime.cache"))["triton_key"] = _library_key
         gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget
         ast_source = importlib.import_module("triton.compiler").ASTSource
         backend, _, arch = target.partition(":")
@@ -177,6 +180,16 @@ def _build(kernel: TritonKernel, target: str) -> Any:
 
 
 _BUILT: dict[tuple[Any, ...], Any] = {}
+
+
+@functools.cache
+def _library_key() -> str:
+    """Which Triton this is, for its cache: its own way is to hash half a gigabyte of library, which takes half a second."""
+    library = importlib.import_module("triton._C.libtriton").__file__
+    assert library is not None
+    found = os.stat(library)
+    return f"{library}-{version('triton')}-{found.st_size}-{found.st_mtime_ns}"
+
 
 _REGISTERS, _FRAME = 0x2F, 0x11  # attributes EIATTR_REGCOUNT and EIATTR_FRAME_SIZE of the section .nv.info
 

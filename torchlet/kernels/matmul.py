@@ -59,23 +59,35 @@ class Shape:
         return self.tiles_m * self.tiles_n * self.batch
 
 
-def render(s: Shape, wide: bool, before: list[str], loop: list[str], after: list[str], programs: int = 0) -> str:
+def sizes(s: Shape, walks: bool) -> dict[str, int]:
+    """The numbers that the loops over tiles and along k are made of."""
+    found = {"k_size": s.k, "tiles_m": s.tiles_m, "band_tiles": s.group * s.tiles_n}
+    if s.batch > 1:
+        found["tiles"] = s.tiles_m * s.tiles_n
+    return {**found, "all_tiles": s.programs} if walks else found
+
+
+def render(
+    s: Shape, wide: bool, before: list[str], loop: list[str], after: list[str], programs: int = 0, arguments: bool = False
+) -> str:
     """The kernel's body. `before` holds loop-invariant lines, `loop` loads the operand tiles and accumulates, `after` is the epilogue.
 
-    `wide`: positions take 64 bits. `programs`: how many walk over the tiles; 0: one for each tile.
+    `wide`: positions take 64 bits. `programs`: how many walk over the tiles; 0: one for each tile. `arguments`: the numbers of
+    `sizes` are arguments of the kernel, of these names.
     """
-    tiles = s.tiles_m * s.tiles_n
+    number: dict[str, int | str] = {name: name if arguments else n for name, n in sizes(s, programs > 0).items()}
     cast = ".to(tl.int64)" if wide else ""
     text = TILE.format(
-        batch=f"z = (pid // {tiles}){cast}\npid = pid % {tiles}" if s.batch > 1 else "",
-        band_tiles=s.group * s.tiles_n,
+        batch=f"z = (pid // {number['tiles']}){cast}\npid = pid % {number['tiles']}" if s.batch > 1 else "",
+        band_tiles=number["band_tiles"],
         group=s.group,
-        tiles_m=s.tiles_m,
-        k=s.k,
+        tiles_m=number["tiles_m"],
+        k=number["k_size"],
         wide=cast,
         before="\n".join(before),
         loop=indent("\n".join(loop), "    "),
         after="\n".join(after),
     )
-    text = WALK.format(tiles=s.programs, programs=programs, tile=indent(text, "    ")) if programs else ONE.format(tile=text)
+    text = WALK.format(tiles=number["all_tiles"], programs=programs, tile=indent(text, "    ")) if programs else ONE.format(tile=text)
+    text = f"tl.assume(k_size > 0)\n{text}" if arguments else text
     return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"

@@ -54,7 +54,8 @@ def run(kernel: TritonKernel, arrays: Sequence[np.ndarray], scalars: Sequence[fl
     numbers = [_scalar(s, k) for s, k in zip(scalars, kinds[len(arrays) :], strict=True)]
     with _LOCK, _interpreted_language(), np.errstate(all="ignore"):
         maps = [_descriptor(pointers[m.buffer], m, kernel.signature[name]) for name, m in kernel.maps.items()]
-        arguments = [*pointers, *numbers, *maps, *kernel.constexprs.values()]
+        sizes = [_scalar(n, kernel.signature[name]) for name, n in kernel.sizes.items()]
+        arguments = [*pointers, *numbers, *sizes, *maps, *kernel.constexprs.values()]
         function = _interpreted(names[kernel.name]).rewrite()
         with _replaced(function.__globals__, {n: _interpreted(v) for n, v in names.items() if isinstance(v, JITFunction)}):
             stock.interpreter_builder.set_grid_dim(*kernel.grid)

@@ -57,12 +57,14 @@ class TritonKernel:
     table: Callable[[Sequence[int], Sequence[float]], np.ndarray[Any, Any]] | None = None
     """With one, the only argument is a pointer to this, made of the buffers' addresses and the numbers."""
     maps: Mapping[str, TensorMap] = field(default_factory=dict)
-    """Arguments after the scalars that are tensor maps; then buffers must start at 16-byte boundaries."""
+    """Arguments after the sizes that are tensor maps; then buffers must start at 16-byte boundaries."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Arguments after the scalars that are the same in every launch: kernels that differ in nothing else share one binary."""
 
     @property
     def types(self) -> list[str]:
         """Triton's types of the pointers and scalars."""
-        return [t for name, t in self.signature.items() if t != "constexpr" and name not in self.maps]
+        return [t for name, t in self.signature.items() if t != "constexpr" and name not in self.maps and name not in self.sizes]
 
 
 def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps: bool = True) -> TritonKernel:
@@ -97,15 +99,16 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     """The source with header, device functions and signature. `kernel`: as the user gave it."""
     tile = w.tile
     blocks = {f"BLOCK_{d.upper()}": size for d, size in tile.blocks.items()}
-    arguments = [*w.pointers.values(), *w.scalars.values(), *w.maps, *(f"{b}: tl.constexpr" for b in blocks)]
+    arguments = [*w.pointers.values(), *w.scalars.values(), *w.sizes, *w.maps, *(f"{b}: tl.constexpr" for b in blocks)]
     name, text = _text(kernel, arguments, [*w.prologue, *w.root.lines] or ["pass"], w.helpers)
     signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
     signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
+    signature |= dict.fromkeys(w.sizes, "i32")
     signature |= {map_name: f"tensordesc<{POINTER[kind][1:]}{list(block)}>" for map_name, (_, kind, block) in w.maps.items()}
     signature |= dict.fromkeys(blocks, "constexpr")
     maps = {map_name: m for map_name, (m, _, _) in w.maps.items()}
     return TritonKernel(
-        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel, maps=maps
+        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel, maps=maps, sizes=w.sizes
     )  # fmt: skip
 
 
@@ -441,16 +444,21 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
         if name in text:
             lines = [f"{name} = k_start + tl.arange(0, BLOCK_K){lanes}{'.to(tl.int64)' if w.wide else ''}"]
             loop[:0] = lines + ([f"{mask} = {name} < {k.extent}"] if mask in text else [])
-    before = [*masks, *w.root.lines, *zeros]
+    outside = w.root.lines
     w.root.lines = []
     for phase in flat.phases:
         w.stores(phase.stores, w.root, w.grid_axes, lambda s, value: boxes.store(s, value, m, n))
+    text = "\n".join([*outside, *loop, *w.root.lines])
+    before = [*(mask for mask in masks if mask.partition(" ")[0] in text), *outside, *zeros]  # maps need none
     shape = matmul.Shape(m.extent, n.extent, k.extent, z.extent, bm, bn)
     # a walk keeps the sums of one tile while it loads the next: they must be few, or leave through shared memory
     light = bm * bn <= 64 * 32 * tile.num_warps or boxes.stored == sum(len(p.stores) for p in flat.phases)
     operands = [key for b in (left, right) for key in b.memo if isinstance(key, tuple) and key[0] == "operand"]
-    walks = 0 < tile.programs < shape.programs and boxes.loaded == len(operands) and light
-    body = matmul.render(shape, w.wide, before, loop, w.root.lines, tile.programs if walks else 0)
+    mapped = boxes.loaded == len(operands)
+    walks = 0 < tile.programs < shape.programs and mapped and light
+    body = matmul.render(shape, w.wide, before, loop, w.root.lines, tile.programs if walks else 0, arguments=mapped)
+    if mapped:  # extents and strides of the operands are arguments already, those of their maps
+        w.sizes = matmul.sizes(shape, walks)
     w.root.lines = body.splitlines()
     return w, tile.programs if walks else shape.programs
 

@@ -88,6 +88,7 @@ class Writer:
         self.pointers = identifiers((b.name for b in kernel.buffers), "_ptr")
         self.scalars = identifiers((s.name for s in kernel.scalars), "_arg")
         self.maps: dict[str, tuple[TensorMap, str, tuple[int, ...]]] = {}  # name -> the map, the name of its dtype, its block
+        self.sizes: dict[str, int] = {}
         self.scalar_dtypes = {s.name: s.dtype for s in kernel.scalars}
         self.wide = wide(kernel)
         self.int = "tl.int64" if self.wide else "tl.int32"

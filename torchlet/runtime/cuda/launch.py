@@ -76,18 +76,18 @@ class Function:
 class Launch:
     """One call site: the grid is fixed; the parameters lie packed in memory that the driver reads at each launch.
 
-    `types` are Triton's names of the arguments that are no constexprs ("*fp32", "i64", …). Tensor maps follow, each with its extents
-    and strides, then two pointers to scratch memory.
+    `types` are Triton's names of the arguments that are no constexprs ("*fp32", "i64", …). The `sizes` follow as int32, then tensor
+    maps, each with its extents and strides, then two pointers to scratch memory.
     """
 
     def __init__(
         self, function: Function, grid: Sequence[int], types: Sequence[str], name: str = "", lines: Sequence[str] = (),
-        maps: Sequence[TensorMap] = (),
+        maps: Sequence[TensorMap] = (), sizes: Sequence[int] = (),
     ):  # fmt: skip
         info = function.info
         self.function, self.name, self.lines = function, name or info.name, tuple(lines)
         # native alignment is what a C caller's arguments have, and what the kernel expects
-        codes = ["Q" if t[0] == "*" else _FORMAT[t] for t in types]
+        codes = ["Q" if t[0] == "*" else _FORMAT[t] for t in types] + ["i"] * len(sizes)
         codes += [c for m in maps for c in "i" * len(m.shape) + "q" * len(m.shape)] + ["Q", "Q"]
         packed = struct.Struct("@" + "".join(codes))
         self._memory = C.create_string_buffer(packed.size + 64)
@@ -95,9 +95,9 @@ class Launch:
         self._skip = base - C.addressof(self._memory)
         offsets = [struct.calcsize("@" + "".join(codes[: i + 1])) - struct.calcsize("@" + c) for i, c in enumerate(codes)]
         self._maps = [MapSlot(m, form) for m, form in zip(maps, info.maps, strict=True)]
-        self._extents = [n for m in maps for n in (*m.shape, *m.strides)]
+        self._fixed = [*sizes, *(n for m in maps for n in (*m.shape, *m.strides))]
         where = iter([base + o for o in offsets])
-        addresses = [next(where) for _ in types]
+        addresses = [next(where) for _ in (*types, *sizes)]
         for slot in self._maps:
             addresses += [slot.address, *(next(where) for _ in (*slot.map.shape, *slot.map.strides))]
         addresses += where
@@ -129,7 +129,7 @@ class Launch:
 
     def bind(self, values: Sequence[Any]) -> None:
         """Set the arguments: addresses and numbers in the order of `types`."""
-        self._pack(self._memory, self._skip, *values, *self._extents, *self._tail)
+        self._pack(self._memory, self._skip, *values, *self._fixed, *self._tail)
         for slot in self._maps:
             slot.fill(values[slot.map.buffer])
 
