@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from graphs import graph_of
 
+from torchlet.compiler import split as split_module
 from torchlet.compiler.codegen.triton import emit
 from torchlet.compiler.emulate import run_interpreted_triton, run_plan
 from torchlet.compiler.execute import optimize
@@ -17,10 +18,12 @@ from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, Store
 from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.schedule import Plan, schedule
 from torchlet.compiler.split import split
-from torchlet.dtypes import bfloat16, float32
-from torchlet.expr import cast, expr
-from torchlet.index import Axis, of
+from torchlet.compiler.tile import choose
+from torchlet.dtypes import bfloat16, dtype, float32
+from torchlet.expr import Expr, call, cast, expr
+from torchlet.index import Axis, Index, of
 from torchlet.op import OPS
+from torchlet.runtime import interpreter
 
 rng = np.random.default_rng(5)
 
@@ -121,6 +124,44 @@ def test_slices_of_a_product_are_chosen_together_with_its_tile() -> None:
 def split_of(kernel: Kernel) -> int:
     parts = split(kernel)
     return parts[0].grid[0].extent if len(parts) > 1 else 1
+
+
+def weight_step(m: int, n: int, k: int) -> Kernel:
+    """The gradient of a weight, and an optimizer's step with it in place."""
+    i, j, r = Axis("i", m), Axis("j", n), Axis("k", k)
+    at = of(i) * n + of(j)
+
+    def load(buffer: str, index: Index, d: dtype = float32) -> Expr:
+        return expr("load", (), d, (buffer, index))
+
+    dot = Dot("g", load("x", of(r) * m + of(i), bfloat16), load("d", of(r) * n + of(j), bfloat16), (), (i,), (j,), (r,))
+    g = expr("value", (), float32, "g")
+    first, second = load("first", at) * 0.9 + g * 0.1, load("second", at) * 0.99 + g * g * 0.01
+    stores = (("first", first), ("second", second), ("w", load("w", at) - first / (call("sqrt", second) + 1e-8)))
+    buffers = [Buffer("x", bfloat16, m * k), Buffer("d", bfloat16, k * n)]
+    buffers += [Buffer(b, float32, m * n, "inout") for b in ("first", "second", "w")]
+    return Kernel("weight_step", (i, j), (Phase((r,), (dot,), tuple(Store(b, at, e) for b, e in stores)),), tuple(buffers))
+
+
+def test_an_epilogue_that_would_force_small_tiles_runs_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = split(weight_step(768, 50304, 32768))
+    assert [len(k.phases[0].stores) for k in large] == [1, 3] and large[0].points == 768 * 50304, "one slice"
+    assert choose(large[0], "cuda:90").blocks["n"] == 256 and choose(weight_step(768, 50304, 32768), "cuda:90").blocks["n"] == 64
+    assert len(split(weight_step(768, 3072, 1024))) == 1, "where the product is short, the memory counts"
+    small = weight_step(40, 48, 256)
+    monkeypatch.setattr(split_module, "LEAST", 1)
+    monkeypatch.setattr(split_module, "WORTH", 1e9)
+    parts = split(small)
+    assert len(parts) == 2
+    x, d = (normal(256, n).astype(ml_dtypes.bfloat16) for n in (40, 48))
+    first, second, w = np.abs(normal(40, 48)), np.abs(normal(40, 48)), normal(40, 48)
+    memory = {"x": x, "d": d, "first": first.copy(), "second": second.copy(), "w": w.copy(), "g_parts": np.zeros((40, 48), np.float32)}
+    for kernel in parts:
+        interpreter.run(emit(kernel), [memory[b.name].reshape(-1) for b in kernel.buffers])
+    g = x.astype(float).T @ d.astype(float)
+    first, second = first * 0.9 + g * 0.1, second * 0.99 + g * g * 0.01
+    for name, wanted in (("first", first), ("second", second), ("w", w - first / (np.sqrt(second) + 1e-8))):
+        np.testing.assert_allclose(memory[name], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_slices_of_a_product_compile_to_tensor_core_code() -> None:

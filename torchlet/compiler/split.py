@@ -2,7 +2,8 @@
 
 A kernel whose grid keeps only a few processors busy is cut at its phases. The reductions of a phase run in slices of the reduce
 axes, whose results lie in memory of their own, and are combined in a fixed order: results are the same in every run. Sums over
-few or short columns and products with few tiles and long inner dimensions (split-K) are cases of this.
+few or short columns and products with few tiles and long inner dimensions (split-K) are cases of this. So are products whose
+epilogue needs so many registers (an optimizer's step) that it would force small tiles on them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["split"]
 
 TARGET = "cuda:90"  # for which processors are counted; other devices have about as many
 LEAST = 1 << 17  # elements from which a second launch is worth its time
-MOST_PARTS = 1 << 25  # partial results of a product: 128 MiB in float32
+MOST_PARTS = 1 << 26  # partial results of a product: 256 MiB in float32
 WORTH = 0.85  # the part of a product's estimated time that its slices may take at most: estimates are rough
 SLICE = {"row": 4096, "column": 64, "product": 256}  # the shortest slice of a reduction
 
@@ -34,26 +35,27 @@ def split(kernel: Kernel) -> list[Kernel]:
     kernel = collapse_axes(kernel)
     if any(not p.reduce and p.reductions for p in kernel.phases):
         return [kernel]
-    slices = max((_slices(kernel, p) for p in kernel.phases if p.reductions), default=1)
-    return _Cut(kernel).run() if slices > 1 else [kernel]
+    cuts = any(_slices(kernel, p) for p in kernel.phases)
+    return _Cut(kernel).run() if cuts else [kernel]
 
 
 def _slices(kernel: Kernel, phase: Phase) -> int:
-    """Into how many slices the reductions of a phase are cut."""
+    """Into how many slices the reductions of a phase are cut; 0: they stay. One slice: a product without what follows it."""
     n = extent(phase.reduce)
     if n * kernel.points < LEAST or not phase.reductions:
-        return 1
+        return 0
     if is_product(kernel):
         most = min(n // SLICE["product"], MOST_PARTS // kernel.points)
-        counts = [s for s in range(2, most + 1) if n % (16 * s) == 0]
-        best = min(counts, key=lambda s: product_seconds(kernel, TARGET, s), default=1)
-        return best if product_seconds(kernel, TARGET, best) < WORTH * product_seconds(kernel, TARGET, 1) else 1
+        counts = [s for s in range(1, most + 1) if n % (16 * s) == 0]
+        best = min(counts, key=lambda s: product_seconds(kernel, TARGET, s), default=0)
+        return best if product_seconds(kernel, TARGET, best) < WORTH * product_seconds(kernel, TARGET, 0) else 0
     blocks = choose(kernel, TARGET).blocks
     processors = MACHINES[TARGET].processors
     programs = -(-kernel.points // blocks.get("x", 1))
     if programs * 2 > processors:
-        return 1
-    return max(1, min(2 * processors // programs, n // SLICE["column" if blocks.get("x", 1) > 1 else "row"]))
+        return 0
+    slices = min(2 * processors // programs, n // SLICE["column" if blocks.get("x", 1) > 1 else "row"])
+    return slices if slices > 1 else 0
 
 
 class _Cut:
@@ -85,7 +87,7 @@ class _Cut:
         n, count = extent(phase.reduce), _slices(self.kernel, phase)
         results: tuple[Reduction | Dot, ...] = phase.reductions
         over = phase.reduce
-        if count > 1:
+        if count:
             length = -(-n // count)
             number, place = Axis("slice", count), Axis("place", length)
             position = of(number) * length + of(place)

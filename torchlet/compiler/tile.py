@@ -231,16 +231,16 @@ def _contiguous_along_grid(kernel: Kernel) -> bool:
 
 
 def product_seconds(kernel: Kernel, target: str, slices: int) -> float:
-    """About how long the product takes when the inner dimension is cut into slices whose results a second kernel adds."""
+    """About how long the product takes when a second kernel adds the results of slices of it; 0 slices: it is one kernel."""
     machine, dot = MACHINES[target], kernel.phases[0].reductions[0]
     assert isinstance(dot, Dot)
-    cost = _product_tiles(kernel, target, slices)[0][0] * extent(dot.k) / slices
+    cost = _product_tiles(kernel, target, slices)[0][0] * extent(dot.k) / max(slices, 1)
     seconds = 2 * cost * machine.processors / _dot_rate(dot.a.dtype, machine)
     parts = slices * kernel.points * dot.dtype.itemsize * len(kernel.phases[0].reductions)
-    return seconds if slices == 1 else seconds + 2 * parts / machine.bandwidth + 2e-6  # written, read, and a launch
+    return seconds if not slices else seconds + 2 * parts / machine.bandwidth + 2e-6  # written, read, and a launch
 
 
-def _product_tiles(kernel: Kernel, target: str, slices: int = 1) -> list[tuple[float, Tile]]:
+def _product_tiles(kernel: Kernel, target: str, slices: int = 0) -> list[tuple[float, Tile]]:
     """(points that a processor computes one after the other, weighted by how badly they fill it, tile), the best first."""
     machine = MACHINES[target]
     dots = [d for d in kernel.phases[0].reductions if isinstance(d, Dot)]
@@ -249,8 +249,8 @@ def _product_tiles(kernel: Kernel, target: str, slices: int = 1) -> list[tuple[f
     memo: dict[Expr, frozenset[Axis]] = {}
     epilogue = [s.value for p in kernel.phases for s in p.stores]
     reads = sum(1 for e in walk(*epilogue) if e.op == "load" and extent(axes_of(e, memo)) == kernel.points)
-    held = max(len(dots) + reads, len(epilogue))
-    m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k) // slices, extent(dot.batch) * slices
+    held = len(dots) if slices else max(len(dots) + reads, len(epilogue))
+    m, n, k, batch = extent(dot.m), extent(dot.n), extent(dot.k) // max(slices, 1), extent(dot.batch) * max(slices, 1)
     size = dot.a.dtype.itemsize
     half = size <= 2
     precision = config.float32_dot if size == 4 and target.startswith("cuda") else "ieee"
