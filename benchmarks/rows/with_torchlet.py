@@ -19,7 +19,7 @@ def wait(result):
 def number(result):
     if isinstance(result, tuple):
         return sum(map(number, result))
-    return data.checksum(result.detach().numpy())
+    return data.checksum(result.detach().clone().numpy())  # a copy: what NumPy sees of a parameter stays undeferred
 
 
 def build(layers, activation):

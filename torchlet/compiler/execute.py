@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from torchlet import dtypes
-from torchlet.compiler import launch, load
+from torchlet.compiler import launch, load, native
 from torchlet.compiler.claim import claims, refusals
 from torchlet.compiler.decompose import decompose
 from torchlet.compiler.graph import Graph, Node
@@ -25,6 +25,7 @@ from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedul
 from torchlet.compiler.simplify import simplify
 from torchlet.compiler.sizes import Family, Sizes
 from torchlet.errors import CompileError
+from torchlet.runtime import cpu
 from torchlet.runtime.cpu import Program, arena
 from torchlet.spec import CPU, contiguous_strides
 from torchlet.spec import device as Place
@@ -36,10 +37,10 @@ Array = np.ndarray[Any, Any]
 
 
 def optimize(graph: Graph, gpu: bool = False) -> Graph:
-    """The graph in operators that have loops or kernels written by hand, simplified until nothing changes."""
+    """The graph in operators that have loops or are written by hand for the target, simplified until nothing changes."""
 
     def claimed(n: Node) -> bool:
-        return claims(n, gpu)
+        return claims(n, gpu) or (not gpu and native.claims(n))
 
     graph = decompose(recognise(graph, claimed), claimed)
     size = -1
@@ -105,6 +106,7 @@ class Executable:
         self.name = plan.name
         self.kernels: list[Kernel] = plan.kernels
         self.externs: list[Node] = [s.node for s in plan.steps if isinstance(s, Extern)]
+        self.natives: list[Node] = []  # those of them that the C runtime computes
         self.stages: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._n_inputs, self._n_outputs = len(plan.graph.inputs), len(plan.graph.outputs)
@@ -154,10 +156,17 @@ class Executable:
             if isinstance(step, KernelLaunch):
                 kernel = next(loaded)
                 launches.append((kernel, [number[s] for s in step.slots], [*step.scalars, *map(slot, kernel.sizes)]))
+            elif (call := native.call_of(step.node, tuple([p and p[1] for p in step.inputs]))) is not None:
+                assert step.node.op is not None
+                places = [number[p[0]] for p in step.inputs if p is not None]
+                function = cpu.native(step.node.op.name, call.function, call.work)
+                launches.append((function, [*places, number[step.output]], [slot(x) for x in call.numbers]))
+                self.natives.append(step.node)
             else:
                 flush()
                 segments.append((step, None, None))
         flush()
+        self.externs = [n for n in self.externs if n not in self.natives]
         return segments
 
     def run(self, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number] = ()) -> None:

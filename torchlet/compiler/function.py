@@ -424,7 +424,9 @@ def describe(f: CompiledFunction) -> Explanation:
         lines.extend(f"  not compiled, run step by step: {why}" for why in path.stepwise_because)
         for p in path.programs.values():
             for exe in executables(p):
-                externs = f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""
+                natives = getattr(exe, "natives", [])
+                externs = f", {_count(len(natives), 'native call')}" if natives else ""
+                externs += f", {_count(len(exe.externs), 'extern call')}" if exe.externs else ""
                 sources = exe.stages.get("shared", [Source("")] * len(exe.kernels))
                 many = sum(bool(s.values) for s in sources)
                 serves = f", {many} of them for all sizes ({_count(exe.stages['calls'], 'call')} of the C compiler)" if many else ""
@@ -432,6 +434,10 @@ def describe(f: CompiledFunction) -> Explanation:
                 for k, s in zip(exe.kernels, sources, strict=True):
                     sizes = f"for all sizes since {s.note}" if s.note and s.values else "for all sizes" if s.values else s.note
                     lines.append(f"    {k.name.ljust(44)} {places(k.origin).ljust(24 if sizes else 0)} {sizes}".rstrip())
+                lines.extend(
+                    f"    native {n.op.name if n.op else n.kind}: a function of the C runtime".ljust(48) + f" {short(n.source)}"
+                    for n in natives
+                )
                 lines.extend(
                     f"    extern {n.op.name if n.op else n.kind}: it has no loops to compile and {exe.extern_text}".ljust(48)
                     + f" {short(n.source)}"

@@ -16,7 +16,8 @@ from functools import lru_cache
 from torchlet import dtypes
 from torchlet.compiler.claim import group_key
 from torchlet.compiler.graph import Graph, Names, Node
-from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, is_extern, sorted_axes
+from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
+from torchlet.compiler.native import is_extern
 from torchlet.dtypes import dtype
 from torchlet.expr import expr, walk
 from torchlet.index import Axis, Index, of
@@ -111,7 +112,7 @@ def named_nodes(graph: Graph) -> list[Node]:
             named.add(n)
             for x in n.args():
                 if x.kind == "op" and x not in named:
-                    if lower is None:
+                    if is_extern(n):
                         named.add(x)
                     elif isinstance(lower, Contract | Composite):
                         base = _operand(x)
@@ -336,7 +337,7 @@ class _Search:
         self.above: dict[Group, int] = {}  # the named nodes of all groups that must run before it
         for i, n in enumerate(self.named):
             g = group_of(n)
-            built = Built((), {}) if is_extern(g) else self._build(g, {n: (self.homes[n],)})
+            built = Built((), {}) if is_extern(g.nodes[0]) else self._build(g, {n: (self.homes[n],)})
             g = self.group[n] = g if known is None else replace(g, reads=built.reads)
             self.built[g] = built
             self.mask[g] = 1 << i
@@ -355,7 +356,8 @@ class _Search:
         """Results of one kernel written by hand: they read the same, so nothing can stand between them."""
         first: dict[object, Node] = {}
         for n in self.named:
-            if n.op is not None and isinstance(n.op.lower, Composite) and (other := first.setdefault(group_key(n, self.gpu), n)) is not n:
+            claimed = n.op is not None and isinstance(n.op.lower, Composite) and not is_extern(n)
+            if claimed and (other := first.setdefault(group_key(n), n)) is not n:
                 a, b = self.group[other], self.group[n]
                 joined = Group((*a.nodes, *b.nodes), a.grid, {**a.coords, **b.coords}, {**a.inner, **b.inner}, a.fixed, alone=True)
                 self.settle(a, b, joined)
@@ -521,7 +523,7 @@ def fuse(graph: Graph, known: Decisions | None = None, gpu: bool = False) -> Fus
     outside = [n for n in search.named if n in search.outputs or any(search.group[r] is not search.group[n] for r in search.readers[n])]
     stores: dict[Node, tuple[Home, ...]] = {n: (search.homes[n],) for n in outside}
     refused = [(a, b, why) for (a, b), why in search.refused.items()]
-    reads = {g: list(g.nodes[0].args() if is_extern(g) else search.built[g].reads) for g in groups}
+    reads = {g: list(g.nodes[0].args() if is_extern(g.nodes[0]) else search.built[g].reads) for g in groups}
     decisions = Decisions(tuple(search.order[n] for n in search.named), tuple(search.merges), tuple(refused))
     return Fused(graph, groups, search.names, search.homes, stores, search.order, reads, refused, decisions, search.built)
 

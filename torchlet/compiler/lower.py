@@ -132,12 +132,6 @@ def group_of(node: Node) -> Group:
     return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=alone)
 
 
-def is_extern(group: Group) -> bool:
-    """True for a node that runs as an eager call."""
-    op = group.nodes[0].op
-    return op is not None and op.lower is None
-
-
 def _source_of_views(node: Node) -> tuple[Node, Callable[[Coords], Coords]]:
     """The node under the permutes and reshapes from `node` down, and where its elements are in `node`."""
     if node.op is OPS["permute"]:

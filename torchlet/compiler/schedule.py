@@ -11,6 +11,7 @@ from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.group import form_of, grouped
 from torchlet.compiler.loops import Kernel, Phase, depends_on, phase_roots
 from torchlet.compiler.lower import Group, Home, build_kernels, group_of, in_safe_order
+from torchlet.compiler.native import is_extern
 from torchlet.compiler.split import split
 from torchlet.expr import walk
 from torchlet.index import Index
@@ -261,7 +262,7 @@ class _Scheduler:
         nbytes: dict[str, int] = {}
         homes = self.fused.homes
         for g in self.order():
-            if g.nodes[0].op is not None and g.nodes[0].op.lower is None:
+            if is_extern(g.nodes[0]):
                 n = g.nodes[0]
                 drafts.append((n, [*(homes[x].buffer for x in n.args() if x in homes), homes[n].buffer]))
                 nbytes[homes[n].buffer] = n.spec.numel * n.spec.dtype.itemsize

@@ -1,19 +1,24 @@
-"""Rewrites loop nests into simpler ones with the same meaning: fewer axes, one name for equal reduce axes."""
+"""Rewrites loop nests into simpler ones with the same meaning: fewer axes, one name for equal reduce axes, no reductions of few terms."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
+from torchlet import dtypes
 from torchlet import index as ix
-from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, data_terms
-from torchlet.expr import Expr, expr, rewrite
+from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
+from torchlet.expr import Expr, call, cast, const, expr, rewrite, walk, where
 from torchlet.index import Axis, FloorDiv, Index, Mod
 
-__all__ = ["collapse_axes", "map_kernel", "substitute_axes"]
+__all__ = ["collapse_axes", "map_kernel", "substitute_axes", "unroll_windows"]
 
 Rule = Callable[[Expr], Expr | None]
+WINDOW_SIDE, WINDOW_TERMS = 4, 16  # of a reduction that is written out: the windows of pooling
 
 
 def collapse_axes(kernel: Kernel) -> Kernel:
@@ -81,6 +86,55 @@ def substitute_axes(kernel: Kernel, new: Mapping[Axis, Axis | None]) -> Kernel:
     kernel = map_kernel(kernel, lambda e: None, term)
     phases = tuple(Phase(renamed(p.reduce), tuple(part(r) for r in p.reductions), p.stores) for p in kernel.phases)
     return replace(kernel, grid=renamed(kernel.grid), phases=phases)
+
+
+def unroll_windows(kernel: Kernel) -> Kernel:
+    """A kernel whose reductions all have few terms without them, each written out as an expression, so that grid points vectorize."""
+    for p in kernel.phases:
+        terms = math.prod(a.extent for a in p.reduce)
+        axes = frozenset(p.reduce)
+        inside = any(depends_on(s.value, axes) or axes & set(s.index.axes()) or any(data_terms(s.index)) for s in p.stores)
+        large = any(a.extent > WINDOW_SIDE for a in p.reduce) or terms > WINDOW_TERMS or 0 in [a.extent for a in p.reduce]
+        nodes = sum(1 for r in p.reductions if isinstance(r, Reduction) for _ in walk(r.value))
+        if large or inside or any(isinstance(r, Dot) for r in p.reductions) or nodes * terms > 16 * WINDOW_TERMS:
+            return kernel
+    if not any(p.reductions for p in kernel.phases):
+        return kernel
+    results: dict[object, Expr] = {}
+
+    def known(e: Expr) -> Expr | None:
+        return results.get(e.attr) if e.op == "value" else None
+
+    phases = []
+    for p in kernel.phases:
+        entered = map_kernel(replace(kernel, phases=(p,)), known).phases[0]
+        results |= {r.name: _written_out(r, p.reduce) for r in entered.reductions if isinstance(r, Reduction)}
+        phases.append(replace(map_kernel(replace(kernel, phases=(replace(p, reductions=()),)), known).phases[0], reduce=()))
+    return replace(kernel, phases=tuple(phases))
+
+
+def _written_out(r: Reduction, axes: tuple[Axis, ...]) -> Expr:
+    """The reduction as an expression of all its terms, in row-major order."""
+    store = Store("", ix.ZERO, r.value)
+    at = Kernel("", (), (Phase((), (), (store,)),), ())
+    terms = []
+    for place in itertools.product(*(range(a.extent) for a in axes)):
+        fixed: dict[ix.Term, Index] = {a: Index((), k) for a, k in zip(axes, place, strict=True)}
+        terms.append(map_kernel(at, lambda e: None, fixed.get).phases[0].stores[0].value)
+    if r.combine in ("any", "all"):
+        tests = [x if x.dtype is dtypes.bool_ else call("ne", x, 0) for x in terms]
+        return functools.reduce(lambda a, b: call("or" if r.combine == "any" else "and", a, b), tests)
+    if r.combine in ("sum", "prod"):
+        op = "add" if r.combine == "sum" else "mul"
+        return functools.reduce(lambda a, b: call(op, a, b), [cast(x, r.dtype) for x in terms])
+    best = functools.reduce(lambda a, b: call("maximum" if r.combine in ("max", "argmax") else "minimum", a, b), terms)
+    if r.combine in ("max", "min"):
+        return best
+    found = const(len(terms) - 1, dtypes.int64)
+    for number, x in reversed(list(enumerate(terms[:-1]))):  # where the best is NaN, the first NaN is it
+        hit = call("eq", x, best)
+        found = where(call("or", hit, call("isnan", x)) if x.dtype.is_floating_point else hit, const(number, dtypes.int64), found)
+    return found
 
 
 def _drop_unit_axes(kernel: Kernel) -> Kernel:

@@ -8,18 +8,19 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 from torchlet.config import config
 from torchlet.runtime import cc
 
-__all__ = ["Program", "arena", "get_num_threads", "runtime", "set_num_threads"]
+__all__ = ["Native", "Program", "arena", "get_num_threads", "native", "runtime", "set_num_threads"]
 
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
-_SOURCES = ("tl_runtime.c", "tl_gemm.c", "tl_attention.c")
+_SOURCES = ("tl_runtime.c", "tl_gemm.c", "tl_attention.c", "tl_recurrent.c", "tl_conv.c")  # one unit: the last use kernels of the second
 
 
 class _Launchable(Protocol):
@@ -81,6 +82,23 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """How many threads a parallel kernel is shared out over."""
     return int(runtime().tl_get_threads())
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A function of the runtime with the face of a loaded kernel."""
+
+    name: str
+    address: int
+    work: int
+    parallel: bool = True
+
+
+def native(name: str, function: str, work: int) -> Native:
+    """A function of the runtime, to be launched like a kernel."""
+    address = ctypes.cast(getattr(runtime(), function), ctypes.c_void_p).value
+    assert address is not None
+    return Native(name, address, work)
 
 
 class Program:

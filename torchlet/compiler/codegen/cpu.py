@@ -21,7 +21,7 @@ from torchlet.compiler.attention import Attention
 from torchlet.compiler.codegen import c_expr, cpu_attention, cpu_gemm
 from torchlet.compiler.codegen.c_loops import Scopes, identifier, index_exprs, may_vectorize, separates, strides, walk_all
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
-from torchlet.compiler.simplify_loops import collapse_axes
+from torchlet.compiler.simplify_loops import collapse_axes, unroll_windows
 from torchlet.expr import Expr, expr, walk
 from torchlet.index import Axis
 
@@ -71,6 +71,8 @@ def emit(kernel: Kernel, shared: bool = False, together: bool | None = None) -> 
         body = cpu_attention.emit_attention(kernel, kernel.body, shared)
     else:
         simple = collapse_axes(kernel)
+        if not shared:  # how many terms there are is a size
+            simple = unroll_windows(simple)
         product = cpu_gemm.product_of(simple, shared)
         body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared, together).function()
     header = [f"// {kernel.name}" + (f": {', '.join(kernel.origin)}" if kernel.origin else "")]

@@ -234,10 +234,11 @@ TL_INLINE float tl_pow(float x, float y) {
 }
 
 // ---- comparisons and signs
-TL_INLINE float tl_maximum(float a, float b) { return a > b || a != a ? a : b; }
-TL_INLINE float tl_minimum(float a, float b) { return a < b || a != a ? a : b; }
-TL_INLINE double tl_maximum_d(double a, double b) { return a > b || a != a ? a : b; }
-TL_INLINE double tl_minimum_d(double a, double b) { return a < b || a != a ? a : b; }
+// two selects: gcc does not vectorize a chain of `a > b || a != a ? a : b`
+TL_INLINE float tl_maximum(float a, float b) { float m = a > b ? a : b; return a == a ? m : a; }
+TL_INLINE float tl_minimum(float a, float b) { float m = a < b ? a : b; return a == a ? m : a; }
+TL_INLINE double tl_maximum_d(double a, double b) { double m = a > b ? a : b; return a == a ? m : a; }
+TL_INLINE double tl_minimum_d(double a, double b) { double m = a < b ? a : b; return a == a ? m : a; }
 TL_INLINE float tl_sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x != x ? x : 0.0f; }
 TL_INLINE double tl_sign_d(double x) { return x > 0.0 ? 1.0 : x < 0.0 ? -1.0 : x != x ? x : 0.0; }
 TL_INLINE double tl_sigmoid_d(double x) { double e = exp(-fabs(x)); return (x >= 0.0 ? 1.0 : e) / (1.0 + e) + (x != x ? x : 0.0); }

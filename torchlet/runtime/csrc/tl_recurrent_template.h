@@ -1,0 +1,212 @@
+// Recurrent layers of one element type: T, its suffix S, TANH and SIGMOID come from tl_recurrent.c, the panels and kernels from tl_gemm.c.
+#define N_(name) JOIN(name, S)
+#define NR (VECTOR_BYTES / (int)sizeof(T) * 2)
+#define OPERAND JOIN(tl_operand, S)
+
+// The part of one thread: rows [r0, r1) of the batch, and blocks [b0, b1) of NR hidden units each. It meets every weight of its units
+// at every step, so their panels are packed once.
+typedef struct {
+    int64_t steps, n, h, g, states, r0, r1, b0, b1, parts;
+    int mode, reverse;
+} N_(layer);
+
+static N_(layer) N_(share)(const int64_t *s, int tid, int nth) {
+    N_(layer) l = {s[0], s[1], s[2], s[3], s[4], .mode = (int)s[5], .reverse = (int)s[6]};
+    const int64_t blocks = (l.h + NR - 1) / NR, across = TL_MAX(1, TL_MIN(nth, blocks)), down = TL_MAX(1, TL_MIN(nth / across, l.n));
+    const int64_t column = tid / down, row = tid % down;
+    if (column < across) {
+        l.b0 = blocks * column / across, l.b1 = blocks * (column + 1) / across;
+        l.r0 = l.n * row / down, l.r1 = l.n * (row + 1) / down;
+        l.parts = (l.r1 - l.r0 + MR - 1) / MR;
+    }
+    return l;
+}
+
+// where a part of at most MR rows begins
+static int64_t N_(row)(const N_(layer) *l, int64_t part) { return l->r0 + (l->r1 - l->r0) * part / l->parts; }
+
+// The panels of gate q of block b: what the hidden state is multiplied with. w: (g h, h).
+static T *N_(pack_gates)(const N_(layer) *l, const T *w, T *to) {
+    for (int64_t b = l->b0; b < l->b1; b++)
+        for (int64_t q = 0; q < l->g; q++, to += l->h * NR) {
+            const OPERAND all = {w, l->h, 1, 0};
+            N_(pack_columns)(0, &all, q * l->h + b * NR, TL_MIN(NR, l->h - b * NR), 0, l->h, to);
+        }
+    return to;
+}
+
+// sums[rows][NR] = a[rows][k] @ panel[k][NR]
+static void N_(multiply)(const T *a, int64_t lda, int64_t rows, int64_t k, const T *panel, T *sums, int64_t ld) {
+    enum { STEP = 2048 / sizeof(T) };
+    for (int64_t k0 = 0; k0 < k; k0 += STEP)
+        N_(kernels)[1][rows](lda, TL_MIN(STEP, k - k0), a + k0, panel + k0 * NR, NR, sums, ld, k0 > 0, 0, 0);
+}
+
+// Rows of the hidden state with a distance that spreads them over the sets of the cache.
+static void N_(copy_rows)(const T *from, int64_t distance, int64_t rows, int64_t k, T *to, int64_t ld) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * ld, from + i * distance, sizeof(T) * (size_t)k);
+}
+
+// b: gates (steps, n, g h), w_hh (g h, h), b_hh (g h), initial (n, states h), lengths (n) or none; out (steps, n, states h)
+void N_(tl_recurrent)(char *const *restrict b, const int64_t *restrict s, int tid, int nth) {
+    const N_(layer) l = N_(share)(s, tid, nth);
+    const int64_t h = l.h, width = l.g * h, wide = l.states * h, ld = h + 16, sl = l.g * NR;
+    const T *gates = (const T *)b[0], *bias = (const T *)b[2], *initial = (const T *)b[3];
+    const int64_t *lengths = s[7] ? (const int64_t *)b[4] : 0;
+    T *out = (T *)b[s[7] ? 5 : 4];
+    T *panels = tl_scratch(3, (int64_t)sizeof(T) * (TL_MAX(0, l.b1 - l.b0) * l.g * h * NR + NR));
+    T *a = tl_scratch(0, (int64_t)sizeof(T) * MR * ld), *sums = tl_scratch(1, (int64_t)sizeof(T) * MR * sl);
+    N_(pack_gates)(&l, (const T *)b[1], panels);
+    for (int64_t step = 0; step < l.steps; step++) {
+        const int64_t t = l.reverse ? l.steps - 1 - step : step;
+        const T *old = step ? out + (l.reverse ? t + 1 : t - 1) * l.n * wide : initial;
+        T *new = out + t * l.n * wide;
+        for (int64_t part = 0; part < l.parts; part++) {
+            const int64_t i0 = N_(row)(&l, part), rows = N_(row)(&l, part + 1) - i0;
+            N_(copy_rows)(old + i0 * wide, wide, rows, h, a, ld);
+            for (int64_t block = l.b0; block < l.b1; block++) {
+                const int64_t u = block * NR, w = TL_MIN(NR, h - u);
+                for (int64_t q = 0; q < l.g; q++) N_(multiply)(a, ld, rows, h, panels + ((block - l.b0) * l.g + q) * h * NR, sums + q * NR, sl);
+                for (int64_t i = 0; i < rows; i++) {
+                    const T *restrict x = gates + (t * l.n + i0 + i) * width + u, *restrict c = bias + u, *restrict p = sums + i * sl;
+                    const T *restrict before = old + (i0 + i) * wide + u;
+                    T *restrict y = new + (i0 + i) * wide + u;
+                    if (lengths && lengths[i0 + i] <= t) {
+                        for (int64_t q = 0; q < l.states; q++) memcpy(y + q * h, before + q * h, sizeof(T) * (size_t)w);
+                    } else if (l.mode == TL_LSTM) {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) {
+                            const T in = SIGMOID(x[j] + (p[j] + c[j])), keep = SIGMOID(x[h + j] + (p[NR + j] + c[h + j]));
+                            const T g = TANH(x[2 * h + j] + (p[2 * NR + j] + c[2 * h + j]));
+                            const T show = SIGMOID(x[3 * h + j] + (p[3 * NR + j] + c[3 * h + j]));
+                            const T cell = keep * before[h + j] + in * g;
+                            y[j] = show * TANH(cell);
+                            y[h + j] = cell;
+                        }
+                    } else if (l.mode == TL_GRU) {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) {
+                            const T r = SIGMOID(x[j] + (p[j] + c[j])), z = SIGMOID(x[h + j] + (p[NR + j] + c[h + j]));
+                            const T candidate = TANH(x[2 * h + j] + r * (p[2 * NR + j] + c[2 * h + j]));
+                            y[j] = candidate + z * (before[j] - candidate);
+                        }
+                    } else if (l.mode == TL_RNN_TANH) {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) y[j] = TANH(x[j] + (p[j] + c[j]));
+                    } else {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) y[j] = MAXIMUM(x[j] + (p[j] + c[j]), 0);
+                    }
+                }
+            }
+        }
+        tl_barrier(nth);
+    }
+}
+
+// b: grad (steps, n, states h), gates, w_hh, b_hh, initial, states (steps, n, states h), lengths or none;
+// out (steps + 1, n, g h, for GRU and h more for the hidden part of the candidate): the gates' gradients, then those of `initial`
+void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, int tid, int nth) {
+    const N_(layer) l = N_(share)(s, tid, nth);
+    const int gru = l.mode == TL_GRU;
+    const int64_t h = l.h, width = l.g * h, wide = l.states * h, room = width + (gru ? h : 0), sl = l.g * NR, ld = width + 16;
+    const T *grad = (const T *)b[0], *gates = (const T *)b[1], *weight = (const T *)b[2], *bias = (const T *)b[3], *initial = (const T *)b[4];
+    const T *states = (const T *)b[5];
+    const int64_t *lengths = s[7] ? (const int64_t *)b[6] : 0;
+    T *out = (T *)b[s[7] ? 7 : 6];
+    const int64_t units = TL_MAX(0, l.b1 - l.b0) * NR, mine = units * l.states;
+    T *panels = tl_scratch(3, (int64_t)sizeof(T) * (2 * units * width + NR)), *a = tl_scratch(0, (int64_t)sizeof(T) * MR * ld);
+    T *sums = tl_scratch(1, (int64_t)sizeof(T) * MR * sl), *carry = tl_scratch(2, (int64_t)sizeof(T) * ((l.r1 - l.r0) * mine + NR));
+    T *back = N_(pack_gates)(&l, weight, panels);
+    for (int64_t block = l.b0; block < l.b1; block++) {
+        const OPERAND all = {weight, 1, h, 0};
+        N_(pack_columns)(0, &all, block * NR, TL_MIN(NR, h - block * NR), 0, width, back + (block - l.b0) * width * NR);
+    }
+    memset(carry, 0, sizeof(T) * (size_t)((l.r1 - l.r0) * mine));
+    for (int64_t step = l.steps - 1; step >= 0; step--) {
+        const int64_t t = l.reverse ? l.steps - 1 - step : step;
+        const T *old = step ? states + (l.reverse ? t + 1 : t - 1) * l.n * wide : initial;
+        for (int64_t part = 0; part < l.parts; part++) {
+            const int64_t i0 = N_(row)(&l, part), rows = N_(row)(&l, part + 1) - i0;
+            N_(copy_rows)(old + i0 * wide, wide, rows, h, a, ld);
+            for (int64_t block = l.b0; block < l.b1; block++) {
+                const int64_t u = block * NR, w = TL_MIN(NR, h - u);
+                for (int64_t q = 0; q < l.g; q++) N_(multiply)(a, ld, rows, h, panels + ((block - l.b0) * l.g + q) * h * NR, sums + q * NR, sl);
+                for (int64_t i = 0; i < rows; i++) {
+                    const T *restrict x = gates + (t * l.n + i0 + i) * width + u, *restrict c = bias + u, *restrict p = sums + i * sl;
+                    const T *restrict before = old + (i0 + i) * wide + u, *restrict y = states + (t * l.n + i0 + i) * wide + u;
+                    const T *restrict above = grad + (t * l.n + i0 + i) * wide + u;
+                    T *restrict d = out + (t * l.n + i0 + i) * room + u;
+                    T *restrict k = carry + (i0 - l.r0 + i) * mine + (block - l.b0) * NR;  // of the hidden state, and `units` later of the cell
+                    if (lengths && lengths[i0 + i] <= t) {  // a sample that is over hands everything on
+                        for (int64_t q = 0; q < l.states; q++)
+                            for (int64_t j = 0; j < w; j++) k[q * units + j] += above[q * h + j];
+                        for (int64_t q = 0; q < room / h; q++) memset(d + q * h, 0, sizeof(T) * (size_t)w);
+                    } else if (l.mode == TL_LSTM) {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) {
+                            const T in = SIGMOID(x[j] + (p[j] + c[j])), keep = SIGMOID(x[h + j] + (p[NR + j] + c[h + j]));
+                            const T g = TANH(x[2 * h + j] + (p[2 * NR + j] + c[2 * h + j]));
+                            const T show = SIGMOID(x[3 * h + j] + (p[3 * NR + j] + c[3 * h + j])), bent = TANH(y[h + j]);
+                            const T dh = above[j] + k[j], dc = above[h + j] + k[units + j] + dh * show * (1 - bent * bent);
+                            d[j] = dc * g * in * (1 - in);
+                            d[h + j] = dc * before[h + j] * keep * (1 - keep);
+                            d[2 * h + j] = dc * in * (1 - g * g);
+                            d[3 * h + j] = dh * bent * show * (1 - show);
+                            k[j] = 0;
+                            k[units + j] = dc * keep;
+                        }
+                    } else if (gru) {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) {
+                            const T r = SIGMOID(x[j] + (p[j] + c[j])), z = SIGMOID(x[h + j] + (p[NR + j] + c[h + j]));
+                            const T inner = p[2 * NR + j] + c[2 * h + j], candidate = TANH(x[2 * h + j] + r * inner);
+                            const T dh = above[j] + k[j], dn = dh * (1 - z) * (1 - candidate * candidate);
+                            d[j] = dn * inner * r * (1 - r);
+                            d[h + j] = dh * (before[j] - candidate) * z * (1 - z);
+                            d[2 * h + j] = dn;
+                            d[3 * h + j] = dn * r;
+                            k[j] = dh * z;
+                        }
+                    } else {
+#pragma omp simd
+                        for (int64_t j = 0; j < w; j++) {
+                            const T dh = above[j] + k[j];
+                            d[j] = l.mode == TL_RNN_TANH ? dh * (1 - y[j] * y[j]) : y[j] > 0 ? dh : 0;
+                            k[j] = 0;
+                        }
+                    }
+                }
+            }
+        }
+        tl_barrier(nth);  // the gradients of all units are there
+        for (int64_t part = 0; part < l.parts; part++) {
+            const int64_t i0 = N_(row)(&l, part), rows = N_(row)(&l, part + 1) - i0;
+            const T *from = out + (t * l.n + i0) * room;
+            if (l.b0 < l.b1) {
+                N_(copy_rows)(from, room, rows, gru ? 2 * h : width, a, ld);
+                if (gru) N_(copy_rows)(from + 3 * h, room, rows, h, a + 2 * h, ld);
+            }
+            for (int64_t block = l.b0; block < l.b1; block++) {
+                N_(multiply)(a, ld, rows, width, back + (block - l.b0) * width * NR, sums, NR);
+                for (int64_t i = 0; i < rows; i++) {
+                    T *restrict k = carry + (i0 - l.r0 + i) * mine + (block - l.b0) * NR;
+                    for (int64_t j = 0; j < NR; j++) k[j] += sums[i * NR + j];
+                }
+            }
+        }
+    }
+    for (int64_t i = l.r0; i < l.r1; i++)
+        for (int64_t block = l.b0; block < l.b1; block++) {
+            const int64_t u = block * NR, w = TL_MIN(NR, h - u);
+            const T *k = carry + (i - l.r0) * mine + (block - l.b0) * NR;
+            for (int64_t q = 0; q < room / h; q++) {
+                T *d = out + (l.steps * l.n + i) * room + q * h + u;
+                if (q < l.states) memcpy(d, k + q * units, sizeof(T) * (size_t)w);
+                else memset(d, 0, sizeof(T) * (size_t)w);
+            }
+        }
+}
+#undef N_
+#undef NR
+#undef OPERAND
