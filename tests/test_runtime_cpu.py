@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 
 import torchlet as tl
-from torchlet import dtypes
+from torchlet import dtypes, nn
 from torchlet import index as ix
-from torchlet import nn
 from torchlet.compiler import load as loading
 from torchlet.compiler.load import LoadedKernel, load
 from torchlet.compiler.loops import Buffer, Kernel, Phase, Reduction, ScalarArg, Store
