@@ -159,7 +159,7 @@ class Executable:
             elif (call := native.call_of(step.node, tuple([p and p[1] for p in step.inputs]))) is not None:
                 assert step.node.op is not None
                 places = [number[p[0]] for p in step.inputs if p is not None]
-                function = cpu.native(step.node.op.name, call.function, call.work)
+                function = cpu.native(step.node.op.name, call.function, call.work, (len(places),))
                 launches.append((function, [*places, number[step.output]], [slot(x) for x in call.numbers]))
                 self.natives.append(step.node)
             else:
@@ -242,6 +242,9 @@ def _overlaps(plan: Plan, number: Mapping[Slot, int]) -> dict[int, list[int]]:
             for b, slot in zip(step.kernel.buffers, step.slots, strict=True):
                 if slot.kind == "arena":
                     ends[slot] = max(ends.get(slot, 0), slot.number + b.size * b.dtype.itemsize)
+        elif step.output.kind == "arena":
+            spec = step.node.spec
+            ends[step.output] = max(ends.get(step.output, 0), step.output.number + spec.numel * spec.dtype.itemsize)
     return {number[a]: [number[b] for b in ends if a.number < ends[b] and b.number < ends[a] or a == b] for a in ends}
 
 

@@ -51,8 +51,8 @@ class LoadedKernel:
     @property
     def writes(self) -> tuple[int, ...]:
         """The positions of the buffers that it writes."""
-        written = {s.buffer for p in self.kernel.phases for s in p.stores}
-        return tuple(i for i, b in enumerate(self.kernel.buffers) if b.name in written)
+        stored = {s.buffer for p in self.kernel.phases for s in p.stores}
+        return tuple(i for i, b in enumerate(self.kernel.buffers) if b.role != "input" or b.name in stored)
 
     @cached_property
     def source(self) -> str:

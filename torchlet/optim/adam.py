@@ -17,7 +17,6 @@ _get_step, _get_exp_avg, _get_exp_avg_sq = itemgetter("step"), itemgetter("exp_a
 
 
 def _adam(
-
     params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, step_size: Any, beta1_rest: Any, beta2: Any, beta2_rest: Any,
     eps: Any, decay: Any, decay_kind: str, maximize: bool,
 ) -> tuple[Tensors, Tensors, Tensors]:

@@ -91,14 +91,15 @@ class Native:
     name: str
     address: int
     work: int
+    writes: tuple[int, ...]
     parallel: bool = True
 
 
-def native(name: str, function: str, work: int) -> Native:
-    """A function of the runtime, to be launched like a kernel."""
+def native(name: str, function: str, work: int, writes: tuple[int, ...]) -> Native:
+    """A function of the runtime, to be launched like a kernel; `writes`: the positions of the buffers that it writes."""
     address = ctypes.cast(getattr(runtime(), function), ctypes.c_void_p).value
     assert address is not None
-    return Native(name, address, work)
+    return Native(name, address, work, writes)
 
 
 class Program:

@@ -36,6 +36,7 @@ typedef struct {
     const char *at[TL_STREAMS];
     int64_t row[TL_STREAMS], last[TL_STREAMS];
 } fetch;
+static const fetch nothing;
 
 #ifdef __has_builtin
 #if __has_builtin(__builtin_shufflevector)

@@ -319,7 +319,6 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
         const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
         kept[x] = N_(row_block)(g, &a, m, i, height, 0, k, rows + x * block_room);
     }
-    const fetch nothing = {0};
     fetch ahead = {g->n_streams};
     for (int64_t l = 0; l < g->n_streams; l++) {
         ahead.row[l] = g->streams[l].row;

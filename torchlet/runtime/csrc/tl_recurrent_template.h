@@ -39,7 +39,7 @@ static T *N_(pack_gates)(const N_(layer) *l, const T *w, T *to) {
 static void N_(multiply)(const T *a, int64_t lda, int64_t rows, int64_t k, const T *panel, T *sums, int64_t ld) {
     enum { STEP = 2048 / sizeof(T) };
     for (int64_t k0 = 0; k0 < k; k0 += STEP)
-        N_(kernels)[1][rows](lda, TL_MIN(STEP, k - k0), a + k0, panel + k0 * NR, NR, sums, ld, k0 > 0, 0, 0);
+        N_(kernels)[1][rows](lda, TL_MIN(STEP, k - k0), a + k0, panel + k0 * NR, NR, sums, ld, k0 > 0, &nothing);
 }
 
 // Rows of the hidden state with a distance that spreads them over the sets of the cache.
