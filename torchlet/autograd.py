@@ -235,6 +235,9 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
 
     Raises RuntimeError for a leaf that requires grad, a result of another shape, or one whose dtype does not fit.
     """
+    for x in (target, *inputs):
+        if isinstance(x, Tensor) and x._meta.shared:
+            current(x)
     recording = STATE.grad and (target._meta.requires_grad or any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs))
     check_inplace(op, target, recording)
     for x in inputs:
