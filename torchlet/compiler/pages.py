@@ -239,7 +239,13 @@ def fused(half: Half) -> str:
     """The kernels and what flows between them, the loop nests, and why fusions were refused."""
     steps = half.exe.plan.steps
     labels = {id(k.launch): k.label for k in half.kernels}
-    names = [labels.get(id(s)) or f"extern {s.node.op.name} (step {i})" for i, s in enumerate(steps)]  # type: ignore[union-attr]
+    natives = getattr(half.exe, "natives", [])
+
+    def outside(step: KernelLaunch | Extern) -> str:
+        assert isinstance(step, Extern) and step.node.op is not None
+        return f"{'native' if step.node in natives else 'extern'} {step.node.op.name}"
+
+    names = [labels.get(id(s)) or f"{outside(s)} (step {i})" for i, s in enumerate(steps)]
     dag = nx.DiGraph()
     dag.add_nodes_from(names)
     writer: dict[Slot, str] = {}
@@ -251,6 +257,8 @@ def fused(half: Half) -> str:
     for k in half.kernels:
         lines.append(f"{k.label}: {facts(k.kernel)}")
         lines.append(textwrap.indent(loops_to_text(k.kernel), "    "))
+    for n in natives:
+        lines.append(f"native {n.op.name if n.op else n.kind}: a function of the C runtime  {short(n.source)}")
     for n in half.exe.externs:
         lines.append(f"extern {n.op.name if n.op else n.kind}: its operator has no loops, it runs as NumPy  {short(n.source)}")
     refused = half.exe.stages["fused"].refused
