@@ -84,6 +84,8 @@ CASES: dict[str, Case] = {
     "one key": same(causal, (2, 2, 20, 16), (2, 2, 1, 16), (2, 2, 1, 16)),
     "width of one": same(sdpa, (2, 2, 20, 1), (2, 2, 20, 1), (2, 2, 20, 1)),
     "wide heads": same(causal, (1, 1, 40, 200), (1, 1, 40, 200), (1, 1, 40, 300)),
+    "wide heads, few keys": same(sdpa, (2, 3, 48, 64), (2, 3, 48, 64), (2, 3, 48, 64)),
+    "shared wide heads, few keys": same(grouped, (1, 4, 100, 128), (1, 2, 100, 128), (1, 2, 100, 64)),
     "boolean mask": same(sdpa, (2, 3, 40, 16), (2, 3, 70, 16), (2, 3, 70, 16), allowed(40, 70)),
     "boolean mask of keys": same(sdpa, (2, 3, 40, 16), (2, 3, 70, 16), (2, 3, 70, 16), rng.random((2, 1, 1, 70)) < 0.6),
     "boolean mask of queries": same(sdpa, (2, 3, 40, 16), (2, 3, 70, 16), (2, 3, 70, 16), rng.random((1, 3, 40, 1)) < 0.6),

@@ -374,7 +374,7 @@ static void key_pass(const tl_attention *a, gradient *x, int64_t group, int64_t 
     const int64_t dp = padded(a->d), vp = padded(a->dv), low = a->causal ? TL_MIN(j0, a->rows) : 0;
     memset(dk, 0, sizeof(float) * (size_t)((j1 - j0) * dp));
     memset(dv, 0, sizeof(float) * (size_t)((j1 - j0) * vp));
-    x->k_panel = BACKWARD_KEYS * PANEL;
+    x->k_panel = TL_MIN(BACKWARD_KEYS, padded(a->columns)) * PANEL;
     for (int64_t head = group * a->group; head < (group + 1) * a->group; head++) {
         pack_queries(a, x, head, low, a->rows);
         if (dq) memset(dq, 0, sizeof(float) * (size_t)(a->rows * dp));
