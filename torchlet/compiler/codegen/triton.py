@@ -436,7 +436,7 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
         w.count += 1
         exact = not dot.a.dtype.is_floating_point
         zeros.append(f"{total} = tl.zeros([BLOCK_M, BLOCK_N], tl.{'int32' if exact else 'float32'})")
-        precision = "" if exact else f', input_precision="{tile.precision}"'
+        precision = ", out_dtype=tl.int32" if exact else f', input_precision="{tile.precision}"'
         loop.append(f"{total} = tl.dot({a}, {b}, {total}{precision})")
         w.root.memo[expr("value", (), dot.dtype, dot.name)] = f"{total}.to(tl.int64)" if exact else total
     text = "\n".join(loop)
