@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,8 @@ def test_on_blackwell_they_are_tensor_map_loads_too(name: str) -> None:
 def test_a_tile_whose_binary_spills_gives_way_to_the_next() -> None:
     kernel = int8_product(4096, 4096, 1024)
     first = compile_kernel(emit(kernel, "cuda:80"), "cuda:80")
-    assert first.flaw == first.spill_bytes > 0, "128 sums a thread and the operands of mma.sync"
+    if not version("triton").startswith("3.6"):  # which finds registers for 128 sums a thread and the operands of mma.sync
+        assert first.flaw == first.spill_bytes > 0
     tried = []
 
     def flaw(k: TritonKernel) -> int:
@@ -259,7 +261,8 @@ def test_a_tile_whose_binary_spills_gives_way_to_the_next() -> None:
         return compile_kernel(k, "cuda:80").flaw
 
     found = fitting(kernel, "cuda:80", flaw)
-    assert compile_kernel(found, "cuda:80").flaw == 0 and tried[0] == first.kernel.constexprs != found.constexprs and len(tried) <= 4
+    assert compile_kernel(found, "cuda:80").flaw == 0 and tried[0] == first.kernel.constexprs and len(tried) <= 4
+    assert (found.constexprs == first.kernel.constexprs) == (first.flaw == 0)
     least = fitting(kernel, "cuda:80", lambda k: 5 if k.constexprs["BLOCK_N"] > 64 else 3)
     assert least.constexprs["BLOCK_N"] <= 64, "all have flaws: the one with the least"
 
