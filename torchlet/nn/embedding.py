@@ -36,8 +36,6 @@ class Embedding(Module):
         dtype: dtype_type | None = None,
     ) -> None:
         super().__init__()
-        if max_norm is not None or scale_grad_by_freq or sparse:
-            raise RuntimeError("Embedding: max_norm, scale_grad_by_freq or sparse was given; expected none of them")
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
                 raise AssertionError("Padding_idx must be within num_embeddings")
@@ -45,6 +43,8 @@ class Embedding(Module):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
+        self.max_norm, self.norm_type, self.scale_grad_by_freq = max_norm, norm_type, scale_grad_by_freq
+        self.sparse = sparse  # gradients are dense all the same: the numbers are equal
         if _weight is None:
             self.weight = fresh_parameter(ops.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
             self.reset_parameters()
@@ -63,13 +63,13 @@ class Embedding(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Integers (*) to rows (*, embedding_dim)."""
-        if self.padding_idx is None:
+        if self.padding_idx is None and self.max_norm is None and not self.scale_grad_by_freq:
             return ops.embedding(self.weight, input)
-        return F.embedding(input, self.weight, self.padding_idx)
+        return F.embedding(input, self.weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq)
 
     def extra_repr(self) -> str:
         """The arguments of construction."""
-        return f"{self.num_embeddings}, {self.embedding_dim}" + ("" if self.padding_idx is None else f", padding_idx={self.padding_idx}")
+        return f"{self.num_embeddings}, {self.embedding_dim}" + _unusual(self, "padding_idx")
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None, **kwargs: Any) -> Embedding:
@@ -78,6 +78,13 @@ class Embedding(Module):
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
         rows, columns = embeddings.shape
         return cls(rows, columns, padding_idx, _weight=embeddings, _freeze=freeze, **kwargs)
+
+
+def _unusual(module: Any, *first: str) -> str:
+    """What of the arguments is not the default, as PyTorch prints it."""
+    usual = {"max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False} | dict.fromkeys(first)
+    names = [*first, "max_norm", "norm_type", "scale_grad_by_freq", "sparse"]
+    return "".join(f", {n}={getattr(module, n)}" for n in names if getattr(module, n) != usual[n])
 
 
 class EmbeddingBag(Module):
@@ -93,8 +100,6 @@ class EmbeddingBag(Module):
         device: Any = None, dtype: dtype_type | None = None,
     ) -> None:
         super().__init__()
-        if max_norm is not None or scale_grad_by_freq or sparse:
-            raise RuntimeError("EmbeddingBag: max_norm, scale_grad_by_freq or sparse was given; expected none of them")
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
                 raise AssertionError("padding_idx must be within num_embeddings")
@@ -104,6 +109,7 @@ class EmbeddingBag(Module):
         self.mode = mode
         self.include_last_offset = include_last_offset
         self.padding_idx = padding_idx
+        self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = max_norm, norm_type, scale_grad_by_freq, sparse
         if _weight is None:
             self.weight = fresh_parameter(ops.empty(num_embeddings, embedding_dim, device=device, dtype=dtype))
             self.reset_parameters()
@@ -122,7 +128,8 @@ class EmbeddingBag(Module):
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Integers (B, n), or (n) with the start of each bag in `offsets` (B), to (B, embedding_dim)."""
         return F.embedding_bag(
-            input, self.weight, offsets, mode=self.mode, per_sample_weights=per_sample_weights,
+            input, self.weight, offsets, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.mode,
+            per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,
             padding_idx=self.padding_idx,
         )

@@ -63,6 +63,8 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
                 f"channel size = {found}."
             )
         weight = weight.reshape(-1, *[1] * (input.ndim - 2))
+    elif not input.ndim:
+        weight = weight.reshape(())
     return ops.where(input > 0, input, weight * input)
 
 
@@ -85,7 +87,13 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
     """x limited to [min_val, max_val]; no gradient flows at the limits themselves."""
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
-    return _into(input, lambda x: ops.where(x <= min_val, float(min_val), ops.where(x >= max_val, float(max_val), x)), inplace)
+    low, high = _limit(input, min_val), _limit(input, max_val)
+    return _into(input, lambda x: ops.where(x <= low, low, ops.where(x >= high, high, x)), inplace)
+
+
+def _limit(x: Tensor, value: float) -> float:
+    """A number to compare and mix with `x` that leaves its dtype as it is."""
+    return float(value) if x.dtype.is_floating_point else int(value)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
@@ -125,7 +133,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """x where x > threshold, else value."""
-    return _into(input, lambda x: ops.where(x <= threshold, float(value), x), inplace)
+    return _into(input, lambda x: ops.where(x <= threshold, _limit(x, value), x), inplace)
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -352,13 +360,15 @@ def instance_norm(
 
 def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Normalise groups of channels of (N, C, *) (Wu & He 2018)."""
+    if input.ndim < 2:
+        raise RuntimeError(f"group_norm: Expected at least 2 dimensions for input tensor but received {input.ndim}")
     n, channels = input.shape[:2]
     if channels % num_groups:
         raise RuntimeError(
             f"group_norm: Expected number of channels in input to be divisible by num_groups, but got input of shape "
             f"{list(input.shape)} and num_groups={num_groups}"
         )
-    grouped = input.reshape(n, num_groups, -1)  # (N, G, C/G * positions)
+    grouped = input.reshape(n, num_groups, math.prod(input.shape[1:]) // num_groups)  # (N, G, C/G * positions)
     centred = grouped - grouped.mean(-1, keepdim=True)
     out = (centred * ops.rsqrt((centred * centred).mean(-1, keepdim=True) + eps)).reshape(input.shape)
     shape = (1, channels, *[1] * (input.ndim - 2))
@@ -373,6 +383,9 @@ def normalize(input: Tensor, p: float = 2.0, dim: int | tuple[int, ...] = 1, eps
 
 
 def _norm(x: Tensor, p: float, dim: int | tuple[int, ...], keepdim: bool) -> Tensor:
+    x = ops.abs(x) if x.dtype.is_complex else x
+    if p == 0:
+        return x.ne(0).sum(dim, keepdim=keepdim).to(x.dtype)
     if p == 2:
         return ops.sqrt((x * x).sum(dim, keepdim=keepdim))
     if p == 1:
@@ -384,6 +397,7 @@ def _norm(x: Tensor, p: float, dim: int | tuple[int, ...], keepdim: bool) -> Ten
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """x1 · x2 / (max(‖x1‖, eps) · max(‖x2‖, eps)) along `dim`."""
+    x1, x2 = ops.broadcast_tensors(x1, x2)
     a = x1 / ops.clamp(_norm(x1, 2, dim, True), min=eps)
     b = x2 / ops.clamp(_norm(x2, 2, dim, True), min=eps)
     return (a * b).sum(dim)
@@ -402,18 +416,31 @@ def embedding(
     scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Tensor:
     """Rows of `weight` (V, E) at the integers `input` (*): (*, E). The row `padding_idx` gets no gradient."""
-    if max_norm is not None or scale_grad_by_freq:
-        raise RuntimeError(
-            "embedding: max_norm or scale_grad_by_freq was given; expected neither\nhelp: normalise or scale the weight in the "
-            "training loop"
-        )
+    if max_norm is not None:
+        _limit_rows(weight, input, max_norm, norm_type)
     out = ops.embedding(weight, input)
+    if scale_grad_by_freq:
+        out = _by_frequency(out, input)
     if padding_idx is not None and weight.requires_grad:
         rows = weight.shape[0]
         if not -rows <= padding_idx < rows:
             raise AssertionError("Padding_idx must be within num_embeddings")
         out = ops.where((input == padding_idx % rows).unsqueeze(-1), out.detach(), out)
     return out
+
+
+def _limit_rows(weight: Tensor, used: Tensor, max_norm: float, norm_type: float) -> None:
+    """Scale the rows of `weight` that are used down to `max_norm`, in place."""
+    with no_grad():
+        rows = ops.unique(used)
+        weight.index_copy_(0, rows, ops.renorm(weight.detach().index_select(0, rows), norm_type, 0, max_norm))
+
+
+def _by_frequency(rows: Tensor, used: Tensor) -> Tensor:
+    """The same rows, with gradients divided by how often each row is used."""
+    _, place, counts = ops.unique(used, return_inverse=True, return_counts=True)
+    share = (1.0 / counts[place].to(rows.dtype)).unsqueeze(-1)
+    return rows.detach() + (rows - rows.detach()) * share
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
@@ -458,8 +485,8 @@ def embedding_bag(
     """Sums, means or maxima of bags of rows of `weight`: integers (B, n), or (n) with the start of each bag in `offsets` (B)."""
     if mode not in ("sum", "mean", "max"):
         raise ValueError("mode has to be one of sum, mean or max")
-    if max_norm is not None or scale_grad_by_freq:
-        raise RuntimeError("embedding_bag: max_norm or scale_grad_by_freq was given; expected neither")
+    if scale_grad_by_freq and mode == "max":
+        raise RuntimeError("embedding_bag: max mode does not support scaling the gradient by the frequency")
     if per_sample_weights is not None:
         if mode != "sum":
             raise NotImplementedError(f"embedding_bag: per_sample_weights was not None. per_sample_weights is only supported "
@@ -483,7 +510,7 @@ def embedding_bag(
     else:
         raise ValueError(f"input has to be 1D or 2D Tensor, but got Tensor of dimension {input.ndim}")
     flat = input.reshape(-1)
-    rows = embedding(flat, weight, padding_idx)
+    rows = embedding(flat, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
     counted = ops.ones(flat.shape, dtype=weight.dtype) if padding_idx is None else (flat != padding_idx % weight.shape[0]).to(weight.dtype)
     if mode == "max":
         member = (bag == ops.arange(bags, device=input.device).unsqueeze(1)) & (counted > 0)  # (bags, n)
@@ -1103,21 +1130,22 @@ def multi_margin_loss(
     """The hinge loss of several classes: sum over the others of max(0, margin - x[target] + x[i])^p / classes."""
     if p not in (1, 2):
         raise ValueError("only p == 1 and p == 2 supported")
-    x, t = (input, target) if input.ndim == 2 else (input.unsqueeze(0), target.reshape(1))
+    reduction = _legacy(size_average, reduce, reduction)
+    x, t = (input, target) if input.ndim == 2 else (input.reshape(1, -1), target.reshape(1))
     z = ops.clamp(margin - x.gather(1, t.unsqueeze(1)) + x, min=0)
     z = z if p == 1 else z * z
     if weight is not None:
         z = z * weight.index_select(0, t).unsqueeze(1)
     others = ops.arange(x.shape[1], device=x.device) != t.unsqueeze(1)
     loss = ops.where(others, z, 0.0).sum(1) / x.shape[1]
-    return _reduce(loss if input.ndim == 2 else loss.squeeze(0), _legacy(size_average, reduce, reduction))
+    return _reduce(loss if input.ndim == 2 else loss.squeeze(0), reduction)
 
 
 def multilabel_margin_loss(
     input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
 ) -> Tensor:
     """Hinge losses between the target classes (listed up to the first -1) and all others."""
-    x, t = (input, target) if input.ndim == 2 else (input.unsqueeze(0), target.unsqueeze(0))
+    x, t = (input, target) if input.ndim == 2 else (input.reshape(1, -1), target.reshape(1, -1))
     listed = (t < 0).long().cumsum(1) == 0  # (N, C): before the first -1
     safe = ops.where(listed, t, 0)
     is_target = ops.zeros(*x.shape, dtype=x.dtype).scatter_add(1, safe, listed.to(x.dtype)) > 0
@@ -1137,7 +1165,7 @@ def pdist(input: Tensor, p: float = 2.0) -> Tensor:
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """input1ᵀ weight input2: (…, a), (…, b) with (o, a, b) give (…, o)."""
     left = ops.matmul(input1.reshape(-1, input1.shape[-1]), weight.permute(1, 0, 2).reshape(weight.shape[1], -1))
-    out = (left.reshape(-1, *weight.shape[::2]) * input2.reshape(-1, 1, input2.shape[-1])).sum(-1)
+    out = (left.reshape(-1, *weight.shape[::2]) * input2.reshape(-1, 1, input2.shape[-1])).sum(-1).to(left.dtype)
     out = out.reshape(*input1.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
 
@@ -1199,7 +1227,7 @@ def selu_(input: Tensor) -> Tensor:
 
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     """In-place threshold."""
-    return _into(input, lambda x: ops.where(x <= threshold, float(value), x), True)
+    return _into(input, lambda x: ops.where(x <= threshold, _limit(x, value), x), True)
 
 
 def rrelu_(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False) -> Tensor:

@@ -140,6 +140,9 @@ def interpolate(
             "Input Error: Only 3D, 4D and 5D input Tensors supported"
             f" (got {input.ndim}D) for the modes: nearest | linear | bilinear | bicubic | trilinear | area | nearest-exact (got {mode})"
         )
+    if input.dtype is dtypes.uint8 and mode not in ("nearest", "nearest-exact", "area"):
+        made = interpolate(input.float(), size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+        return made.round().clamp(0, 255).to(dtypes.uint8)
     if antialias and not (mode in ("bilinear", "bicubic") and input.ndim == 4):
         raise ValueError("Anti-alias option is restricted to bilinear and bicubic modes and requires a 4-D tensor as input")
     out, steps = _size(input, size, scale_factor, recompute_scale_factor)

@@ -140,6 +140,8 @@ def atleast_2d(*tensors: Any) -> Any:
 @public("hstack", "column_stack", method=False)
 def hstack(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors side by side: along dimension 1, vectors along 0."""
+    if not len(tensors):
+        raise RuntimeError("hstack expects a non-empty TensorList")
     listed = atleast_1d(list(tensors))
     return cat(listed, 0 if listed[0].ndim == 1 else 1)
 
@@ -147,6 +149,8 @@ def hstack(tensors: Sequence[Tensor]) -> Tensor:
 @public("vstack", "row_stack", method=False)
 def vstack(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors above each other: along dimension 0, vectors as rows."""
+    if not len(tensors):
+        raise RuntimeError("vstack expects a non-empty TensorList")
     return cat(atleast_2d(list(tensors)), 0)
 
 
@@ -206,13 +210,14 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     if mode not in ("reflect", "replicate", "circular"):
         raise RuntimeError(f"pad: mode '{mode}'; expected 'constant', 'reflect', 'replicate' or 'circular'")
     for d, (a, b) in enumerate(grow):
+        if not (a or b):
+            continue
         n = x.shape[d]
         limit = {"reflect": n - 1, "circular": n, "replicate": math.inf if n else 0}[mode]
         if max(a, b) > limit:
             raise RuntimeError(f"pad: padding {(a, b)} at dimension {d} of size {n}; expected at most {limit} for mode '{mode}'")
-        if a or b:
-            before, after = _border(x, d, a, b, mode)
-            x = cat([t for t in (*before, x, *after)], d)
+        before, after = _border(x, d, a, b, mode)
+        x = cat([t for t in (*before, x, *after)], d)
     return x
 
 
@@ -278,8 +283,10 @@ flip_: Op = define(
 
 
 @public()
-def flip(input: Tensor, *dims: Any) -> Tensor:
+def flip(input: Tensor, *dims: Any, **named: Any) -> Tensor:
     """The order of elements reversed along `dims`, copied."""
+    if "dims" in named:
+        dims = (named["dims"],)
     listed = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
     along = tuple(sorted(normalize_dim("flip", d, input.ndim) for d in listed))
     if len(set(along)) != len(along):
@@ -290,18 +297,24 @@ def flip(input: Tensor, *dims: Any) -> Tensor:
 @public()
 def fliplr(input: Tensor) -> Tensor:
     """Columns in reverse order."""
+    if input.ndim < 2:
+        raise RuntimeError("fliplr: Input must be >= 2-d.")
     return flip(input, 1)
 
 
 @public()
 def flipud(input: Tensor) -> Tensor:
     """Rows in reverse order."""
+    if input.ndim < 1:
+        raise RuntimeError("flipud: Input must be >= 1-d.")
     return flip(input, 0)
 
 
 @public()
 def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     """Turned by k quarters from dims[0] towards dims[1]."""
+    if len(dims) != 2:
+        raise RuntimeError(f"rot90: expected total rotation dims == 2, but got dims = {len(dims)}")
     a, b = (normalize_dim("rot90", d, input.ndim) for d in dims)
     return (input.clone(), flip(input, b).transpose(a, b), flip(input, a, b), flip(input.transpose(a, b), b))[k % 4]
 
@@ -438,6 +451,8 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
 def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
     """The last dimension laid on the diagonal of two new ones at dim1 and dim2."""
     n = input.shape[-1] + abs(offset)
+    if normalize_dim("diag_embed", dim1, input.ndim + 1) == normalize_dim("diag_embed", dim2, input.ndim + 1):
+        raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
     return movedim(apply(diagonal_embed_, (input,), ((n, n), int(offset))), (-2, -1), (dim1, dim2))
 
 
@@ -465,7 +480,8 @@ def repeat(self: Tensor, *sizes: Any) -> Tensor:
     apart = reshape(self, tuple(m for n in shape for m in (1, n)))
     spread = expand(apart, tuple(m for c, n in zip(counts, shape, strict=True) for m in (c, n)))
     out = reshape(spread, tuple(c * n for c, n in zip(counts, shape, strict=True)))
-    return out.clone() if all(c == 1 for c in counts) else out
+    # with one element, or nothing to repeat, the reshape above is a view
+    return out.clone() if self.numel() <= 1 or all(c == 1 for c in counts) else out
 
 
 @public()
@@ -494,7 +510,8 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None, *, ou
             return input.index_select(d, wrap(np.repeat(np.arange(input.shape[d]), counts)).to(input.device))
     shape = tuple(input.shape)
     spread = expand(unsqueeze(input, d + 1), (*shape[: d + 1], int(repeats), *shape[d + 1 :]))
-    return reshape(spread, (*shape[:d], shape[d] * int(repeats), *shape[d + 1 :]))
+    out = reshape(spread, (*shape[:d], shape[d] * int(repeats), *shape[d + 1 :]))
+    return out.clone() if input.numel() <= 1 else out
 
 
 @public(method=False)
@@ -568,6 +585,8 @@ unfold_: Op = define(
 def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """A view of the windows of `size` elements every `step` along a dimension; the window is the last dimension."""
     d = normalize_dim("unfold", dimension, self.ndim)
+    if not self.ndim:
+        return unfold(reshape(self, (1,)), 0, size, step).squeeze(0)
     _unfold_spec(self._meta.spec, d, size, step)
     return apply(unfold_, (self,), (d, int(size), int(step)))
 

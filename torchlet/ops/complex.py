@@ -120,6 +120,8 @@ def complex_(real: Tensor, imag: Tensor) -> Tensor:
             f"complex: Expected both inputs to be of one dtype, float32 or float64; got {real.dtype.name} and {imag.dtype.name}"
         )
     shape = broadcast_shapes("complex", tuple(real.shape), tuple(imag.shape))
+    if 0 in shape:
+        return FUNCTIONS["empty"](shape, dtype=dtypes.complex_of(real.dtype))  # type: ignore[no-any-return]
     return view_as_complex(FUNCTIONS["stack"]([real.expand(shape), imag.expand(shape)], -1))
 
 
@@ -187,7 +189,7 @@ def adjoint(input: Tensor) -> Tensor:
 
 METHODS["H"] = METHODS["mH"] = property(adjoint, doc="The conjugate transpose.")
 METHODS["is_conj"] = METHODS["is_neg"] = lambda self: False
-METHODS |= {name: lambda self, d=d: cast(self, d) for name, d in (("cfloat", dtypes.complex64), ("cdouble", dtypes.complex128))}
+METHODS |= {name: lambda self, memory_format=None, d=d: cast(self, d) for name, d in (("cfloat", dtypes.complex64), ("cdouble", dtypes.complex128))}
 _real_abs = METHODS["abs"]
 
 

@@ -136,7 +136,8 @@ def log_softmax(input: Tensor, dim: int | None = None, dtype: Any = None, **_: A
 
 @public()
 def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-    """log(sum(exp(x))) over `dim`, computed without overflow."""
+    """log(sum(exp(x))) over `dim`, computed without overflow; integers in the default float dtype."""
+    input = input if input.dtype.has_gradient else cast(input, dtypes.get_default_dtype())
     return apply(logsumexp_, (input,), (normalize_dims("logsumexp", dim, input.ndim), bool(keepdim)))
 
 

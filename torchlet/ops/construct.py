@@ -127,7 +127,12 @@ def logspace(
     start: float, end: float, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """base ** start … base ** end, evenly spaced in the exponent."""
-    values = np.power(float(base), np.linspace(float(start), float(end), int(steps)))
+    if steps < 0:
+        raise RuntimeError(f"logspace: number of steps must be non-negative; got {steps}")
+    start, end = float(start), float(end)
+    if dtype is not None and dtype.category == 1:
+        start, end = int(start), int(end)
+    values = np.power(float(base), np.linspace(start, end, int(steps)))
     return FUNCTIONS["tensor"](values, dtype=dtype or dtypes.get_default_dtype(), device=device, requires_grad=requires_grad)  # type: ignore[no-any-return]
 
 

@@ -219,6 +219,8 @@ def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: 
 def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta * input + alpha * (batch1 @ batch2)."""
     product = bmm(batch1, batch2)
+    if not product.dtype.has_gradient:
+        beta, alpha = int(beta), int(alpha)
     product = product if alpha == 1 else product * alpha
     return product + (input if beta == 1 else input * beta)
 

@@ -16,7 +16,7 @@ from torchlet.expr import Expr, call, cast, expr
 from torchlet.op import Generate, define
 from torchlet.ops.place import make
 from torchlet.ops.public import METHODS, public
-from torchlet.spec import CPU, Spec
+from torchlet.spec import CPU, Spec, broadcast_shapes
 from torchlet.spec import device as Device
 from torchlet.tensor import Tensor, wrap
 
@@ -138,10 +138,16 @@ def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = 
     start, end, step = [x.item() if hasattr(x, "item") else x for x in (start, end, step)]
     if step == 0:
         raise RuntimeError("arange: step must be nonzero")
+    if not all(math.isfinite(x) for x in (start, end, step)):
+        raise RuntimeError(f"arange: unsupported range: {start} -> {end}, step {step}")
+    if dtype is dtypes.int64:
+        start, end, step = int(start), int(end), int(step) or step
     if (end - start) * step < 0:
         raise RuntimeError(f"arange: upper bound and lower bound inconsistent with step sign: start {start}, end {end}, step {step}")
     whole = all(isinstance(x, int) for x in (start, end, step))
     count = max(0, math.ceil((end - start) / step))
+    if dtype is not None and dtype.category == 1:
+        start, step = int(start), int(step)  # the count is that of the numbers given, the values are whole steps
     return finish(make(arange_, (start, step), (count, dtype or (dtypes.int64 if whole else dtypes.get_default_dtype())), device), None, requires_grad)
 
 
@@ -153,10 +159,22 @@ def positions(shape: Sequence[int], strides: Sequence[int], offset: int, place: 
     return out
 
 
+def whole_steps(start: float, end: float, steps: int, dtype: DType) -> Any:
+    """The whole numbers of a linspace: both ends are cut first, and each half is counted from its own end."""
+    first, last = int(start), int(end)
+    step = (last - first) / max(steps - 1, 1)
+    i = np.arange(steps)
+    return np.trunc(np.where(i < steps // 2, first + step * i, last - step * (steps - 1 - i))).astype(dtype.np) if steps > 1 else np.full(steps, first, dtype.np)
+
+
 @public(method=False)
 def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """`steps` evenly spaced numbers from start to end, both included."""
+    if steps < 0:
+        raise RuntimeError(f"linspace: number of steps must be non-negative; got {steps}")
     start, end = float(start), float(end)
+    if dtype is not None and dtype.category == 1:
+        return finish(wrap(whole_steps(start, end, int(steps), dtype)), device, False)
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
     return finish(make(arange_, (start, step), (int(steps), dtype or dtypes.get_default_dtype()), device), None, requires_grad)
 
@@ -354,11 +372,15 @@ def randperm(n: int, *, dtype: DType | None = None, device: Any = None, generato
 
 
 @public(method=False)
-def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, **_: Any) -> Tensor:
+def normal(
+    mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None, device: Any = None, **_: Any
+) -> Tensor:
     """Normal with the given means and standard deviations (numbers or tensors)."""
-    shape = _sizes((size,)) if size is not None else tuple((mean if isinstance(mean, Tensor) else std).shape)
-    place = next((x.device for x in (mean, std) if isinstance(x, Tensor)), None)
-    return draw(normal_, shape, None, generator, device=place) * std + mean
+    given = [x for x in (mean, std) if isinstance(x, Tensor)]
+    shape = _sizes((size,)) if size is not None else tuple(broadcast_shapes("normal", *[tuple(x.shape) for x in given]))
+    kind = dtype or (given[0].dtype if given else None)
+    out = draw(normal_, shape, kind, generator, device=given[0].device if given else device) * std + mean
+    return out if kind is None or out.dtype is kind else out.to(kind)
 
 
 @public()

@@ -278,7 +278,7 @@ def stft(
     out = FFT["rfft" if half else "fft"](frames, norm="ortho" if normalized else None)
     out = METHODS["transpose"](out, 1, 2)
     out = reshape(out, tuple(out.shape[1:])) if input.ndim == 1 else out
-    return out if return_complex else FUNCTIONS["view_as_real"](out)
+    return out if return_complex or (return_complex is None and input.dtype.is_complex) else FUNCTIONS["view_as_real"](out)
 
 
 @public()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -188,7 +189,22 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     return apply(gather_, (input, index), (d,))
 
 
+def lifted(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`f(input, dim, …)` also for an input without dimensions, which is taken as a line of one element."""
+
+    @functools.wraps(f)
+    def g(input: Tensor, dim: int, *args: Any, **named: Any) -> Tensor:
+        if input.ndim:
+            return f(input, dim, *args, **named)
+        line = [reshape(t, (1,)) if isinstance(t, Tensor) and t.ndim == 0 else t for t in args]
+        done = f(reshape(input, (1,)), dim, *line, **{n: reshape(t, (1,)) if isinstance(t, Tensor) and t.ndim == 0 else t for n, t in named.items()})
+        return input if f.__name__.endswith("_inplace") else reshape(done, ())
+
+    return g
+
+
 @public("scatter")
+@lifted
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Tensor:
     """The input with `src` (or a number) put at `index` along `dim`; `reduce` "add" or "multiply" combines with what is there."""
     d = normalize_dim("scatter", dim, input.ndim)
@@ -196,8 +212,10 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
 
 
 def _scattered(x: Tensor, dim: int, index: Tensor, src: Any, reduce: str | None) -> tuple[Any, ...]:
+    if not isinstance(src, Tensor):
+        src = x.dtype.np.type(src).item()
     if reduce in (None, "none"):
-        return x, index, src if isinstance(src, Tensor) else x.dtype.np.type(src).item()
+        return x, index, src
     there = gather(x, dim, index)
     if reduce == "add":
         return x, index, there + src
@@ -207,6 +225,7 @@ def _scattered(x: Tensor, dim: int, index: Tensor, src: Any, reduce: str | None)
 
 
 @public("scatter_", function=False)
+@lifted
 def scatter_inplace(self: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None) -> Tensor:
     """Put `src` (or a number) at `index` along `dim`."""
     d = normalize_dim("scatter_", dim, self.ndim)
@@ -225,12 +244,14 @@ def _scattered_sum(name: str, x: Tensor, dim: int, index: Tensor, src: Tensor) -
 
 
 @public()
+@lifted
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """The input with every element of `src` added at its position along `dim`. Raises IndexError for positions outside."""
     return input + _scattered_sum("scatter_add", input, dim, index, src)
 
 
 @public("scatter_add_", function=False)
+@lifted
 def scatter_add_inplace(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """Add every element of `src` at its position along `dim`."""
     return self.add_(_scattered_sum("scatter_add_", self, dim, index, src))
@@ -242,6 +263,9 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     if dim is None:
         return gather(reshape(input, (-1,)), 0, reshape(indices, (-1,)))
     d = normalize_dim("take_along_dim", dim, input.ndim)
+    if input.ndim != indices.ndim:
+        raise RuntimeError(f"take_along_dim: input and indices should have the same number of dimensions, but got {input.ndim} and {indices.ndim}")
+    indices = where(indices < 0, indices + input.shape[d], indices)
     shapes = [tuple(1 if k == d else n for k, n in enumerate(t.shape)) for t in (input, indices)]
     common = np.broadcast_shapes(*shapes)
     return gather(input.expand(_with(common, d, input.shape[d])), d, indices.expand(_with(common, d, indices.shape[d])))
@@ -320,12 +344,14 @@ def _added_slices(name: str, x: Tensor, dim: int, index: Tensor, source: Tensor,
 
 
 @public()
+@lifted
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     """The input with alpha * each slice of `source` added at its position along `dim`."""
     return input + _added_slices("index_add", input, dim, index, source, alpha)
 
 
 @public("index_add_", function=False)
+@lifted
 def index_add_inplace(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     """Add alpha * each slice of `source` at its position along `dim`."""
     return self.add_(_added_slices("index_add_", self, dim, index, source, alpha))
@@ -336,24 +362,28 @@ def _slice_key(name: str, x: Tensor, dim: int, index: Tensor) -> tuple[Any, ...]
 
 
 @public()
+@lifted
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """The input with the slices of `source` put at `index` along `dim`."""
     return index_put(input, _slice_key("index_copy", input, dim, index), source)
 
 
 @public()
+@lifted
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """The input with the slices at `index` along `dim` filled with a number."""
     return index_put(input, _slice_key("index_fill", input, dim, index), value)
 
 
 @public("index_copy_", function=False)
+@lifted
 def index_copy_inplace(self: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """Put the slices of `source` at `index` along `dim`."""
     return _set(self, _slice_key("index_copy_", self, dim, index), source)
 
 
 @public("index_fill_", function=False)
+@lifted
 def index_fill_inplace(self: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """Fill the slices at `index` along `dim`."""
     return _set(self, _slice_key("index_fill_", self, dim, index), value)
@@ -576,6 +606,8 @@ nonzero_: Op = define(
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The positions of the elements that are not 0: (n, dimensions) int64, or a tuple of vectors if `as_tuple`."""
     out = apply(nonzero_, (input,))
+    if as_tuple and not input.ndim:  # as one element of a line
+        return nonzero(reshape(input, (1,)), as_tuple=True)
     return tuple(out.select(1, d) for d in range(input.ndim)) if as_tuple else out
 
 

@@ -15,6 +15,7 @@ from torchlet.op import OPS, STATE, Op, View, apply, define
 from torchlet.ops.arrange import cat, hstack, stack, vstack
 from torchlet.ops.create import arange_, positions
 from torchlet.ops.index import index_sum_
+from torchlet.ops.pointwise import cast
 from torchlet.ops.public import FUNCTIONS, METHODS, Draws, public
 from torchlet.ops.view import ALL, basic, reshape, split
 from torchlet.spec import Spec, contiguous_strides, normalize_dim
@@ -302,7 +303,7 @@ def diagflat(input: Tensor, offset: int = 0) -> Tensor:
 @public("ravel")
 def ravel(input: Tensor) -> Tensor:
     """The tensor as a vector: a view where the layout permits."""
-    return reshape(input, (-1,))
+    return reshape(input, (-1,)).contiguous()
 
 
 @public("moveaxis")
@@ -378,6 +379,7 @@ METHODS["narrow_copy"] = FUNCTIONS["narrow_copy"]
 def unravel_index(indices: Tensor, shape: Any) -> tuple[Tensor, ...]:
     """Flat positions as coordinates in `shape`."""
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    indices = cast(indices, dtypes.int64)
     return tuple((indices // stride) % n for n, stride in zip(sizes, contiguous_strides(sizes), strict=True))
 
 
@@ -396,4 +398,6 @@ def empty_strided(
 def sum_to_size(self: Tensor, *size: Any) -> Tensor:
     """Sum over the dimensions along which `size` was broadcast."""
     shape = tuple(size[0]) if len(size) == 1 and isinstance(size[0], tuple | list) else tuple(size)
-    return apply(OPS["sum_to"], (self,), (shape,))
+    if shape == self.shape:
+        return self
+    return apply(OPS["sum_to"], (self if self.dtype.has_gradient else cast(self, dtypes.int64),), (shape,))

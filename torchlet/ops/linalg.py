@@ -86,6 +86,11 @@ def _mt(x: Tensor) -> Tensor:
     return transpose(x, -2, -1)
 
 
+def _mh(x: Tensor) -> Tensor:
+    """The conjugate transpose; of real matrices the transpose."""
+    return METHODS["conj"](transpose(x, -2, -1))  # type: ignore[no-any-return]
+
+
 # ------------------------------------------------------------------------------------------------ inverse, solutions, determinants
 
 inv_: Op = define(
@@ -93,7 +98,7 @@ inv_: Op = define(
     ("x",),
     _lapack("inv", np.linalg.inv),
     _same("inv"),
-    vjp={"x": lambda g, out: -matmul(matmul(_mt(out), g), _mt(out))},
+    vjp={"x": lambda g, out: -matmul(matmul(_mh(out), g), _mh(out))},
     samples=_square,
 )
 
@@ -110,7 +115,7 @@ solve_: Op = define(
     ("a", "b"),
     _lapack("solve", np.linalg.solve),
     _solve_spec,
-    vjp={"a": lambda g, a, out: -matmul(apply(solve_, (_mt(a), g)), _mt(out)), "b": lambda g, a: apply(solve_, (_mt(a), g))},
+    vjp={"a": lambda g, a, out: -matmul(apply(solve_, (_mh(a), g)), _mh(out)), "b": lambda g, a: apply(solve_, (_mh(a), g))},
     samples=lambda: [((_rng.standard_normal((3, 3)) + 3 * np.eye(3), _rng.standard_normal((3, 2))), ())],
 )
 
@@ -132,7 +137,7 @@ det_: Op = define(
     ("x",),
     lambda x: np.asarray(np.linalg.det(x), x.dtype),
     _scalar_spec("det"),
-    vjp={"x": lambda g, x, out: _wide(g * out) * _mt(apply(inv_, (x,)))},
+    vjp={"x": lambda g, x, out: _wide(g * METHODS["conj"](out)) * _mh(apply(inv_, (x,)))},
     samples=_square,
 )
 logabsdet_: Op = define(
@@ -140,7 +145,7 @@ logabsdet_: Op = define(
     ("x",),
     lambda x: np.asarray(np.linalg.slogdet(x)[1], x.dtype),
     _scalar_spec("slogdet"),
-    vjp={"x": lambda g, x: _wide(g) * _mt(apply(inv_, (x,)))},
+    vjp={"x": lambda g, x: _wide(g) * _mh(apply(inv_, (x,)))},
     samples=_square,
 )
 
@@ -178,13 +183,16 @@ def det(input: Tensor) -> Tensor:
 @linear_algebra(outside=True)
 def slogdet(input: Tensor) -> SignLogabsdet:
     """(sign, log of the absolute value) of the determinants."""
-    return SignLogabsdet(det(input.detach()).sign(), apply(logabsdet_, (input,)))
+    sign, value = det(input.detach()), apply(logabsdet_, (input,))
+    return SignLogabsdet(sign / sign.abs(), value.real) if value.dtype.is_complex else SignLogabsdet(sign.sign(), value)
 
 
 @public()
 def logdet(input: Tensor) -> Tensor:
     """The logarithm of the determinants; NaN for negative ones."""
     sign, value = slogdet(input)
+    if sign.dtype.is_complex:
+        return sign.log() + value
     return where(sign < 0, math.nan, value)
 
 
@@ -198,9 +206,9 @@ def _phi(x: Tensor) -> Tensor:
 
 def _cholesky_grad(g: Tensor, out: Tensor) -> Tensor:
     """Murray 2016, "Differentiation of the Cholesky decomposition"."""
-    inner = _phi(matmul(_mt(out), g))
-    s = apply(solve_, (_mt(out), _mt(apply(solve_, (_mt(out), _mt(inner))))))
-    return (s + _mt(s)) * 0.5
+    inner = _phi(matmul(_mh(out), g))
+    s = apply(solve_, (_mh(out), _mh(apply(solve_, (_mh(out), _mh(inner))))))
+    return (s + _mh(s)) * 0.5
 
 
 cholesky_: Op = define(
@@ -219,7 +227,7 @@ cholesky_: Op = define(
 def cholesky(input: Tensor, upper: bool = False) -> Tensor:
     """L with L Lᵀ = input, lower triangular (or its transpose). Raises LinAlgError for matrices that are not positive-definite."""
     out = apply(cholesky_, (input,))
-    return _mt(out) if upper else out
+    return _mh(out) if upper else out
 
 
 class CholeskyEx(NamedTuple):
@@ -247,14 +255,14 @@ def solve_triangular(A: Tensor, B: Tensor, *, upper: bool, left: bool = True, un
 @public("cholesky_solve")
 def cholesky_solve(input: Tensor, L: Tensor, upper: bool = False) -> Tensor:
     """X with A X = input, where L is the Cholesky factor of A."""
-    lower = _mt(L) if upper else L
-    return apply(solve_, (_mt(lower), apply(solve_, (lower, input))))
+    lower = tril(_mh(L) if upper else L)
+    return apply(solve_, (_mh(lower), apply(solve_, (lower, input))))
 
 
 @public("cholesky_inverse")
 def cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
     """The inverse of A from its Cholesky factor."""
-    return cholesky_solve(FUNCTIONS["eye"](input.shape[-1], dtype=input.dtype), input, upper)
+    return cholesky_solve(expand(FUNCTIONS["eye"](input.shape[-1], dtype=input.dtype), tuple(input.shape)), input, upper)
 
 
 # ------------------------------------------------------------------------------------------------ QR, eigenvalues, singular values
@@ -371,7 +379,7 @@ class Eigen(NamedTuple):
 def eigh(A: Tensor, UPLO: str = "L") -> Eigen:
     """Eigenvalues in rising order and eigenvectors (columns) of symmetric matrices, of which one triangle is read."""
     vectors, values = _unpack(apply(eigh_, (A,), (UPLO.upper() == "L",)), (A.shape[-1], 1), -2)
-    return Eigen(values.squeeze(-2), vectors)
+    return Eigen(METHODS["real"].fget(values.squeeze(-2)).contiguous(), vectors)
 
 
 @linear_algebra()
@@ -453,24 +461,32 @@ class LegacySVD(NamedTuple):
 def _thin(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     m, n = A.shape[-2:]
     u, s, v = _unpack(apply(svd_, (A,)), (m, 1, n), -2)
-    return u, s.squeeze(-2), v
+    return u, METHODS["real"].fget(s.squeeze(-2)).contiguous(), v
 
 
 @linear_algebra("svd")
 def svd(A: Tensor, full_matrices: bool = True, *, driver: str | None = None) -> SVD:
     """U diag(S) Vh = A with falling singular values. Gradients flow where U and Vh are not extended to squares."""
     m, n = A.shape[-2:]
-    if full_matrices and m != n:
-        found = np.linalg.svd(A.detach().numpy(), True)
-        return SVD(*[METHODS["new_tensor"](A, part) for part in found])
     u, s, v = _thin(A)
-    return SVD(u, s, _mt(v))
+    vh = _mt(v)
+    if full_matrices and m != n:
+        k = min(m, n)
+        u_all, _, vh_all = [METHODS["new_tensor"](A, part) for part in np.linalg.svd(A.detach().numpy(), True)]
+        u = FUNCTIONS["cat"]([u, u_all.narrow(-1, k, m - k)], -1)
+        vh = FUNCTIONS["cat"]([vh, vh_all.narrow(-2, k, n - k)], -2)
+    return SVD(u, s, vh)
 
 
 @public("svd")
 def old_svd(input: Tensor, some: bool = True, compute_uv: bool = True) -> LegacySVD:
-    """(U, S, V) with U diag(S) Vᵀ = input, thin."""
-    return LegacySVD(*_thin(input))
+    """(U, S, V) with U diag(S) Vᵀ = input, thin if `some`; zeros for U and V unless `compute_uv`."""
+    u, s, vh = svd(input, not some)
+    if not compute_uv:
+        m, n = input.shape[-2:]
+        batch = tuple(input.shape[:-2])
+        return LegacySVD(FUNCTIONS["zeros"](*batch, m, m, dtype=input.dtype), s, FUNCTIONS["zeros"](*batch, n, n, dtype=input.dtype))
+    return LegacySVD(u, s, _mh(vh))
 
 
 @linear_algebra()
@@ -484,15 +500,18 @@ def svdvals(A: Tensor, *, driver: str | None = None) -> Tensor:
 
 def _threshold(s: Tensor, shape: Sequence[int], atol: Any, rtol: Any) -> Any:
     eps = float(np.finfo(s.dtype.np).eps)
-    relative = rtol if rtol is not None else eps * max(shape[-2:]) if not atol else 0.0
+    relative = rtol if rtol is not None else eps * max(shape[-2:]) if atol is None else 0.0
+    if not s.shape[-1]:
+        return 0.0
     largest = amax(s, -1, True)
+    relative, atol = (unsqueeze(t, -1) if isinstance(t, Tensor) and t.ndim else t for t in (relative, atol))
     return (largest * relative).clamp(min=0.0 if atol is None else atol)
 
 
 @linear_algebra()
 def matrix_rank(A: Tensor, tol: Any = None, hermitian: bool = False, *, atol: Any = None, rtol: Any = None) -> Tensor:
     """How many singular values are above the tolerance."""
-    s = svdvals(A.detach())
+    s = eigvalsh(A.detach()).abs() if hermitian else svdvals(A.detach())
     return sum_over(s > _threshold(s, A.shape, tol if atol is None else atol, rtol), -1)
 
 
@@ -500,9 +519,15 @@ def matrix_rank(A: Tensor, tol: Any = None, hermitian: bool = False, *, atol: An
 @public("pinverse")
 def pinv(A: Tensor, rcond: Any = None, hermitian: bool = False, *, atol: Any = None, rtol: Any = None) -> Tensor:
     """The pseudoinverse (Moore-Penrose)."""
-    u, s, v = _thin(A)
-    keep = s > _threshold(s, A.shape, atol, rcond if rtol is None else rtol)
-    return matmul(v * unsqueeze(where(keep, 1.0 / where(keep, s, 1.0), 0.0), -2), _mt(u))
+    rtol = rcond if rtol is None else rtol
+    if hermitian:
+        s, u = eigh(A)
+        v = u
+    else:
+        u, s, v = _thin(A)
+        v = METHODS["conj"](v)
+    keep = s.abs() > _threshold(s.abs(), A.shape, atol, rtol)
+    return matmul(v * unsqueeze(where(keep, 1.0 / where(keep, s, 1.0), 0.0), -2), _mh(u))
 
 
 class Lstsq(NamedTuple):
@@ -516,14 +541,20 @@ class Lstsq(NamedTuple):
 
 @linear_algebra()
 def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | None = None) -> Lstsq:
-    """X that makes A X - B smallest."""
-    x = matmul(pinv(A, rcond), B)
+    """X that makes A X - B smallest; the driver "gelsy" (the default), "gels", "gelsd" or "gelss" decides what else is found, as in LAPACK."""
+    _matrices("lstsq", A._meta.spec)
+    if driver not in (None, "gels", "gelsy", "gelsd", "gelss"):
+        raise RuntimeError(f"linalg.lstsq: parameter `driver` should be one of (gels, gelsy, gelsd, gelss), got {driver}")
+    vector = B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]
+    b = unsqueeze(B, -1) if vector else B
+    x = matmul(pinv(A, rcond), b)
     m, n = A.shape[-2:]
-    s = svdvals(A.detach())
-    rank = matrix_rank(A)
-    full = m > n and bool((rank == n).all())
-    residuals = sum_over((matmul(A, x) - B) ** 2, -2) if full else FUNCTIONS["empty"](0, dtype=A.dtype)
-    return Lstsq(x, residuals, rank, s)
+    nothing = FUNCTIONS["empty"](0, dtype=dtypes.real_of(A.dtype))
+    rank = matrix_rank(A) if driver != "gels" else FUNCTIONS["empty"](0, dtype=dtypes.int64)
+    full = m > n and (driver == "gels" or bool((rank == n).all()))
+    residuals = sum_over((matmul(A, x) - b).abs() ** 2, -2) if full and driver != "gelsy" else nothing
+    s = svdvals(A.detach()) if driver in ("gelsd", "gelss") else nothing
+    return Lstsq(x.squeeze(-1) if vector else x, residuals, rank, s)
 
 
 @linear_algebra(outside=True)
@@ -601,6 +632,8 @@ def linalg_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = Fal
 @linear_algebra()
 def cond(A: Tensor, p: Any = None) -> Tensor:
     """The condition number: the norm times that of the inverse."""
+    if not A.shape[-1]:
+        return FUNCTIONS["zeros"](tuple(A.shape[:-2]), dtype=dtypes.real_of(A.dtype))
     if p in (None, 2, -2):
         s = svdvals(A)
         return s.amin(-1) / s.amax(-1) if p == -2 else s.amax(-1) / s.amin(-1)
@@ -644,6 +677,8 @@ def chain_matmul(*matrices: Tensor) -> Tensor:
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """The cross product along `dim`, of size 3 (the first such dimension of the input, or the last in linalg.cross)."""
     shape = broadcast_shapes("cross", tuple(input.shape), tuple(other.shape))
+    if input.ndim != other.ndim:
+        raise RuntimeError(f"linalg.cross: inputs must have the same number of dimensions; got {input.ndim} and {other.ndim}")
     d = next((k for k, n in enumerate(shape) if n == 3), -1) if dim is None else normalize_dim("cross", dim, len(shape))
     if shape[d] != 3:
         raise RuntimeError(f"linalg.cross: inputs dimension {d} must have length 3. Got {input.shape[d]} and {other.shape[d]}")
@@ -654,7 +689,7 @@ def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
 LINALG["cross"] = lambda input, other, *, dim=-1: cross(input, other, dim)
 LINALG["diagonal"] = lambda A, *, offset=0, dim1=-2, dim2=-1: METHODS["diagonal"](A, offset, dim1, dim2)
 LINALG["matmul"] = matmul
-LINALG["vander"] = lambda x, N=None: FUNCTIONS["vander"](x, N, increasing=True)
+LINALG["vander"] = lambda x, N=None: FUNCTIONS["vander"](x if x.ndim else unsqueeze(x, 0), N, increasing=True)
 
 
 @linear_algebra()
@@ -684,17 +719,277 @@ def tensorinv(A: Tensor, ind: int = 2) -> Tensor:
     return reshape(inverse(reshape(A, (math.prod(rows), -1))), columns + rows)
 
 
+# ------------------------------------------------------------------------------------------------ LU, Householder reflections
+
+
+def _swap_rows(a: Any, k: int, p: Any) -> None:
+    """Exchange row k of each matrix with its row p."""
+    p = p.reshape(*p.shape, 1, 1)
+    row = np.take_along_axis(a, p, -2)
+    np.put_along_axis(a, p, a[..., k : k + 1, :].copy(), -2)
+    a[..., k : k + 1, :] = row
+
+
+def _lu_pivots_np(x: Any) -> Any:
+    a = np.array(x, copy=True)
+    m, n = a.shape[-2:]
+    out = np.zeros((*a.shape[:-2], min(m, n)), np.int32)
+    for k in range(min(m, n)):
+        column = a[..., k:, k]
+        p = (np.abs(column.real) + np.abs(column.imag)).argmax(-1) + k  # LAPACK's measure of complex numbers too
+        out[..., k] = p + 1
+        _swap_rows(a, k, p)
+        _eliminate(a, k)
+    return out
+
+
+def _eliminate(a: Any, k: int) -> None:
+    """One step of Gauss: below the diagonal the factors, to the right what is left."""
+    head = a[..., k : k + 1, k : k + 1]
+    a[..., k + 1 :, k : k + 1] /= np.where(head == 0, 1, head)
+    a[..., k + 1 :, k + 1 :] -= a[..., k + 1 :, k : k + 1] * a[..., k : k + 1, k + 1 :]
+
+
+def _lu_np(x: Any) -> Any:
+    a = np.array(x, copy=True)
+    for k in range(min(a.shape[-2:])):
+        _eliminate(a, k)
+    return a
+
+
+def _rows_np(pivots: Any, count: int) -> Any:
+    """Where each row of the permuted matrix stood, from LAPACK's list of exchanges."""
+    rows = np.broadcast_to(np.arange(count), (*pivots.shape[:-1], count))[..., None].copy()
+    for k in range(pivots.shape[-1]):
+        _swap_rows(rows, k, pivots[..., k].astype(np.int64) - 1)
+    return rows[..., 0]
+
+
+def _unpacked(lu: Tensor) -> tuple[Tensor, Tensor]:
+    m, n = lu.shape[-2:]
+    k = min(m, n)
+    lower = tril(lu.narrow(-1, 0, k), -1) + FUNCTIONS["eye"](m, k, dtype=lu.dtype)
+    return lower, triu(lu.narrow(-2, 0, k))
+
+
+def _lu_grad(g: Tensor, out: Tensor) -> Tensor:
+    """A square block L U of the result by the rule for square matrices; what is beyond it is a triangular solution."""
+    m, n = out.shape[-2:]
+    k = min(m, n)
+    lower, upper = _unpacked(out)
+    gl, gu = tril(g.narrow(-1, 0, k), -1), triu(g.narrow(-2, 0, k))
+    rest = None
+    if n > k:
+        rest = apply(solve_, (_mh(lower), gu.narrow(-1, k, n - k)))
+        gl = tril(gl - matmul(rest, _mh(upper.narrow(-1, k, n - k))), -1)
+        upper, gu = upper.narrow(-1, 0, k), gu.narrow(-1, 0, k)
+    if m > k:
+        rest = _mh(apply(solve_, (upper, _mh(gl.narrow(-2, k, m - k)))))
+        gu = triu(gu - matmul(_mh(lower.narrow(-2, k, m - k)), rest))
+        lower, gl = lower.narrow(-2, 0, k), gl.narrow(-2, 0, k)
+    inner = tril(matmul(_mh(lower), gl), -1) + triu(matmul(gu, _mh(upper)))
+    square = _mh(apply(solve_, (upper, _mh(apply(solve_, (_mh(lower), inner))))))
+    return square if rest is None else FUNCTIONS["cat"]([square, rest], -1 if n > k else -2)  # type: ignore[no-any-return]
+
+
+def _wide_and_tall() -> Any:
+    return [((_rng.standard_normal(s) + 3 * np.eye(*s[-2:]),), ()) for s in ((3, 3), (2, 3, 3), (3, 4), (4, 3))]
+
+
+def _pivot_spec(x: Spec) -> Spec:
+    _matrices("lu_factor", x)
+    return Spec((*x.shape[:-2], min(x.shape[-2:])), dtypes.int32, x.device)
+
+
+lu_pivots_: Op = define("lu_pivots", ("x",), _lu_pivots_np, _pivot_spec, samples=_wide_and_tall, doc="LAPACK's row exchanges, counted from 1.")
+lu_rows_: Op = define(
+    "lu_rows", ("pivots",), _rows_np, lambda pivots, count: Spec((*pivots.shape[:-1], count), dtypes.int64, pivots.device), None, ("count",),
+    samples=lambda: [((np.array([3, 3, 3], np.int32),), (4,))], doc="The order of rows that a list of exchanges makes.",
+)
+lu_: Op = define(
+    "lu", ("x",), _lu_np, lambda x: x, vjp={"x": _lu_grad}, samples=_wide_and_tall, doc="L (without its diagonal) and U in one, without exchanges."
+)
+
+
+class LUFactor(NamedTuple):
+    """L and U in one matrix, and the row exchanges."""
+
+    LU: Tensor
+    pivots: Tensor
+
+
+class LUFactorEx(NamedTuple):
+    """L and U in one matrix, the row exchanges, and 0 where none of the pivots is 0."""
+
+    LU: Tensor
+    pivots: Tensor
+    info: Tensor
+
+
+class LU(NamedTuple):
+    """A permutation, a lower triangular matrix with ones on its diagonal, an upper triangular one."""
+
+    P: Tensor
+    L: Tensor
+    U: Tensor
+
+
+@linear_algebra()
+def lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -> LUFactorEx:
+    """`lu_factor` with the position (from 1) of the first pivot that is 0, or 0."""
+    _matrices("lu_factor", A._meta.spec)
+    k = min(A.shape[-2:])
+    if pivot:
+        pivots = apply(lu_pivots_, (A,))
+        rows = apply(lu_rows_, (pivots,), (A.shape[-2],))
+        x = FUNCTIONS["take_along_dim"](A, unsqueeze(rows, -1), -2)
+    else:
+        pivots = expand(FUNCTIONS["arange"](1, k + 1, dtype=dtypes.int32), (*A.shape[:-2], k)).clone()
+        x = A
+    out = apply(lu_, (x,))
+    zero = METHODS["diagonal"](out.detach(), 0, -2, -1).eq(0)
+    first = where(zero.any(-1), cast_int(zero).argmax(-1) + 1, 0).to(dtypes.int32) if k else pivots.sum(-1).to(dtypes.int32)
+    if check_errors and bool(first.any()):
+        raise LinAlgError(f"linalg.lu_factor: U[{int(first.max())},{int(first.max())}] is zero and using it on lu_solve would divide by zero")
+    return LUFactorEx(out, pivots, first)
+
+
+def cast_int(x: Tensor) -> Tensor:
+    """Bools as numbers."""
+    return x.to(dtypes.int32)  # type: ignore[no-any-return]
+
+
+@linear_algebra()
+def lu_factor(A: Tensor, *, pivot: bool = True) -> LUFactor:
+    """P A = L U, both in one matrix, with LAPACK's row exchanges (int32, from 1)."""
+    return LUFactor(*lu_factor_ex(A, pivot=pivot)[:2])
+
+
+@linear_algebra("lu")
+def lu_decomposition(A: Tensor, *, pivot: bool = True) -> LU:
+    """(P, L, U) with P L U = A."""
+    out, pivots = lu_factor(A, pivot=pivot)
+    return lu_unpack(out, pivots)  # type: ignore[no-any-return]
+
+
+@public(method=False)
+def lu_unpack(LU_data: Tensor, LU_pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True) -> LU:
+    """(P, L, U) from what `lu_factor` gave."""
+    m = LU_data.shape[-2]
+    nothing = FUNCTIONS["empty"](0, dtype=LU_data.dtype)
+    lower, upper = _unpacked(LU_data) if unpack_data else (nothing, nothing)
+    if not unpack_pivots:
+        return LU(nothing, lower, upper)
+    rows = apply(lu_rows_, (LU_pivots,), (m,))
+    return LU((unsqueeze(rows, -2) == unsqueeze(FUNCTIONS["arange"](m), -1)).to(LU_data.dtype), lower, upper)
+
+
+@public("lu")
+def old_lu(input: Tensor, pivot: bool = True, get_infos: bool = False) -> Any:
+    """`linalg.lu_factor` under its old name."""
+    out = lu_factor_ex(input, pivot=pivot)
+    return tuple(out) if get_infos else tuple(out[:2])
+
+
+@linear_algebra("lu_solve")
+def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
+    """X with A X = B (X A = B if not `left`, Aᴴ for A if `adjoint`), where `lu_factor` gave LU and pivots of A."""
+    p, lower, upper = lu_unpack(LU, pivots)
+    a = matmul(p, matmul(lower, upper))
+    return solve(_mh(a) if adjoint else a, B, left=left)  # type: ignore[no-any-return]
+
+
+@public("lu_solve")
+def old_lu_solve(input: Tensor, LU_data: Tensor, LU_pivots: Tensor) -> Tensor:
+    """`linalg.lu_solve` with its old order of arguments."""
+    return lu_solve(LU_data, LU_pivots, input)  # type: ignore[no-any-return]
+
+
+@linear_algebra()
+def solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """`solve` with a code of success, which is always 0: failures raise."""
+    return solve(A, B, left=left), FUNCTIONS["zeros"](tuple(A.shape[:-2]), dtype=dtypes.int32)
+
+
+@public()
+def triangular_solve(input: Tensor, A: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False) -> tuple[Tensor, Tensor]:
+    """(X, A) with A X = input, of A only one triangle counts; `linalg.solve_triangular` is the newer name."""
+    a, up = (_mt(A), not upper) if transpose else (A, upper)
+    return solve_triangular(a, input, upper=up, unitriangular=unitriangular), A.clone()
+
+
+@linear_algebra()
+@public("orgqr")
+def householder_product(input: Tensor, tau: Tensor) -> Tensor:
+    """The first columns of the product of reflections I - tau v vᴴ; v stands below the diagonal of `input`, with a one on it."""
+    m, n = input.shape[-2:]
+    out = expand(FUNCTIONS["eye"](m, n, dtype=input.dtype), tuple(input.shape))
+    vectors = tril(input, -1) + FUNCTIONS["eye"](m, n, dtype=input.dtype)
+    for k in reversed(range(tau.shape[-1])):
+        v = vectors.narrow(-1, k, 1)
+        out = out - v * unsqueeze(tau.narrow(-1, k, 1), -1) * matmul(_mh(v), out)
+    return out
+
+
+@public()
+def geqrf(input: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, tau): R in the upper triangle of a, the reflections that make Q below it; no gradient."""
+    _matrices("geqrf", input._meta.spec)
+    h, tau = np.linalg.qr(input.detach().numpy(), "raw")
+    return METHODS["new_tensor"](input, np.swapaxes(h, -1, -2)), METHODS["new_tensor"](input, tau)
+
+
+@public()
+def ormqr(input: Tensor, tau: Tensor, other: Tensor, left: bool = True, transpose: bool = False) -> Tensor:
+    """Q other (other Q if not `left`, Qᴴ for Q if `transpose`) with the whole Q that `geqrf` describes."""
+    m, n = input.shape[-2:]
+    square = FUNCTIONS["cat"]([input, input.new_zeros(*input.shape[:-2], m, m - n)], -1) if m > n else input
+    q = householder_product(square, tau)
+    q = _mh(q) if transpose else q
+    return matmul(q, other) if left else matmul(other, q)
+
+
+# ------------------------------------------------------------------------------------------------ few columns of large matrices
+
+
+@public(method=False)
+def svd_lowrank(A: Tensor, q: int | None = 6, niter: int | None = 2, M: Tensor | None = None) -> LegacySVD:
+    """(U, S, V), about the q largest singular values of A - M, from random columns (Halko et al. 2009)."""
+    x = A if M is None else A - M
+    m, n = x.shape[-2:]
+    q = 6 if q is None else q
+    if not 0 <= q <= min(m, n):
+        raise ValueError(f"svd_lowrank: q (={q}) must be non-negative and not greater than {min(m, n)}")
+    basis = qr(matmul(x, FUNCTIONS["randn"](*x.shape[:-2], n, q, dtype=x.dtype))).Q
+    for _ in range(2 if niter is None else niter):
+        basis = qr(matmul(x, qr(matmul(_mh(x), basis)).Q)).Q
+    u, s, vh = svd(matmul(_mh(basis), x), False)
+    return LegacySVD(matmul(basis, u), s, _mh(vh))
+
+
+@public(method=False)
+def pca_lowrank(A: Tensor, q: int | None = None, center: bool = True, niter: int = 2) -> LegacySVD:
+    """(U, S, V), about the q first principal components of the rows of A."""
+    m, n = A.shape[-2:]
+    q = min(6, m, n) if q is None else q
+    if not 0 <= q <= min(m, n):
+        raise ValueError(f"q(={q}) must be non-negative integer and not greater than min(m, n)={min(m, n)}")
+    return svd_lowrank(A - A.mean(-2, keepdim=True) if center else A, q, niter)
+
+
 # ------------------------------------------------------------------------------------------------ products with an addend
 
 
 def _mix(input: Tensor, product: Tensor, beta: float, alpha: float) -> Tensor:
+    if not product.dtype.has_gradient:
+        beta, alpha = int(beta), int(alpha)
     product = product if alpha == 1 else product * alpha
     return product if beta == 0 else product + (input if beta == 1 else input * beta)
 
 
 @public()
 def addmv(input: Tensor, mat: Tensor, vec: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """beta * input + alpha * (mat @ vec)."""
+    """beta * input + alpha * (mat @ vec); for integers the two factors are cut to whole numbers."""
     return _mix(input, mv(mat, vec), beta, alpha)
 
 
@@ -707,7 +1002,7 @@ def addr(input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: float = 1, alpha: f
 @public()
 def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta * input + alpha * the sum of batch1 @ batch2 over the batch."""
-    return _mix(input, sum_over(bmm(batch1, batch2), 0), beta, alpha)
+    return _mix(input, sum_over(bmm(batch1, batch2), 0).to(batch1.dtype), beta, alpha)
 
 
 for _f in (addmm, addmv, addr, addbmm, baddbmm):

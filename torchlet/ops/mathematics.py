@@ -139,12 +139,12 @@ copysign_ = pointwise(
     result="float",
     extern=True,
     samples=draw((3, 4), (4,), low=0.5),
-    vjp={"a": lambda g, a, b: where(a.eq(0), 0.0, g * a.sign() * where(signbit(b), -1.0, 1.0)), "b": lambda g: g * 0.0},
+    vjp={"a": lambda g, a, b: where(a.eq(0), 0.0, g * a.sign() * (where(signbit(b), -1.0, 1.0) if isinstance(b, Tensor) else math.copysign(1.0, b))), "b": lambda g: g * 0.0},
 )
 heaviside_ = pointwise(
     "heaviside",
     ("a", "b"),
-    np.heaviside,
+    lambda a, b: np.heaviside(a, b) if a.dtype.kind == "f" else np.where(a == 0, b, a > 0).astype(a.dtype),
     lambda a, b: select(a.eq(0), b, select(a > 0, const(1, a.dtype), const(0, a.dtype))),
     samples=draw((3, 4), (4,)),
 )
@@ -428,8 +428,8 @@ def _bessel(order: int, scaled: bool) -> Callable[[float], float]:
 
 extern("i0", _each(_bessel(0, False)), lambda g, x: g * SPECIAL["i1"](x), low=0.2)
 extern("i0e", _each(_bessel(0, True)), lambda g, x, out: g * (SPECIAL["i1e"](x) - x.sign() * out), low=0.2, in_special=True)
-extern("i1", _each(_bessel(1, False)), lambda g, x, out: g * (x.i0() - out / x), low=0.2, in_special=True)
-extern("i1e", _each(_bessel(1, True)), lambda g, x, out: g * (SPECIAL["i0e"](x) - out * (x.sign() + 1 / x)), low=0.2, in_special=True)
+extern("i1", _each(_bessel(1, False)), lambda g, x, out: g * (x.i0() - where(x.eq(0), 0.5, out / where(x.eq(0), 1.0, x))), low=0.2, in_special=True)
+extern("i1e", _each(_bessel(1, True)), lambda g, x, out: g * (SPECIAL["i0e"](x) - where(x.eq(0), 0.5, out * (x.sign() + 1 / where(x.eq(0), 1.0, x)))), low=0.2, in_special=True)
 
 
 def _entr(x: Expr) -> Expr:
@@ -488,10 +488,11 @@ def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
 
 @public()
 def float_power(input: Any, exponent: Any) -> Tensor:
-    """input ** exponent in float64."""
-    x = cast(input, dtypes.float64) if isinstance(input, Tensor) else input
-    e = cast(exponent, dtypes.float64) if isinstance(exponent, Tensor) else float(exponent)
-    return METHODS["pow"](x, e) if isinstance(x, Tensor) else METHODS["__rpow__"](e, float(x))  # type: ignore[no-any-return]
+    """input ** exponent in float64, or complex128 where one of the two is complex."""
+    complex_too = any(t.dtype.is_complex if isinstance(t, Tensor) else isinstance(t, complex) for t in (input, exponent))
+    wide, number = (dtypes.complex128, complex) if complex_too else (dtypes.float64, float)
+    x, e = (cast(t, wide) if isinstance(t, Tensor) else number(t) for t in (input, exponent))
+    return METHODS["pow"](x, e) if isinstance(x, Tensor) else METHODS["__rpow__"](e, x)  # type: ignore[no-any-return]
 
 
 @public(method=False)

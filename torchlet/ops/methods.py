@@ -705,9 +705,13 @@ def equal(input: Tensor, other: Tensor) -> bool:
 @public()
 def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
     """Elementwise |input - other| <= atol + rtol * |other|."""
+    if rtol < 0 or atol < 0:
+        raise RuntimeError(f"isclose: rtol and atol must be greater than or equal to zero, but got {rtol} and {atol}")
     same = input == other
     if equal_nan:
         same = same | (input.isnan() & other.isnan())
+    if not input.dtype.has_gradient and rtol == 0 == atol or input.dtype is dtypes.bool_:
+        return same
     return same | (((input - other).abs() <= atol + rtol * other.abs()) & other.isfinite())
 
 

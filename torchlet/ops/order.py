@@ -72,13 +72,15 @@ cumprod_: Op = define("cumprod", ("x",), _scan(np.multiply), _scan_spec, None, (
 @public()
 def cumsum(input: Tensor, dim: int, *, dtype: dtypes.dtype | None = None) -> Tensor:
     """Running sums along `dim`; integers and bools in int64."""
-    return apply(cumsum_, (input if dtype is None else cast(input, dtype),), (normalize_dim("cumsum", dim, input.ndim),))
+    out = apply(cumsum_, (input if dtype is None else cast(input, dtype),), (normalize_dim("cumsum", dim, input.ndim),))
+    return out if dtype is None or out.dtype is dtype else cast(out, dtype)
 
 
 @public()
 def cumprod(input: Tensor, dim: int, *, dtype: dtypes.dtype | None = None) -> Tensor:
     """Running products along `dim`; integers and bools in int64."""
-    return apply(cumprod_, (input if dtype is None else cast(input, dtype),), (normalize_dim("cumprod", dim, input.ndim),))
+    out = apply(cumprod_, (input if dtype is None else cast(input, dtype),), (normalize_dim("cumprod", dim, input.ndim),))
+    return out if dtype is None or out.dtype is dtype else cast(out, dtype)
 
 
 METHODS["cumsum_"] = in_place(cumsum)
@@ -88,12 +90,18 @@ METHODS["cumsum_"] = in_place(cumsum)
 def diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Tensor:
     """Differences of neighbours along `dim`, n times; tensors may be put before and after it first."""
     d = normalize_dim("diff", dim, input.ndim)
+    if not input.ndim:
+        raise RuntimeError("diff expects input to be at least one-dimensional")
+    if n < 0:
+        raise RuntimeError(f"diff: order must be non-negative but got {n}")
+    if n == 0:
+        return input
     input = cat([t for t in (prepend, input, append) if t is not None], d) if prepend is not None or append is not None else input
     for _ in range(n):
         size = input.shape[d]
-        input = basic(input, (ALL,) * d + (("s", 1 if size else 0, size, 1),)) - basic(
-            input, (ALL,) * d + (("s", 0, size - 1 if size else 0, 1),)
-        )
+        later = basic(input, (ALL,) * d + (("s", 1 if size else 0, size, 1),))
+        earlier = basic(input, (ALL,) * d + (("s", 0, size - 1 if size else 0, 1),))
+        input = later ^ earlier if input.dtype is dtypes.bool_ else later - earlier
     return input
 
 
@@ -165,7 +173,7 @@ def _with_values(name: str, input: Tensor, d: int, indices: Tensor, keepdim: boo
     values = gather(input, d, indices)
     if not keepdim and input.ndim:
         drop = (ALL,) * d + (("i", 0),)
-        values, indices = basic(values, drop), basic(indices, drop)
+        values, indices = basic(values, drop).contiguous(), basic(indices, drop).contiguous()
     return RETURN_TYPES[name](values, indices)
 
 
@@ -294,7 +302,10 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
         raise RuntimeError("bincount only supports 1-d non-negative integral inputs.")
     n = 0 if input.numel() == 0 else input.max().item() + 1
     n = n if n > minlength else minlength
-    each = input.new_ones(input.shape[0], dtype=dtypes.int64) if weights is None else weights
+    if weights is None:
+        each = input.new_ones(input.shape[0], dtype=dtypes.int64)
+    else:
+        each = weights if weights.dtype is dtypes.float32 else cast(weights, dtypes.float64)
     return apply(index_sum_, (each, input), (int(n), 0))
 
 
@@ -304,6 +315,8 @@ def _search_np(sorted_sequence: Any, values: Any, right: bool) -> Any:
         return np.asarray(np.searchsorted(sorted_sequence, values, side), np.int64)
     if sorted_sequence.shape[:-1] != values.shape[:-1]:
         raise ValueError("leading sizes differ")
+    if not values.size:
+        return np.zeros(values.shape, np.int64)
     lines = zip(sorted_sequence.reshape(-1, sorted_sequence.shape[-1]), values.reshape(-1, values.shape[-1]), strict=True)
     return np.stack([np.searchsorted(s, v, side) for s, v in lines]).reshape(values.shape).astype(np.int64)
 
@@ -323,18 +336,16 @@ searchsorted_: Op = define("searchsorted", ("sorted_sequence", "values"), _searc
 
 @public(method=False)
 def searchsorted(
-    sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None,
-    sorter: Tensor | None = None,
+    sorted_sequence: Tensor, input: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Tensor | None = None
 ) -> Tensor:
-    """The int64 positions where values would be inserted to keep the order; `right` puts them after equal ones.
-
-    `sorter`: the positions that sort `sorted_sequence`, where it is not sorted itself.
-    """
-    values = input if isinstance(input, Tensor) else wrap(np.asarray(input, sorted_sequence.dtype.np)).to(sorted_sequence.device)
+    """The positions where values would be inserted to keep the order; `right` puts them after equal ones. `sorter` sorts first."""
+    if side not in (None, "left", "right") or (side == "left" and right):
+        raise RuntimeError(f"searchsorted: side is {side!r} and right is {right}; expected 'left' or 'right', not opposite to each other")
     if sorter is not None:
-        sorted_sequence = sorted_sequence.gather(-1, sorter)
+        sorted_sequence = gather(sorted_sequence, -1, sorter)
+    values = input if isinstance(input, Tensor) else wrap(np.asarray(input, sorted_sequence.dtype.np)).to(sorted_sequence.device)
     found = apply(searchsorted_, (sorted_sequence, values), (right or side == "right",))
-    return found.to(dtypes.int32) if out_int32 else found
+    return cast(found, dtypes.int32) if out_int32 else found
 
 
 @public(method=False)

@@ -298,6 +298,11 @@ METHODS["__abs__"] = METHODS["abs"]
 
 def _sign_np(x: Any) -> Any:
     """np.sign with PyTorch's answer for NaN, which is 0."""
+    if x.dtype.kind == "b":
+        return x.copy()
+    if x.dtype.kind == "c":
+        size = np.abs(x)
+        return np.where(size == 0, 0, x / np.where(size == 0, 1, size)).astype(x.dtype)
     return np.where(np.isnan(x), x.dtype.type(0), np.sign(x)) if x.dtype.kind == "f" else np.sign(x)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torchlet import dtypes
 from torchlet.op import Composite, Op, Reduce, apply, define
 from torchlet.ops.pointwise import cast, where
-from torchlet.ops.public import Draws, as_tensor_like, public
+from torchlet.ops.public import METHODS, Draws, as_tensor_like, public
 from torchlet.ops.view import expand, unsqueeze_dims
 from torchlet.spec import Spec, normalize_dim, normalize_dims
 from torchlet.tensor import Tensor
@@ -188,7 +188,8 @@ def sum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: dtypes
     x = as_tensor_like(input, "sum")
     if dtype is not None:
         x = cast(x, dtype)
-    return apply(sum_, (x,), (normalize_dims("sum", dim if axis is None else axis, x.ndim), bool(keepdim or keepdims)))
+    out = apply(sum_, (x,), (normalize_dims("sum", dim if axis is None else axis, x.ndim), bool(keepdim or keepdims)))
+    return out if dtype is None or out.dtype is dtype else cast(out, dtype)
 
 
 @public()
@@ -209,7 +210,7 @@ def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: b
     """The variance over `dim`, divided by n - correction (1 by default: Bessel)."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
-    if input.dtype.is_complex:
+    if input.dtype.is_complex:  # the variances of the parts together
         return var(input.real, dim, unbiased, keepdim, correction=correction) + var(input.imag, dim, unbiased, keepdim, correction=correction)
     return apply(var_, (input,), (normalize_dims("var", dim, input.ndim), _correction(unbiased, correction), bool(keepdim)))
 
@@ -223,13 +224,13 @@ def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: b
 @public()
 def var_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None) -> tuple[Tensor, Tensor]:
     """(variance, mean) over `dim`."""
-    return var(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
+    return var(input, dim, unbiased, keepdim, correction=correction), mean(input, None if isinstance(dim, bool) else dim, keepdim)
 
 
 @public()
 def std_mean(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None) -> tuple[Tensor, Tensor]:
     """(standard deviation, mean) over `dim`."""
-    return std(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
+    return std(input, dim, unbiased, keepdim, correction=correction), mean(input, None if isinstance(dim, bool) else dim, keepdim)
 
 
 @public()
@@ -264,19 +265,22 @@ def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tens
 @public()
 def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """True where an element along `dim` is true."""
-    return apply(any_, (input,), (normalize_dims("any", dim, input.ndim), bool(keepdim)))
+    out = apply(any_, (input,), (normalize_dims("any", dim, input.ndim), bool(keepdim)))
+    return cast(out, input.dtype) if input.dtype is dtypes.uint8 else out  # PyTorch keeps this one dtype
 
 
 @public()
 def all(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """True where all elements along `dim` are true."""
-    return apply(all_, (input,), (normalize_dims("all", dim, input.ndim), bool(keepdim)))
+    out = apply(all_, (input,), (normalize_dims("all", dim, input.ndim), bool(keepdim)))
+    return cast(out, input.dtype) if input.dtype is dtypes.uint8 else out
 
 
 @public()
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: dtypes.dtype | None = None) -> Tensor:
     """The product over `dim`, or of all elements."""
-    return _one_dim(prod_, input if dtype is None else cast(input, dtype), dim, keepdim)
+    out = _one_dim(prod_, input if dtype is None else cast(input, dtype), dim, keepdim)
+    return out if dtype is None or out.dtype is dtype else cast(out, dtype)
 
 
 @public()
@@ -284,6 +288,9 @@ def norm(input: Tensor, p: Any = 2.0, dim: Dims = None, keepdim: bool = False, d
     """The p-norm over `dim` (all dimensions by default): p a number, inf, -inf, 0, or "fro" for 2. The gradient at 0 is 0."""
     x = input if dtype is None else cast(input, dtype)
     _float_only("norm", x)
+    if p == "nuc":
+        return METHODS["svd"](x)[1].sum(-1, keepdim)  # type: ignore[no-any-return]
+    x = x.abs() if x.dtype.is_complex else x
     p = 2.0 if p in ("fro", None) else float(p)
     if p == math.inf or p == -math.inf:
         return (amax if p > 0 else amin)(x.abs(), dim, keepdim)
@@ -306,12 +313,14 @@ def count_nonzero(input: Tensor, dim: Dims = None) -> Tensor:
 
 
 @public()
-def nansum(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+def nansum(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: dtypes.dtype | None = None) -> Tensor:
     """`sum` with NaN as 0."""
-    return sum(where(input.isnan(), 0.0, input), dim, keepdim)
+    return sum(where(input.isnan(), 0.0, input) if input.dtype.has_gradient else input, dim, keepdim, dtype=dtype)
 
 
 @public()
-def nanmean(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+def nanmean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: dtypes.dtype | None = None) -> Tensor:
     """The mean of what is not NaN."""
+    input = input if dtype is None else cast(input, dtype)
+    _float_only("nanmean", input)
     return nansum(input, dim, keepdim) / cast(sum(~input.isnan(), dim, keepdim), input.dtype)

@@ -13,8 +13,8 @@ from torchlet.op import Op, apply, define
 from torchlet.ops.arrange import cat, flip
 from torchlet.ops.contract import matmul
 from torchlet.ops.create import Generator, draw, integers_, uniform_
-from torchlet.ops.index import gather, getitem, scatter_sum_
-from torchlet.ops.order import RETURN_TYPES, ValuesIndices, argsort, cumsum, median, named, sort
+from torchlet.ops.index import gather, getitem, lifted, scatter_sum_
+from torchlet.ops.order import RETURN_TYPES, ValuesIndices, argsort, median, named, sort
 from torchlet.ops.pointwise import cast, where
 from torchlet.ops.public import FUNCTIONS, METHODS, Draws, in_place, public
 from torchlet.ops.reduce import norm
@@ -79,6 +79,17 @@ def cummin(input: Tensor, dim: int) -> ValuesIndices:
     return _running("cummin", input, dim)
 
 
+def _logcumsumexp_grad(g: Tensor, x: Tensor, out: Tensor, dim: int) -> Tensor:
+    """Sums of g exp(x - out) over what follows, in logarithms: the positive and the negative part apart, so that nothing overflows."""
+
+    def part(g: Tensor) -> Tensor:
+        some = g > 0
+        size = where(some, where(some, g, 1.0).log(), -1e4)  # not -inf, which has no gradient
+        return (flip(apply(logcumsumexp_, (flip(size - out, dim),), (dim,)), dim) + x).exp()
+
+    return part(g) - part(-g)
+
+
 logcumsumexp_: Op = define(
     "logcumsumexp",
     ("x",),
@@ -86,7 +97,7 @@ logcumsumexp_: Op = define(
     lambda x, dim: x,
     None,
     ("dim",),
-    {"x": lambda g, x, out, dim: flip(cumsum(flip(g * (-out).exp(), dim), dim), dim) * x.exp() if g.ndim else g},
+    {"x": lambda g, x, out, dim: _logcumsumexp_grad(g, x, out, dim) if g.ndim else g},
     lambda: [((_rng.standard_normal((3, 4)),), (d,)) for d in (0, 1)],
 )
 
@@ -125,20 +136,51 @@ def cumulative_trapezoid(y: Tensor, x: Tensor | None = None, *, dx: Any = None, 
 
 
 @public(method=False)
-def gradient(input: Tensor, *, spacing: float = 1.0, dim: Any = None, edge_order: int = 1) -> list[Tensor]:
-    """Central differences along each of `dim`, one-sided at the ends."""
-    dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
-    out = []
-    for d in dims:
-        n = input.shape[d]
-        if n < edge_order + 1 or edge_order != 1:
-            raise RuntimeError(
-                f"gradient: size {n} in dimension {d} and edge_order {edge_order}; expected at least 2 elements and edge_order 1"
-            )
-        first, last = input.narrow(d, 1, 1) - input.narrow(d, 0, 1), input.narrow(d, n - 1, 1) - input.narrow(d, n - 2, 1)
-        middle = (input.narrow(d, 2, n - 2) - input.narrow(d, 0, n - 2)) / 2 if n > 2 else input.narrow(d, 0, 0)
-        out.append(cat([first, middle, last], d) / spacing)
-    return out
+def gradient(input: Tensor, *, spacing: Any = None, dim: Any = None, edge_order: int = 1) -> list[Tensor]:
+    """Central differences along each of `dim`, one-sided of order 1 or 2 at the ends.
+
+    `spacing` is one step, a step for each dimension, or a vector of coordinates for each.
+    """
+    if edge_order not in (1, 2):
+        raise RuntimeError("torch.gradient only supports edge_order=1 and edge_order=2.")
+    dims = [normalize_dim("gradient", d, input.ndim) for d in (range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim)]
+    if len(set(dims)) != len(dims):
+        raise RuntimeError("gradient: a dim appears multiple times in the list of dims")
+    given = list(spacing) if isinstance(spacing, list | tuple) else [1.0 if spacing is None else spacing] * len(dims)
+    if len(given) != len(dims):
+        raise RuntimeError(
+            f"torch.gradient expected spacing to be unspecified, a scalar or a list of length equal to 'self.dim() = {input.ndim}', but got "
+            f"a list of length {len(given)}"
+        )
+    x = input if input.dtype.has_gradient else cast(input, dtypes.get_default_dtype())
+    return [_slopes(x, d, step, edge_order) for d, step in zip(dims, given, strict=True)]
+
+
+def _slopes(x: Tensor, d: int, spacing: Any, edge_order: int) -> Tensor:
+    """The derivative along one dimension: parabolas through neighbours (Fornberg 1988 for uneven steps)."""
+    n = x.shape[d]
+    if n < edge_order + 1:
+        raise RuntimeError("torch.gradient expected each dimension size to be at least edge_order+1")
+    steps = spacing.diff() if isinstance(spacing, Tensor) and spacing.ndim else None
+
+    def step(start: int, count: int) -> Any:
+        return spacing if steps is None else reshape(steps.narrow(0, start, count), (-1,) + (1,) * (x.ndim - 1 - d))
+
+    def end(at: int, inward: int, a: Any, b: Any) -> Tensor:
+        f = [x.narrow(d, at + k * inward, 1) for k in range(edge_order + 1)]
+        if edge_order == 1:
+            return (f[1] - f[0]) / a * inward
+        return (f[1] * ((a + b) / (a * b)) - f[0] * ((2 * a + b) / (a * (a + b))) - f[2] * (a / (b * (a + b)))) * inward
+
+    parts = [end(0, 1, step(0, 1), step(1, 1) if n > 2 else None)]
+    if n > 2:
+        a, b = step(0, n - 2), step(1, n - 2)
+        low, here, high = (x.narrow(d, k, n - 2) for k in range(3))
+        parts.append(
+            (high - low) / (2 * spacing) if steps is None else high * (a / (b * (a + b))) + here * ((b - a) / (a * b)) - low * (b / (a * (a + b)))
+        )
+    parts.append(end(n - 1, -1, step(n - 2, 1), step(n - 3, 1) if n > 2 else None))
+    return cat(parts, d)
 
 
 # ------------------------------------------------------------------------------------------------ order
@@ -231,7 +273,7 @@ def _quantile(name: str, input: Tensor, q: Any, dim: int | None, keepdim: bool, 
     gone = bad.all(-1, keepdim=True) if skip_nan else bad.any(-1, keepdim=True)
     out = movedim(where(gone, math.nan, out), -1, 0)
     if keepdim:
-        out = unsqueeze(out, d + 1) if dim is not None else reshape(out, (-1,) + (1,) * rank)
+        out = unsqueeze(out, d + 1) if dim is not None and rank else reshape(out, (-1,) + (1,) * rank)
     return out if levels.ndim else basic(out, (("i", 0),))
 
 
@@ -251,7 +293,8 @@ def nanquantile(input: Tensor, q: Any, dim: int | None = None, keepdim: bool = F
 def unique_consecutive(input: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None) -> Any:
     """Runs of equal elements (or slices along `dim`) made one; on request each element's run and the runs' lengths."""
     a = input.detach().numpy()
-    lines = a.reshape(-1, 1) if dim is None else np.moveaxis(a, dim, 0).reshape(a.shape[dim], -1)
+    lines = a.reshape(-1, 1) if dim is None else np.moveaxis(a, dim, 0)
+    lines = lines.reshape(len(lines), math.prod(lines.shape[1:]))
     first = np.concatenate(([True] * min(1, len(lines)), (lines[1:] != lines[:-1]).any(1)))
     starts = np.flatnonzero(first)
     values = a.reshape(-1)[starts] if dim is None else np.take(a, starts, axis=dim)
@@ -298,28 +341,34 @@ def histogram(
 @public()
 def cov(input: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
     """The covariance matrix of variables (rows) over observations (columns)."""
+    if input.ndim > 2:
+        raise RuntimeError(f"cov(): expected input to have two or fewer dimensions but got an input with {input.ndim} dimensions")
     x = reshape(input, (1, -1)) if input.ndim < 2 else input
+    x = x if x.dtype.has_gradient else cast(x, dtypes.get_default_dtype())
     weights = [w for w in (fweights, aweights) if w is not None]
     if not weights:
         d = x - x.mean(1, keepdim=True)
-        out = matmul(d, transpose(d, 0, 1)) / max(x.shape[1] - correction, 0)
+        out = matmul(d, transpose(d, 0, 1).conj()) / max(x.shape[1] - correction, 0)
     else:
-        w: Any = cast(weights[0], x.dtype) if len(weights) == 1 else cast(weights[0] * weights[1], x.dtype)
+        w: Any = weights[0] if len(weights) == 1 else weights[0] * weights[1]
         total = w.sum()
         d = x - (x * w).sum(1, keepdim=True) / total
         free = total - correction if aweights is None else total - correction * (w * aweights).sum() / total
-        out = matmul(d * w, transpose(d, 0, 1)) / free
-    return reshape(out, ()) if input.ndim < 2 else out
+        out = matmul(d, transpose(d * w, 0, 1).conj()) / free.clamp(min=0)
+    return out.squeeze()
 
 
 @public()
 def corrcoef(input: Tensor) -> Tensor:
     """The correlation matrix of variables (rows) over observations (columns)."""
+    if input.ndim > 2:
+        raise RuntimeError(f"corrcoef(): expected input to have two or fewer dimensions but got an input with {input.ndim} dimensions")
     c = cov(input)
     if not c.ndim:
         return c / c
     s = METHODS["diagonal"](c).sqrt()
-    return (c / unsqueeze(s, 1) / s).clamp(-1, 1)
+    out = c / unsqueeze(s, 1) / s
+    return FUNCTIONS["complex"](out.real.clamp(-1, 1), out.imag.clamp(-1, 1)) if out.dtype.is_complex else out.clamp(-1, 1)
 
 
 # ------------------------------------------------------------------------------------------------ distances
@@ -346,6 +395,8 @@ def pdist(input: Tensor, p: float = 2.0) -> Tensor:
 def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     """Slices along `dim` scaled down to the p-norm `maxnorm` where they exceed it."""
     d = normalize_dim("renorm", dim, input.ndim)
+    if input.ndim < 2:
+        raise RuntimeError(f"renorm: input needs at least 2 dimensions, got {input.ndim} dimensions")
     length = norm(input, p, [k for k in range(input.ndim) if k != d], True)
     return input * where(length > maxnorm, maxnorm / (length + 1e-7), 1.0)
 
@@ -369,6 +420,8 @@ _UFUNCS: dict[str, Any] = {"sum": np.add, "mean": np.add, "prod": np.multiply, "
 def _neutral(reduce: str, kind: Any) -> Any:
     if reduce in ("sum", "mean", "prod"):
         return int(reduce == "prod")
+    if kind.kind == "b":
+        return reduce == "amin"
     if kind.kind in "iu":
         return np.iinfo(kind).min if reduce == "amax" else np.iinfo(kind).max
     return -np.inf if reduce == "amax" else np.inf
@@ -429,7 +482,8 @@ def _shares(
         g = g / (touched + (1.0 if include_self else 0.0)).clamp(min=1)
         gx, gs = g * kept, gather(g, dim, index)
     elif reduce == "prod":
-        gx, gs = g * out / x * kept if include_self else g * kept, gather(g * out, dim, index) / source
+        gx, gs = _product_shares(g, x, index, source, dim, include_self)
+        gx = gx if include_self else g * kept
     else:  # equal extremes share
         mine = cast(x.eq(out), x.dtype)  # counted also where the input takes no part, as PyTorch does
         theirs = cast(source.eq(gather(out, dim, index)), x.dtype)
@@ -439,6 +493,20 @@ def _shares(
         grown = FUNCTIONS["zeros"](tuple(src.shape), dtype=src.dtype)
         gs = grown.index_put(tuple(slice(n) for n in index.shape), gs)
     return gx, gs
+
+
+def _product_shares(g: Tensor, x: Tensor, index: Tensor, source: Tensor, dim: int, include_self: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of a product whose factors may be 0: the product of all others is that of the factors that are not 0,
+    where no other is 0."""
+    start = x if include_self else FUNCTIONS["ones_like"](x)
+    full = FUNCTIONS["scatter_reduce"](where(start.eq(0), 1.0, start), dim, index, where(source.eq(0), 1.0, source), "prod")
+    zeros = cast(start.eq(0), x.dtype) + apply(scatter_sum_, (cast(source.eq(0), x.dtype), index), (tuple(x.shape), dim))
+
+    def others(factor: Tensor, product: Tensor, count: Tensor) -> Tensor:
+        zero = factor.eq(0)
+        return where(count - cast(zero, x.dtype) > 0, 0.0, product / where(zero, 1.0, factor))
+
+    return g * others(start, full, zeros), gather(g, dim, index) * others(source, gather(full, dim, index), gather(zeros, dim, index))
 
 
 def _reduce_samples() -> list[Any]:
@@ -466,6 +534,7 @@ scatter_reduce_op: Op = define(
 
 
 @public()
+@lifted
 def scatter_reduce(input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True) -> Tensor:
     """The input with the elements of `src` combined into it along `dim`: reduce is "sum", "prod", "mean", "amax" or "amin"."""
     return apply(scatter_reduce_op, (input, index, src), (normalize_dim("scatter_reduce", dim, input.ndim), reduce, bool(include_self)))
@@ -475,6 +544,7 @@ METHODS["scatter_reduce_"] = in_place(scatter_reduce)
 
 
 @public()
+@lifted
 def index_reduce(input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Tensor:
     """The input with the slices of `source` combined into it along `dim`: reduce is "prod", "mean", "amax" or "amin"."""
     d = normalize_dim("index_reduce", dim, input.ndim)

@@ -204,6 +204,8 @@ def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
     """Dimensions moved to other places, the others in their order."""
     src = [normalize_dim("movedim", d, input.ndim) for d in ([source] if isinstance(source, int) else source)]
     dst = [normalize_dim("movedim", d, input.ndim) for d in ([destination] if isinstance(destination, int) else destination)]
+    if len(src) != len(dst) or len(set(src)) != len(src) or len(set(dst)) != len(dst):
+        raise RuntimeError(f"movedim: source {source} and destination {destination}; expected as many dims in both, none of them repeated")
     order = [d for d in range(input.ndim) if d not in src]
     for d, s in sorted(zip(dst, src, strict=True)):
         order.insert(d, s)
@@ -340,8 +342,12 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
 @public()
 def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     """`length` elements of `dim` from `start`. Raises RuntimeError when they reach past the end."""
+    if not input.ndim:
+        raise RuntimeError("narrow() cannot be applied to a 0-dim tensor.")
     d, start = normalize_dim("narrow", dim, input.ndim), int(start)
     n = input.shape[d]
+    if not -n <= start <= n:
+        raise IndexError(f"start out of range (expected to be in range of [{-n}, {n}], but got {start})")
     start = start + n if start < 0 else start
     if length < 0 or start + length > n:
         raise RuntimeError(f"narrow: start ({start}) + length ({length}) exceeds dimension size ({n}).")
