@@ -44,8 +44,10 @@ _MOVED = {
     "nn.utils.stateless": "func",
 }
 _DISTRIBUTIONS = (
-    "bernoulli beta categorical dirichlet distribution exponential gamma geometric gumbel independent kl laplace log_normal "
-    "mixture_same_family multivariate_normal normal one_hot_categorical transformed_distribution transforms uniform"
+    "bernoulli beta binomial categorical cauchy chi2 continuous_bernoulli dirichlet exp_family exponential fishersnedecor gamma geometric "
+    "gumbel half_cauchy half_normal independent inverse_gamma kumaraswamy laplace lkj_cholesky log_normal logistic_normal "
+    "lowrank_multivariate_normal mixture_same_family multinomial multivariate_normal negative_binomial normal one_hot_categorical pareto "
+    "poisson relaxed_bernoulli relaxed_categorical studentT transformed_distribution uniform von_mises weibull wishart"
 )
 _MOVED |= {f"distributions.{name}": "distributions" for name in _DISTRIBUTIONS.split()}
 
