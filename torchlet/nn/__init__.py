@@ -2,6 +2,7 @@
 
 from torchlet.nn import (
     activation,
+    adaptive,
     attention,
     container,
     conv,
@@ -25,6 +26,7 @@ from torchlet.nn import (
 )
 from torchlet.nn import embedding as sparse
 from torchlet.nn.activation import *  # noqa: F403
+from torchlet.nn.adaptive import AdaptiveLogSoftmaxWithLoss
 from torchlet.nn.container import *  # noqa: F403
 from torchlet.nn.conv import *  # noqa: F403
 from torchlet.nn.dropout import *  # noqa: F403
@@ -37,13 +39,14 @@ from torchlet.nn.normalization import *  # noqa: F403
 from torchlet.nn.padding import *  # noqa: F403
 from torchlet.nn.parallel import DataParallel
 from torchlet.nn.parameter import Buffer, Parameter, UninitializedParameter
+from torchlet.nn.parameter import UninitializedParameter as UninitializedBuffer
 from torchlet.nn.pooling import *  # noqa: F403
 from torchlet.nn.rnn import *  # noqa: F403
 from torchlet.nn.transformer import *  # noqa: F403
 from torchlet.nn.vision import *  # noqa: F403
 
 __all__ = [
-    "Buffer", "DataParallel", "Module", "Parameter", "UninitializedParameter", "attention", "functional", "init", "modules", "parallel",
+    "AdaptiveLogSoftmaxWithLoss", "Buffer", "DataParallel", "Module", "Parameter", "UninitializedBuffer", "UninitializedParameter", "attention", "functional", "init", "modules", "parallel",
     "parameter",
     "sparse", "utils",
 ]

@@ -614,6 +614,111 @@ def _max_unpool(x: Tensor, indices: Tensor, kernel_size: Any, stride: Any, paddi
     return flat.reshape(*lead, *size)
 
 
+def max_unpool3d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None) -> Tensor:
+    """Zeros with the elements of the input where `max_pool3d` found them."""
+    return _max_unpool(input, indices, kernel_size, stride, padding, output_size, 3)
+
+
+def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """As lp_pool1d over three dimensions."""
+    return _lp_pool(avg_pool3d(ops.pow(input, norm_type), kernel_size, stride, 0, ceil_mode), norm_type, kernel_size, 3)
+
+
+def _fractional(
+    input: Tensor, kernel_size: Any, output_size: Any, output_ratio: Any, return_indices: bool, samples: Tensor | None, rank: int
+) -> Any:
+    name = f"fractional_max_pool{rank}d"
+    if output_size is None and output_ratio is None:
+        raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
+    kernel = convolve.sizes_of(name, kernel_size, rank, "kernel_size")
+    if output_size is None:
+        ratio = output_ratio if isinstance(output_ratio, tuple | list) else (output_ratio,) * rank
+        output_size = [int(n * r) for n, r in zip(input.shape[-rank:], ratio, strict=True)]
+    out = convolve.sizes_of(name, output_size, rank, "output_size")
+    batched = input.ndim == rank + 2
+    x = input if batched else input.unsqueeze(0)
+    n, c, *sizes = x.shape
+    for size, k, o in zip(sizes, kernel, out, strict=True):
+        if o + k - 1 > size:
+            raise RuntimeError(f"{name}: pool size {k} too large relative to input size {size} for {o} outputs")
+    u = ops.rand(n, c, rank, dtype=x.dtype) if samples is None else samples.reshape(n, c, rank)
+    best, place = x, ops.arange(math.prod(sizes)).reshape(sizes).expand(x.shape)
+    for k in range(rank):  # each dimension by itself: the largest of windows is the largest of their rows' largest
+        best, place = _fractional_dim(best, place, u[..., _SAMPLE_OF[rank][k]], kernel[k], out[k], k + 2)
+    best, place = (best, place) if batched else (best.squeeze(0), place.squeeze(0))
+    return (best, place) if return_indices else best
+
+
+_SAMPLE_OF = {2: (1, 0), 3: (0, 1, 2)}  # in two dimensions PyTorch's first sample is the width's
+
+
+def _fractional_dim(x: Tensor, place: Tensor, u: Tensor, kernel: int, out: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Largest elements of `out` windows along `dim` whose starts each (sample, channel) draws by `u` (Graham 2014)."""
+    size = x.shape[dim]
+    i = ops.arange(out, dtype=x.dtype)
+    alpha = (size - kernel) / (out - 1) if out > 1 else 0.0
+    starts = ((i + u.unsqueeze(-1)) * alpha).floor() - (u.unsqueeze(-1) * alpha).floor()  # (N, C, out)
+    starts = ops.where(i == out - 1, float(size - kernel), starts).long()
+    at = (starts.unsqueeze(-1) + ops.arange(kernel)).reshape(*starts.shape[:2], -1)  # (N, C, out * kernel)
+    shape = [*at.shape[:2], *[1] * (x.ndim - 2)]
+    shape[dim] = at.shape[-1]
+    at = at.reshape(shape).expand(*x.shape[:dim], at.shape[-1], *x.shape[dim + 1:])
+    windows = x.gather(dim, at).unflatten(dim, (out, kernel))
+    values, best = windows.max(dim + 1, keepdim=True)
+    return values.squeeze(dim + 1), place.gather(dim, at).unflatten(dim, (out, kernel)).gather(dim + 1, best).squeeze(dim + 1)
+
+
+def fractional_max_pool2d(
+    input: Tensor, kernel_size: Any, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False,
+    _random_samples: Tensor | None = None,
+) -> Any:
+    """The largest elements of windows at random steps, so that the output has any size; with `return_indices` also where they were."""
+    return _fractional(input, kernel_size, output_size, output_ratio, return_indices, _random_samples, 2)
+
+
+def fractional_max_pool3d(
+    input: Tensor, kernel_size: Any, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False,
+    _random_samples: Tensor | None = None,
+) -> Any:
+    """As fractional_max_pool2d over three dimensions."""
+    return _fractional(input, kernel_size, output_size, output_ratio, return_indices, _random_samples, 3)
+
+
+def _with_indices(name: str, f: Any) -> Any:
+    def g(*args: Any, **kwargs: Any) -> Any:
+        return f(*args, **{**kwargs, "return_indices": True})
+
+    g.__name__ = g.__qualname__ = name
+    g.__doc__ = "The pooled input and where each element was."
+    return g
+
+
+max_pool1d_with_indices, max_pool2d_with_indices, max_pool3d_with_indices = (
+    _with_indices(f"max_pool{k}d_with_indices", f) for k, f in enumerate((max_pool1d, max_pool2d, max_pool3d), 1)
+)
+adaptive_max_pool1d_with_indices, adaptive_max_pool2d_with_indices, adaptive_max_pool3d_with_indices = (
+    _with_indices(f"adaptive_max_pool{k}d_with_indices", f) for k, f in enumerate((adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d), 1)
+)
+fractional_max_pool2d_with_indices = _with_indices("fractional_max_pool2d_with_indices", fractional_max_pool2d)
+fractional_max_pool3d_with_indices = _with_indices("fractional_max_pool3d_with_indices", fractional_max_pool3d)
+native_channel_shuffle = channel_shuffle
+
+
+def upsample_nearest(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    """`interpolate` with mode "nearest" under its old name."""
+    return interpolate(input, size, scale_factor, mode="nearest")
+
+
+def upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    """`interpolate` with mode "bilinear" and aligned corners under its old name."""
+    return interpolate(input, size, scale_factor, mode="bilinear", align_corners=True)
+
+
+def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
+    """conv1d of (time, batch, channels) with a weight (kernel, in, out)."""
+    return conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
+
+
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """x / (k + alpha * mean of x² over `size` channels around)^beta (Krizhevsky et al. 2012)."""
     if input.ndim < 3:

@@ -18,13 +18,17 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "LPPool1d",
     "LPPool2d",
+    "LPPool3d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
     "MaxUnpool1d",
     "MaxUnpool2d",
+    "MaxUnpool3d",
 ]
 
 
@@ -266,3 +270,55 @@ class MaxUnpool2d(_MaxUnpool):
     def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
         """The partial inverse of pooling."""
         return F.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool3d(_MaxUnpool):
+    """Zeros with the elements of the input where MaxPool3d found them."""
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
+        """The larger tensor."""
+        return F.max_unpool3d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class LPPool3d(_LPPool):
+    """The p-norm of every window of (N, C, D, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled input."""
+        return F.lp_pool3d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+class _FractionalMaxPool(Module):
+    """Windows at random steps; the output has a given size, or a given part of the input's."""
+
+    _random_samples: Tensor | None
+
+    def __init__(
+        self, kernel_size: Any, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False, _random_samples: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if (output_size is None) == (output_ratio is None):
+            raise ValueError(f"{name} requires specifying either an output size, or a pooling ratio" if output_size is None
+                else "only one of output_size and output_ratio may be specified")
+        if output_ratio is not None and not all(0 < r < 1 for r in (output_ratio if isinstance(output_ratio, tuple | list) else (output_ratio,))):
+            raise ValueError(f"output_ratio must be between 0 and 1 (got {output_ratio})")
+        self.kernel_size, self.output_size, self.output_ratio = kernel_size, output_size, output_ratio
+        self.return_indices = return_indices
+        self.register_buffer("_random_samples", _random_samples)
+
+
+class FractionalMaxPool2d(_FractionalMaxPool):
+    """The largest elements of windows of (N, C, H, W) at random steps (Graham 2014)."""
+
+    def forward(self, input: Tensor) -> Any:
+        """The pooled input; with `return_indices` also where each element was."""
+        return F.fractional_max_pool2d(input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples)
+
+
+class FractionalMaxPool3d(_FractionalMaxPool):
+    """The largest elements of windows of (N, C, D, H, W) at random steps."""
+
+    def forward(self, input: Tensor) -> Any:
+        """The pooled input; with `return_indices` also where each element was."""
+        return F.fractional_max_pool3d(input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples)

@@ -5,6 +5,7 @@ from types import ModuleType
 
 from torchlet.nn import (
     activation,
+    adaptive,
     container,
     conv,
     dropout,
@@ -27,7 +28,7 @@ __all__ = ["Module"]
 
 _PLACES = {
     "activation": activation,
-    "adaptive": loss,
+    "adaptive": adaptive,
     "batchnorm": normalization,
     "channelshuffle": vision,
     "container": container,
@@ -63,6 +64,7 @@ for _name, _place in {**_PLACES, "utils": _tuples}.items():
     globals()[_name] = sys.modules[f"{__name__}.{_name}"] = _place
 for _place in (
     activation,
+    adaptive,
     container,
     conv,
     dropout,

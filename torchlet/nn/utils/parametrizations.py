@@ -1,4 +1,4 @@
-"""Parametrizations that are often wanted: weight norm and spectral norm."""
+"""Parametrizations that are often wanted: weight norm, spectral norm, orthogonal matrices."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torchlet.autograd import no_grad
 from torchlet.nn import functional as F
 from torchlet.nn.module import Module
 from torchlet.nn.utils import parametrize
+from torchlet.ops.linalg import LINALG
 from torchlet.tensor import Tensor
 
-__all__ = ["norm_except_dim", "spectral_norm", "weight_norm"]
+__all__ = ["norm_except_dim", "orthogonal", "spectral_norm", "weight_norm"]
 
 
 def norm_except_dim(v: Tensor, dim: int | None) -> Tensor:
@@ -92,3 +93,86 @@ def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int 
     if dim is None:
         dim = 1 if type(module).__name__.startswith("ConvTranspose") else 0
     return parametrize.register_parametrization(module, name, _SpectralNorm(weight, n_power_iterations, dim, eps))
+
+
+class _Orthogonal(Module):
+    base: Tensor | None
+
+    def __init__(self, weight: Tensor, orthogonal_map: str, use_trivialization: bool) -> None:
+        super().__init__()
+        if weight.dtype.is_complex and orthogonal_map == "householder":
+            raise ValueError("The householder parametrization does not support complex tensors.")
+        self.orthogonal_map, self.shape = orthogonal_map, tuple(weight.shape)
+        self.register_buffer("base", None)
+        self.trivial = use_trivialization  # the weight is a fixed orthogonal matrix times one near the identity
+
+    def forward(self, X: Tensor) -> Tensor:
+        """An orthogonal matrix, or orthonormal rows or columns, made from any matrix."""
+        n, k = X.shape[-2:]
+        wide = n < k
+        x = X.mT if wide else X
+        n, k = x.shape[-2:]
+        if self.orthogonal_map == "householder":
+            lower = x.tril(-1)
+            q = LINALG["householder_product"](lower, 2.0 / (1.0 + (lower * lower).sum(-2)))
+            q = q * x.diagonal(0, -2, -1).int().unsqueeze(-2)  # the signs stand on the diagonal
+        else:
+            a = x.tril()
+            if n != k:
+                a = ops.cat([a, a.new_zeros(*a.shape[:-2], n, n - k)], -1)
+            a = a - a.mT  # skew-symmetric
+            if self.orthogonal_map == "matrix_exp":
+                q = ops.matrix_exp(a)
+            else:
+                eye = ops.eye(n, dtype=a.dtype)
+                q = LINALG["solve"](eye - a * 0.5, eye + a * 0.5)  # Cayley
+            q = q[..., :k]
+        if self.base is not None:
+            q = self.base @ q
+        return q.mT if wide else q
+
+    def right_inverse(self, Q: Tensor) -> Tensor:
+        """A matrix that gives Q, where there is one in reach."""
+        if Q.shape != self.shape:
+            raise ValueError(f"Expected a matrix or batch of matrices of shape {self.shape}. Got a tensor of shape {tuple(Q.shape)}.")
+        wide = Q.shape[-2] < Q.shape[-1]
+        q = (Q.mT if wide else Q).detach()
+        n, k = q.shape[-2:]
+        if self.trivial:
+            if n != k:
+                q = ops.cat([q, ops.randn(*q.shape[:-2], n, n - k, dtype=q.dtype)], -1)
+            self.base = q.clone() if n == k and _is_orthogonal(q) else _made_orthogonal(q)
+            return -ops.eye(*Q.shape[-2:], dtype=Q.dtype).expand(Q.shape)  # householder(-identity) is the identity
+        if self.orthogonal_map != "householder":
+            raise NotImplementedError(
+                "It is not possible to assign to the matrix exponential or the Cayley parametrizations when use_trivialization=False."
+            )
+        a, tau = ops.geqrf(q)
+        sign = a.diagonal(0, -2, -1).sign() * ops.where(tau.eq(0), -1.0, 1.0)
+        a = a.tril(-1) + a.triu(1) + (ops.eye(n, k, dtype=a.dtype) * sign.unsqueeze(-2))
+        return a.mT if wide else a
+
+
+def _is_orthogonal(q: Tensor) -> bool:
+    eye = ops.eye(q.shape[-1], dtype=q.dtype)
+    return bool(ops.allclose(q.mT @ q, eye.expand(q.shape[:-2] + eye.shape), atol=10 * q.shape[-1] * ops.finfo(q.dtype).eps))
+
+
+def _made_orthogonal(a: Tensor) -> Tensor:
+    """Q of A = Q R with a positive diagonal in R."""
+    x, tau = ops.geqrf(a)
+    return LINALG["householder_product"](x, tau) * x.diagonal(0, -2, -1).sign().unsqueeze(-2)
+
+
+def orthogonal(module: Module, name: str = "weight", orthogonal_map: str | None = None, *, use_trivialization: bool = True) -> Module:
+    """Keep a weight orthogonal by "matrix_exp" (the default for square ones), "cayley" or "householder" (Lezcano-Casado 2019)."""
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"Module '{module}' has no parameter or buffer with name '{name}'")
+    if weight.ndim < 2:
+        raise ValueError(f"Expected a matrix or batch of matrices. Got a tensor of {weight.ndim} dimensions.")
+    if orthogonal_map is None:
+        orthogonal_map = "matrix_exp" if weight.shape[-2] == weight.shape[-1] or weight.dtype.is_complex else "householder"
+    if orthogonal_map not in ("matrix_exp", "cayley", "householder"):
+        raise ValueError(f'orthogonal_map has to be one of "matrix_exp", "cayley", "householder". Got: {orthogonal_map}')
+    return parametrize.register_parametrization(module, name, _Orthogonal(weight, orthogonal_map, use_trivialization), unsafe=True)
