@@ -10,14 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "torchlet"
 LAYERS = [  # from the ground up; a module may import from its own layer and those below
-    "errors config dtypes spec expr index storage",
-    "tensor printing",
+    "absent errors config dtypes spec expr index storage",
+    "tensor printing types overrides",
     "op",
     "autograd",
     "ops einops_backend",
     (
         "random nn optim data checkpoint serialize cuda compiler kernels runtime fft linalg special functional testing "
-        "fx jit profiler multiprocessing version backends distributed"
+        "fx jit profiler multiprocessing version backends distributed cpu futures hub library masked signal"
     ),
     "utils accelerator amp distributions serialization",
     "func settings",
@@ -25,9 +25,10 @@ LAYERS = [  # from the ground up; a module may import from its own layer and tho
 ]
 FORBIDDEN = [("compiler", "nn optim data"), ("kernels", "nn optim data"), ("nn", "optim data compiler"), ("runtime", "ops nn optim data")]
 LAZY = {  # the lazy roots: what is imported by name when it is first used; they alone may point up
-    "torchlet": {"torchlet.compiler.debug", "torchlet."},
+    "torchlet": {"torchlet.absent", "torchlet.compiler.debug", "torchlet."},
     "torchlet.autograd": {"torchlet.gradients"},  # names of torch.autograd that few programs use
     "torchlet.compat": {"torchlet.compat"},  # run as a script, it goes on as the imported module
+    "torchlet.cpu": {"torchlet.amp"},
     "torchlet.cuda": {"torchlet.amp"},
     "torchlet.utils": {"torchlet.utils."},
     "torchlet.storage": {"torchlet.compiler.eager", "torchlet.runtime.cuda"},  # only where there is a GPU

@@ -62,11 +62,15 @@ newaxis = None
 _LAZY = {
     "torchlet.compiler": "compile explain",
     "torchlet.serialize": "load save",
-    "torchlet.amp": "autocast get_autocast_dtype is_autocast_enabled",
+    "torchlet.amp": "autocast get_autocast_dtype is_autocast_enabled GradScaler",
+    "torchlet.cuda": "Event Stream OutOfMemoryError",
+    "torchlet.futures": "Future",
+    "torchlet.jit": "fork wait",
     "torchlet.func": "vmap",
     "torchlet.nn.functional": (
         "adaptive_avg_pool1d alpha_dropout avg_pool1d batch_norm bilinear binary_cross_entropy_with_logits celu channel_shuffle "
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cosine_embedding_loss cosine_similarity "
+        "celu_ conv_tbc ctc_loss feature_alpha_dropout native_channel_shuffle rrelu_ selu_ threshold_ "
         "embedding_bag group_norm hardshrink hinge_embedding_loss instance_norm kl_div layer_norm margin_ranking_loss max_pool1d "
         "max_pool2d max_pool3d pairwise_distance pixel_shuffle pixel_unshuffle poisson_nll_loss prelu rms_norm rrelu selu "
         "threshold triplet_margin_loss"
@@ -76,13 +80,15 @@ _LAZY = {
         "get_deterministic_debug_mode get_float32_matmul_precision get_num_interop_threads get_num_threads is_anomaly_enabled "
         "is_autocast_cpu_enabled is_inference_mode_enabled is_storage is_warn_always_enabled set_default_device "
         "set_deterministic_debug_mode "
+        "clear_autocast_cache compiled_with_cxx11_abi get_device_module is_anomaly_check_nan_enabled is_autocast_cache_enabled "
+        "is_deterministic_algorithms_warn_only_enabled set_anomaly_enabled set_autocast_cache_enabled "
         "set_float32_matmul_precision set_flush_denormal set_num_interop_threads set_num_threads set_warn_always typename "
         "use_deterministic_algorithms"
     ),
     "": (
-        "accelerator amp backends compat compiler cuda distributed distributions fft func functional fx gradients jit "
-        "linalg multiprocessing nn optim "
-        "profiler serialization serialize settings special storage testing version"
+        "accelerator amp backends compat compiler cpu cuda distributed distributions fft func functional futures fx gradients hub jit "
+        "library linalg masked multiprocessing nn optim overrides "
+        "profiler serialization serialize settings signal special storage testing types version"
     ),
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names.split()}
@@ -94,7 +100,10 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(where), name)
     if where is not None or name == "debug":
         return importlib.import_module("torchlet.compiler.debug" if name == "debug" else f"torchlet.{name}")
-    raise AttributeError(f"module 'torchlet' has no attribute '{name}'")
+    if name.startswith("__"):
+        raise AttributeError(f"module 'torchlet' has no attribute '{name}'")
+    absent = importlib.import_module("torchlet.absent")  # only an error needs it
+    raise AttributeError(f"module 'torchlet' has no attribute '{name}'{absent.missing(name, name, __dir__())}")
 
 
 def __dir__() -> list[str]:

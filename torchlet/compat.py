@@ -7,7 +7,6 @@ ImportError or AttributeError with its name and the nearest name that is. Dtypes
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchlet import dtypes
+from torchlet.absent import missing
 
 __all__ = ["install", "is_installed", "uninstall"]
 
@@ -39,7 +39,6 @@ _MOVED = {
     "nn.parameter": "nn",
     "optim.optimizer": "optim",
     "_tensor": "",
-    "types": "",
     "cuda.random": "cuda",
     "nn.utils.stateless": "func",
 }
@@ -52,11 +51,6 @@ _DISTRIBUTIONS = (
 _MOVED |= {f"distributions.{name}": "distributions" for name in _DISTRIBUTIONS.split()}
 
 
-def _nearest(name: str, among: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, [n for n in among if not n.startswith("__")], 1, 0.5)
-    return f"; the nearest name is '{close[0]}'" if close else ""
-
-
 def _resolve(path: str) -> Any:
     """What stands at `path` below torchlet. Raises AttributeError naming the part that is missing, and the nearest that is there."""
     found: Any = sys.modules["torchlet"]
@@ -67,11 +61,11 @@ def _resolve(path: str) -> Any:
             found = getattr(found, part)
         except AttributeError:
             if not isinstance(found, types.ModuleType) or not hasattr(found, "__path__"):
-                raise AttributeError(f"torchlet has no '{path}'{_nearest(part, dir(found))}") from None
+                raise AttributeError(f"torchlet has no '{path}'{missing(path, part, dir(found))}") from None
             try:
                 found = importlib.import_module(done)
             except ModuleNotFoundError:
-                raise AttributeError(f"torchlet has no '{path}'{_nearest(part, dir(found))}") from None
+                raise AttributeError(f"torchlet has no '{path}'{missing(path, part, dir(found))}") from None
     return found
 
 
@@ -95,7 +89,7 @@ class _Alias(types.ModuleType):
             if path[len(_PREFIX) :] in _MOVED:
                 return importlib.import_module(path)
             raise AttributeError(
-                f"module '{self.__name__}' has no attribute '{name}' in torchlet{_nearest(name, dir(self._target))}"
+                f"module '{self.__name__}' has no attribute '{name}' in torchlet{missing(path, name, dir(self._target))}"
             ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:

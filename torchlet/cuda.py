@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from torchlet.ops.create import default_generator
+from torchlet.ops.public import FUNCTIONS
 from torchlet.runtime import cuda as runtime
 from torchlet.runtime.cuda import CudaError, DriverError, Event, OutOfMemoryError, Properties, Stream
 from torchlet.runtime.cuda.devices import THREAD
@@ -193,7 +195,96 @@ def manual_seed_all(seed: int) -> None:
     default_generator.manual_seed(seed)
 
 
-def __getattr__(name: str) -> Any:  # torchlet.cuda.amp, on first use
+def get_rng_state(device: Any = "cuda") -> Any:
+    """The state of the one generator."""
+    return FUNCTIONS["get_rng_state"]()
+
+
+def get_rng_state_all() -> list[Any]:
+    """The generator's state, once for each device."""
+    return [get_rng_state() for _ in range(device_count())]
+
+
+def set_rng_state(new_state: Any, device: Any = "cuda") -> None:
+    """Put the one generator's state back."""
+    FUNCTIONS["set_rng_state"](new_state)
+
+
+def set_rng_state_all(new_states: Any) -> None:
+    """Put the generator's state back, from a list of one for each device."""
+    for state in new_states:
+        set_rng_state(state)
+
+
+def seed() -> None:
+    """Seed the generator from the clock."""
+    default_generator.seed()
+
+
+seed_all = seed
+
+
+def initial_seed() -> int:
+    """What the generator was seeded with."""
+    return int(default_generator.initial_seed())
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """Bytes allocated and reserved, now and at most."""
+    return {
+        "allocated_bytes.all.current": memory_allocated(device), "allocated_bytes.all.peak": max_memory_allocated(device),
+        "reserved_bytes.all.current": memory_reserved(device), "reserved_bytes.all.peak": max_memory_reserved(device),
+    }  # fmt: skip
+
+
+def reset_max_memory_allocated(device: Any = None) -> None:
+    """`reset_peak_memory_stats` under its old name."""
+    reset_peak_memory_stats(device)
+
+
+reset_max_memory_cached = reset_max_memory_allocated
+memory_cached, max_memory_cached = memory_reserved, max_memory_reserved
+StreamContext = stream
+
+
+def is_current_stream_capturing() -> bool:
+    """False: graphs of launches are made by the compiler, not by the program."""
+    return False
+
+
+def is_tf32_supported() -> bool:
+    """True on devices of compute capability 8.0 and later."""
+    return is_available() and get_device_capability()[0] >= 8
+
+
+def get_arch_list() -> list[str]:
+    """The architectures kernels can be compiled for."""
+    return ["sm_80", "sm_90", "sm_100", "sm_120"] if is_available() else []
+
+
+def ipc_collect() -> None:
+    """Nothing is shared between processes."""
+
+
+class _Range(contextlib.ContextDecorator):
+    """nvtx.range: a region named for NVIDIA's profiler, which is not told here."""
+
+    def __init__(self, msg: str = "", *_: Any, **__: Any):
+        self.msg = msg
+
+    def __enter__(self) -> None:
+        """Nothing to tell."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to tell."""
+
+
+nvtx = SimpleNamespace(range=_Range, range_push=lambda msg: 0, range_pop=lambda: 0, mark=lambda msg: None)
+
+
+def __getattr__(name: str) -> Any:  # torchlet.cuda.amp, on first use; torchlet.cuda.FloatTensor and its kin
     if name == "amp":
         return importlib.import_module("torchlet.amp").cuda_amp
+    if name.endswith("Tensor") and name in FUNCTIONS:
+        return lambda *args: FUNCTIONS[name](*args).to("cuda")
     raise AttributeError(f"module 'torchlet.cuda' has no attribute '{name}'")

@@ -203,3 +203,39 @@ def reduce_scatter(
     """The output becomes the list's one tensor."""
     output.copy_(input_list[0])
     return _alone(async_op)
+
+
+def all_to_all_single(
+    output: Tensor, input: Tensor, output_split_sizes: Any = None, input_split_sizes: Any = None, group: Any = None, async_op: bool = False
+) -> Work | None:
+    """The output becomes the input."""
+    output.copy_(input.reshape(output.shape))
+    return _alone(async_op)
+
+
+def all_to_all(
+    output_tensor_list: list[Tensor], input_tensor_list: list[Tensor], group: Any = None, async_op: bool = False
+) -> Work | None:
+    """The one tensor goes into the list's one tensor."""
+    output_tensor_list[0].copy_(input_tensor_list[0])
+    return _alone(async_op)
+
+
+def get_process_group_ranks(group: Any = None) -> list[int]:
+    """[0]."""
+    _begun()
+    return [0]
+
+
+def get_global_rank(group: Any, group_rank: int) -> int:
+    """0."""
+    return 0
+
+
+def get_group_rank(group: Any, global_rank: int) -> int:
+    """0."""
+    return 0
+
+
+class ProcessGroup:
+    """The one process; the name is for annotations."""

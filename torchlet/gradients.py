@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import autograd, func
+from torchlet import autograd, func, profiler
 from torchlet.autograd import force
 from torchlet.ops.public import FUNCTIONS
-from torchlet.profiler import record_function
-from torchlet.tensor import Tensor
+from torchlet.tensor import Node, Tensor
 
 __all__ = ["detect_anomaly", "functional", "gradcheck", "gradgradcheck", "set_detect_anomaly"]
 
@@ -190,6 +189,59 @@ class detect_anomaly(set_detect_anomaly):
     """`set_detect_anomaly(True)`."""
 
 
+class save_on_cpu(contextlib.ContextDecorator):
+    """Where tensors lie on the CPU, what is saved for the backward pass is there already; on other devices it stays where it is."""
+
+    def __init__(self, pin_memory: bool = False, device_type: str = "cuda"):
+        self.pin_memory, self.device_type = pin_memory, device_type
+
+    def __enter__(self) -> None:
+        """Nothing to move."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to move back."""
+
+
+class _Handles:
+    """Several hooks that are removed together."""
+
+    def __init__(self, handles: Sequence[Any]):
+        self.handles = tuple(handles)
+
+    def remove(self) -> None:
+        """Call the hook no more."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable[..., Any], *, mode: str = "all") -> _Handles:
+    """Call `fn` once in a backward pass: with all gradients when all are known ("all"), or with the first one ("any")."""
+    if mode not in ("all", "any"):
+        raise ValueError(f"Expects mode to be one of 'all' or 'any' but got {mode}")
+    grads: dict[int, Tensor] = {}
+
+    def hook_of(k: int) -> Callable[[Tensor], None]:
+        def hook(g: Tensor) -> None:
+            first = not grads
+            grads[k] = g
+            if mode == "any" and first:
+                fn(g)
+            elif mode == "all" and len(grads) == len(tensors):
+                fn([grads[i] for i in range(len(tensors))])
+            if len(grads) == len(tensors):
+                grads.clear()
+
+        return hook
+
+    return _Handles([t.register_hook(hook_of(k)) for k, t in enumerate(tensors)])
+
+
+def increment_version(tensor: Any) -> None:
+    """Say that a tensor (or each of several) was overwritten by other means."""
+    for t in tensor if isinstance(tensor, list | tuple) else (tensor,):
+        t._store.version += 1
+
+
 NAMES: dict[str, Any] = {
     "functional": functional,
     "gradcheck": gradcheck,
@@ -204,5 +256,11 @@ NAMES: dict[str, Any] = {
         inference_mode=autograd.inference_mode,
     ),
     "function": SimpleNamespace(Function=autograd.Function, FunctionCtx=autograd.Context, once_differentiable=lambda f: f),
-    "profiler": SimpleNamespace(record_function=record_function),
+    "profiler": SimpleNamespace(
+        record_function=profiler.record_function, profile=profiler.autograd_profile, EventList=profiler.EventList,
+        FunctionEvent=profiler.FunctionEvent,
+    ),
+    "graph": SimpleNamespace(
+        Node=Node, save_on_cpu=save_on_cpu, register_multi_grad_hook=register_multi_grad_hook, increment_version=increment_version
+    ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torchlet import amp
+from torchlet import amp, cpu, cuda
 from torchlet.config import config
 from torchlet.op import STATE
 from torchlet.ops.place import place_of
@@ -194,3 +194,41 @@ class SymFloat:
 
 class SymBool:
     """Never made: see SymInt."""
+
+
+def clear_autocast_cache() -> None:
+    """Nothing is cached: casts are made where they are needed."""
+
+
+def is_autocast_cache_enabled() -> bool:
+    """False: nothing is cached."""
+    return False
+
+
+def set_autocast_cache_enabled(enabled: bool) -> None:
+    """Accepted; nothing is cached."""
+
+
+def is_deterministic_algorithms_warn_only_enabled() -> bool:
+    """False: a program that asks for determinism gets it."""
+    return False
+
+
+def compiled_with_cxx11_abi() -> bool:
+    """True, as PyTorch's builds are."""
+    return True
+
+
+def set_anomaly_enabled(enabled: bool, check_nan: bool = True) -> None:
+    """Accepted; errors in a backward pass name the operator anyway."""
+
+
+def is_anomaly_check_nan_enabled() -> bool:
+    """False."""
+    return False
+
+
+def get_device_module(device: Any = None) -> Any:
+    """torchlet.cuda for CUDA devices, torchlet.cpu else."""
+    kind = str(device or "cpu").split(":")[0]
+    return cuda if kind == "cuda" else cpu

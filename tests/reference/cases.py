@@ -483,4 +483,291 @@ def _distributions() -> Iterator[Case]:
     )
 
 
-CASES: list[Case] = [*_pointwise(), *_reduced(), *_moved(), *_products(), *_complex(), *_made(), *_distributions()]
+def _unusual() -> Iterator[Case]:
+    """Arguments out of the ordinary: no dimension, nothing in it, other dtypes, edges."""
+    yield (
+        "scatter of one number",
+        lambda m, x: (
+            x[0, 0].scatter(0, m.tensor(0), x[1, 1]),
+            x[0, 0].scatter_add(0, m.tensor(0), x[1, 1]),
+            x[0, 0].index_add(0, m.tensor([0]), x[1, 1]),
+            x[0, 0].index_fill(0, m.tensor([0]), 2.0),
+            x[0, 0].scatter_reduce(0, m.tensor(0), x[1, 1], "mean"),
+            x[0, 0].unfold(0, 1, 1),
+            m.nonzero(x[0, 0], as_tuple=True),
+        ),
+        (X,),
+    )
+    yield (
+        "products scattered over zeros",
+        lambda m, x, i, s: x.scatter_reduce(1, i, s, "prod"),
+        (
+            np.where(X > 0, X, 0.0),
+            INDEX,
+            np.where(Y[:, :2] > 0, Y[:, :2], 0.0),
+        ),
+    )
+    yield (
+        "ranges of whole numbers",
+        lambda m: (
+            m.arange(-0.9, 2.1, 2.0, dtype=m.int32),
+            m.linspace(4.3, -3, 50, dtype=m.int64),
+            m.linspace(0, 9, 4, dtype=m.int32),
+            m.logspace(0, 2, 3, dtype=m.int64),
+            m.arange(5, 0, -2, dtype=m.float64),
+        ),
+        (),
+    )
+    yield (
+        "whole numbers",
+        lambda m, x, y: (
+            m.heaviside(x, y),
+            m.cov(x),
+            m.bincount(y.reshape(-1), weights=x.reshape(-1)),
+            x.nansum(),
+            x.logsumexp(1),
+            x.sum(dtype=m.int32),
+            x.cumsum(0, dtype=m.int32),
+            x.prod(1, dtype=m.int32),
+            m.nn.functional.hardtanh(x, -2, 2),
+            m.nn.functional.threshold(x, 1, 7),
+            (x > 0).diff(),
+            (x > 0).sign(),
+            y.to(m.uint8).all(),
+            m.unravel_index(y.int(), (3, 4)),
+            m.addmv(x[:, 0], x, y[0], beta=0.6, alpha=2.2),
+        ),
+        (WHOLE, OTHER),
+    )
+    yield (
+        "gradient with steps",
+        lambda m, x, t: (
+            m.gradient(x, spacing=0.5, edge_order=2),
+            m.gradient(x, dim=1, spacing=[t[:4]]),
+            m.gradient(x, dim=1, spacing=[t[:4]], edge_order=2),
+        ),
+        (X, SORTED),
+    )
+    yield (
+        "searches",
+        lambda m, s, x: (
+            m.searchsorted(s, x, out_int32=True),
+            m.bucketize(x, s, out_int32=True, right=True),
+            m.searchsorted(s.flip(0), x, sorter=m.arange(5, -1, -1)),
+        ),
+        (SORTED, X),
+    )
+    yield (
+        "odd shapes",
+        lambda m, x: (
+            m.var_mean(x, True),
+            m.std_mean(x, False),
+            x.flip(dims=(0, 1)),
+            m.corrcoef(x[:1]),
+            x.diff(n=0, append=x),
+            x[0, 0].repeat(2, 2),
+            m.quantile(x[0, 0], 0.5, 0, keepdim=True),
+            m.normal(x, 0.0),
+            x.take_along_dim(m.tensor([[-1], [0], [1]]), 1),
+        ),
+        (X,),
+    )
+    yield (
+        "nothing",
+        lambda m, x: (
+            x[:0].sum(),
+            m.linalg.pinv(x[:0, :3]),
+            m.linalg.matrix_rank(x[:, :0]),
+            m.nn.functional.group_norm(x[:0], 2),
+            m.linalg.cond(x[:0, :0]),
+            m.searchsorted(x[0].sort().values, x[:0]),
+        ),
+        (X,),
+    )
+    yield (
+        "complex without gradients",
+        lambda m, x: [
+            m.view_as_real(z) if z.is_complex() else z
+            for z in (
+                m.complex(x, x * x).norm(),
+                m.complex(x, x * 2).var(1),
+                m.complex(x, x).float_power(2),
+                m.complex(x, x * x).sgn(),
+                m.linalg.svdvals(m.complex(x, x * x)),
+                m.linalg.pinv(m.complex(x, x * x)),
+                m.cov(m.complex(x, x * x)),
+            )
+        ],
+        (X.astype(np.float32),),
+    )
+    yield "logcumsumexp of large numbers", lambda m, x: m.logcumsumexp(x * 400, 1), (X,)
+
+
+def _factorised() -> Iterator[Case]:
+    yield "lu", lambda m, a, t: (*m.linalg.lu(a), *m.linalg.lu_factor(t), *m.linalg.lu(t.mT)), (SQUARE, TALL)
+    yield "lu_solve", lambda m, a: (m.linalg.lu_solve(*m.linalg.lu_factor(a), a), m.lu_unpack(*m.linalg.lu_factor(a))[0]), (SQUARE,)
+    yield (
+        "householder",
+        lambda m, a: (m.linalg.householder_product(a.tril(-1), a[0] / 3), m.geqrf(a.detach()), m.ormqr(a.tril(-1), a[0] / 3, a)),
+        (TALL,),
+    )
+    yield "hermitian", lambda m, a: (m.linalg.pinv(a @ a.mT, hermitian=True), m.linalg.matrix_rank(a @ a.mT, hermitian=True)), (SQUARE,)
+    yield "full svd", lambda m, a: (m.linalg.svd(a, full_matrices=True).S, m.svd(a, some=False).S, m.norm(a, "nuc")), (TALL,)
+    yield (
+        "lstsq",
+        lambda m, a, b: (m.linalg.lstsq(a, b, driver="gelsd").solution, m.linalg.lstsq(a, b).residuals),
+        (TALL, TALL[:, :2].copy()),
+    )
+    yield (
+        "hfft2",
+        lambda m, x: (m.fft.hfft2(m.complex(x, x * 2)), m.fft.hfftn(m.complex(x, x * 2), dim=(0, 1)), m.fft.ihfftn(x).abs()),
+        (Z,),
+    )
+
+
+def _special() -> Iterator[Case]:
+    for name in [
+        "airy_ai",
+        "bessel_j0",
+        "bessel_j1",
+        "bessel_y0",
+        "bessel_y1",
+        "modified_bessel_i0",
+        "modified_bessel_i1",
+        "modified_bessel_k0",
+        "modified_bessel_k1",
+        "scaled_modified_bessel_k0",
+        "scaled_modified_bessel_k1",
+        "spherical_bessel_j0",
+    ]:
+        yield f"special {name}", lambda m, x, n=name: getattr(m.special, n)(x).float(), (np.linspace(0.1, 19.0, 24).astype(np.float32),)
+    for name in [
+        "chebyshev_polynomial_t",
+        "chebyshev_polynomial_u",
+        "hermite_polynomial_h",
+        "hermite_polynomial_he",
+        "laguerre_polynomial_l",
+        "legendre_polynomial_p",
+    ]:
+        yield f"special {name}", lambda m, x, n=name: getattr(m.special, n)(x, m.arange(4)), (UNIT.astype(np.float32),)
+    yield (
+        "gammainc",
+        lambda m, a, x: (m.special.gammainc(a.detach(), x), m.igammac(a.detach(), x)),
+        (POSITIVE * 3, POSITIVE[::-1].copy() * 4),
+    )
+    for name in ["bartlett", "blackman", "cosine", "exponential", "gaussian", "hamming", "hann", "kaiser", "nuttall"]:
+        yield f"signal {name}", lambda m, n=name: (getattr(m.signal.windows, n)(9), getattr(m.signal.windows, n)(8, sym=False)), ()
+    yield (
+        "fractional pooling",
+        lambda m, x: m.nn.functional.fractional_max_pool2d(
+            x[None].repeat_interleave(2, -1), 2, output_size=(2, 5), _random_samples=m.tensor([[[0.2, 0.7], [0.9, 0.4]]], dtype=x.dtype)
+        ),
+        (Z,),
+    )
+    yield (
+        "max_unpool3d",
+        lambda m, x: m.nn.functional.max_unpool3d(
+            *m.nn.functional.max_pool3d(x[None, :, None].repeat(1, 1, 2, 1, 1)[..., :2, :], 2, return_indices=True), 2
+        ),
+        (Z,),
+    )
+    yield (
+        "embedding with limits",
+        lambda m, w, i: m.nn.functional.embedding(i, w * 1.0, max_norm=None, scale_grad_by_freq=False),
+        (TALL, OTHER % 5),
+    )
+
+
+def _more_distributions() -> Iterator[Case]:
+    a, b, v, u = POSITIVE, POSITIVE[::-1].copy(), POSITIVE / 3, (UNIT + 1) / 2
+    for text, value in (
+        ("Cauchy(a, b)", v),
+        ("HalfNormal(a)", v),
+        ("HalfCauchy(a)", v),
+        ("Weibull(a, b)", v),
+        ("Pareto(a / 9, b)", a),
+        ("StudentT(a + 2, a, b)", v),
+        ("Chi2(a)", v),
+        ("InverseGamma(a + 2, b)", v),
+        ("FisherSnedecor(a, b + 4)", v),
+        ("Kumaraswamy(a, b)", u),
+        ("Uniform(-a, b)", v / 9),
+        ("Exponential(a)", v),
+        ("Poisson(a)", np.floor(a)),
+        ("Binomial(5, u)", np.floor(a)),
+        ("NegativeBinomial(a, u)", np.floor(a)),
+        ("Geometric(u)", np.floor(a)),
+        ("Bernoulli(u)", np.minimum(np.floor(a), 1)),
+        ("ContinuousBernoulli(u)", u),
+        ("Dirichlet(a)", a / a.sum(-1, keepdims=True)),
+        ("RelaxedBernoulli(a[0, 0] * 0 + 0.7, u)", u),
+        ("Multinomial(4, logits=a)", np.eye(4)[:3] * 4),
+        ("OneHotCategorical(logits=a)", np.eye(4)[:3]),
+        ("LowRankMultivariateNormal(a, b.unsqueeze(-1), u)", v),
+        ("Independent(d.Normal(a, b), 1)", v),
+        ("TransformedDistribution(d.Normal(a, b), [d.AffineTransform(0.5, 2.0), d.TanhTransform()])", u / 2),
+        ("MixtureSameFamily(d.Categorical(logits=a), d.Normal(a, b))", v[:, 0].copy()),
+    ):
+        yield (
+            f"distribution {text}",
+            lambda m, a, b, u, v, t=text: _facts(eval("d." + t, {"d": m.distributions, "a": a, "b": b, "u": u}), v),
+            (a, b, u, value),
+        )
+    for p in ("Normal(a, b)", "Gamma(a, b)", "Beta(a, b)", "Uniform(a * 0, a)", "Exponential(a)", "Laplace(a, b)"):
+        for q in ("Normal(b, a)", "Gamma(b, a)", "Gumbel(b, a)", "Exponential(b)", "Laplace(b, a)", "Uniform(a * 0, b)", "Pareto(b, a)"):
+            if not (q.startswith("Laplace") and p[0] not in "NL") and not (q.startswith("Gumbel") and p[0] in "BL"):
+                yield (
+                    f"divergence of {p} from {q}",
+                    lambda m, a, b, t=(p, q): m.distributions.kl_divergence(
+                        *[eval("d." + s, {"d": m.distributions, "a": a, "b": b}) for s in t]
+                    ),
+                    (a, b),
+                )
+    for name, x in (
+        ("simplex", X),
+        ("positive", X),
+        ("unit_interval", X),
+        ("lower_cholesky", SQUARE),
+        ("corr_cholesky", np.linspace(-1, 1, 6)),
+        ("positive_definite", SQUARE),
+    ):
+        yield (
+            f"transform to {name}",
+            lambda m, x, n=name: _transformed(m.distributions.transform_to(getattr(m.distributions.constraints, n)), x),
+            (x,),
+        )
+
+
+def _facts(d: Any, v: Any) -> list[Any]:
+    """The log density of a value and what is known of the moments; the rest as None."""
+    out = [d.log_prob(v)]
+    for name in ("mean", "variance"):
+        try:
+            out.append(getattr(d, name))
+        except NotImplementedError:
+            out.append(0.0)
+    try:
+        out.append(d.entropy())
+    except NotImplementedError:
+        out.append(0.0)
+    return out + [list(d.batch_shape), list(d.event_shape)]
+
+
+def _transformed(t: Any, x: Any) -> list[Any]:
+    y = t(x)
+    return [y, t.inv(y)]
+
+
+CASES: list[Case] = [
+    *_pointwise(),
+    *_reduced(),
+    *_moved(),
+    *_products(),
+    *_complex(),
+    *_made(),
+    *_distributions(),
+    *_unusual(),
+    *_factorised(),
+    *_special(),
+    *_more_distributions(),
+]

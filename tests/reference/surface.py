@@ -40,6 +40,7 @@ def resolve(torch: Any, name: str) -> bool:
 def main(arguments: list[str]) -> None:
     """Print what is absent, by tier."""
     import torchlet.compat
+    from torchlet.absent import reason
 
     torchlet.compat.install()
     import torch
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> None:
         LIST.write_text("".join(f"{r['tier']} {r['name']}\n" for r in rows if r["tier"] in "12"))
     for tier in "1234":
         names = [r["name"] for r in rows if r["tier"] == tier]
-        absent = [n for n in names if not resolve(torch, n)]
+        absent = [f"{n}  ({why})" if (why := reason(n)) else n for n in names if not resolve(torch, n)]
         print(
             f"tier {tier}: {len(names) - len(absent)} of {len(names)}",
             *(absent if tier in arguments[1:] or tier in "12" else []),

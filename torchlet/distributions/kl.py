@@ -210,7 +210,7 @@ _enter_gaussians()
 def _infinite(p: Any, q: Any) -> Tensor:
     """The support of p is larger than that of q."""
     shape = T["broadcast_shapes"](tuple(p.batch_shape), tuple(q.batch_shape))
-    return T["full"](shape, math.inf)  # type: ignore[no-any-return]
+    return T["full"](shape, math.inf, dtype=p.mean.dtype)  # type: ignore[no-any-return]
 
 
 _BOUNDED, _HALF = (Beta, ContinuousBernoulli, Pareto, Uniform), (Exponential, Gamma)

@@ -46,7 +46,9 @@ from torchlet.nn.transformer import *  # noqa: F403
 from torchlet.nn.vision import *  # noqa: F403
 
 __all__ = [
-    "AdaptiveLogSoftmaxWithLoss", "Buffer", "DataParallel", "Module", "Parameter", "UninitializedBuffer", "UninitializedParameter", "attention", "functional", "init", "modules", "parallel",
+    "AdaptiveLogSoftmaxWithLoss", "Buffer", "DataParallel", "Module", "Parameter", "UninitializedBuffer", "UninitializedParameter",
+    "adaptive",
+    "attention", "functional", "init", "modules", "parallel",
     "parameter",
     "sparse", "utils",
 ]

@@ -26,8 +26,14 @@ class AdaptiveLogSoftmaxWithLoss(Module):
     """Frequent classes in the head, rare ones in clusters behind projections that shrink by `div_value`; targets sorted by frequency."""
 
     def __init__(
-        self, in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False,
-        device: Any = None, dtype: Any = None,
+        self,
+        in_features: int,
+        n_classes: int,
+        cutoffs: Sequence[int],
+        div_value: float = 4.0,
+        head_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         cuts = list(cutoffs)
@@ -61,7 +67,9 @@ class AdaptiveLogSoftmaxWithLoss(Module):
         if target_.ndim > 1:
             raise RuntimeError("0D or 1D target tensor expected, multi-target not supported")
         if input_.ndim != target_.ndim + 1:
-            raise RuntimeError(f"{target_.ndim}D target tensor expects {target_.ndim + 1}D input tensors, but found inputs with size {input_.shape}")
+            raise RuntimeError(
+                f"{target_.ndim}D target tensor expects {target_.ndim + 1}D input tensors, but found inputs with size {input_.shape}"
+            )
         batched = target_.ndim > 0
         x, target = (input_, target_) if batched else (input_.unsqueeze(0), target_.unsqueeze(0))
         if x.shape[0] != target.shape[0]:
@@ -91,4 +99,8 @@ class AdaptiveLogSoftmaxWithLoss(Module):
     def predict(self, input: Tensor) -> Tensor:
         """The most probable class of each sample."""
         best = self.head(input).argmax(1)
-        return ops.where(best >= self.shortlist_size, self.log_prob(input).argmax(1), best) if bool((best >= self.shortlist_size).any()) else best
+        return (
+            ops.where(best >= self.shortlist_size, self.log_prob(input).argmax(1), best)
+            if bool((best >= self.shortlist_size).any())
+            else best
+        )

@@ -693,12 +693,10 @@ def _with_indices(name: str, f: Any) -> Any:
     return g
 
 
-max_pool1d_with_indices, max_pool2d_with_indices, max_pool3d_with_indices = (
-    _with_indices(f"max_pool{k}d_with_indices", f) for k, f in enumerate((max_pool1d, max_pool2d, max_pool3d), 1)
-)
-adaptive_max_pool1d_with_indices, adaptive_max_pool2d_with_indices, adaptive_max_pool3d_with_indices = (
-    _with_indices(f"adaptive_max_pool{k}d_with_indices", f) for k, f in enumerate((adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d), 1)
-)
+max_pool3d_with_indices = _with_indices("max_pool3d_with_indices", max_pool3d)
+adaptive_max_pool1d_with_indices = _with_indices("adaptive_max_pool1d_with_indices", adaptive_max_pool1d)
+adaptive_max_pool2d_with_indices = _with_indices("adaptive_max_pool2d_with_indices", adaptive_max_pool2d)
+adaptive_max_pool3d_with_indices = _with_indices("adaptive_max_pool3d_with_indices", adaptive_max_pool3d)
 fractional_max_pool2d_with_indices = _with_indices("fractional_max_pool2d_with_indices", fractional_max_pool2d)
 fractional_max_pool3d_with_indices = _with_indices("fractional_max_pool3d_with_indices", fractional_max_pool3d)
 native_channel_shuffle = channel_shuffle

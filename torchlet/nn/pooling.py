@@ -294,14 +294,24 @@ class _FractionalMaxPool(Module):
     _random_samples: Tensor | None
 
     def __init__(
-        self, kernel_size: Any, output_size: Any = None, output_ratio: Any = None, return_indices: bool = False, _random_samples: Tensor | None = None
+        self,
+        kernel_size: Any,
+        output_size: Any = None,
+        output_ratio: Any = None,
+        return_indices: bool = False,
+        _random_samples: Tensor | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         if (output_size is None) == (output_ratio is None):
-            raise ValueError(f"{name} requires specifying either an output size, or a pooling ratio" if output_size is None
-                else "only one of output_size and output_ratio may be specified")
-        if output_ratio is not None and not all(0 < r < 1 for r in (output_ratio if isinstance(output_ratio, tuple | list) else (output_ratio,))):
+            raise ValueError(
+                f"{name} requires specifying either an output size, or a pooling ratio"
+                if output_size is None
+                else "only one of output_size and output_ratio may be specified"
+            )
+        if output_ratio is not None and not all(
+            0 < r < 1 for r in (output_ratio if isinstance(output_ratio, tuple | list) else (output_ratio,))
+        ):
             raise ValueError(f"output_ratio must be between 0 and 1 (got {output_ratio})")
         self.kernel_size, self.output_size, self.output_ratio = kernel_size, output_size, output_ratio
         self.return_indices = return_indices
@@ -313,7 +323,9 @@ class FractionalMaxPool2d(_FractionalMaxPool):
 
     def forward(self, input: Tensor) -> Any:
         """The pooled input; with `return_indices` also where each element was."""
-        return F.fractional_max_pool2d(input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples)
+        return F.fractional_max_pool2d(
+            input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples
+        )
 
 
 class FractionalMaxPool3d(_FractionalMaxPool):
@@ -321,4 +333,6 @@ class FractionalMaxPool3d(_FractionalMaxPool):
 
     def forward(self, input: Tensor) -> Any:
         """The pooled input; with `return_indices` also where each element was."""
-        return F.fractional_max_pool3d(input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples)
+        return F.fractional_max_pool3d(
+            input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples
+        )

@@ -26,7 +26,7 @@ from torchlet.ops import (
 )
 
 from torchlet.ops import attention, convolve, pool, recurrent  # isort: skip
-from torchlet.ops import construct, lists  # isort: skip
+from torchlet.ops import bessel, construct, lists, names  # isort: skip
 from torchlet.ops.public import FUNCTIONS, MAKE_OUT, METHODS, TAKE_OUT, taking_out
 from torchlet.tensor import Tensor
 

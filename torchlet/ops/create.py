@@ -376,6 +376,7 @@ def normal(
     mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None, device: Any = None, **_: Any
 ) -> Tensor:
     """Normal with the given means and standard deviations (numbers or tensors)."""
+    mean, std = (x.detach() if isinstance(x, Tensor) else x for x in (mean, std))
     given = [x for x in (mean, std) if isinstance(x, Tensor)]
     shape = _sizes((size,)) if size is not None else tuple(broadcast_shapes("normal", *[tuple(x.shape) for x in given]))
     kind = dtype or (given[0].dtype if given else None)

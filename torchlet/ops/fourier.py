@@ -186,6 +186,39 @@ FFT["hfft"] = lambda input, n=None, dim=-1, norm=None: FFT["irfft"](input.conj()
 FFT["ihfft"] = lambda input, n=None, dim=-1, norm=None: FFT["rfft"](input, n, dim, _OPPOSITE[norm]).conj()
 
 
+def _with_hermitian(names: tuple[str, str, str, str]) -> None:
+    """hfft2, hfftn and their inverses: the transform of a signal whose own transform is real, over the other dimensions first."""
+    forward, back, full, full_back = names
+
+    def hfft(input: Tensor, s: Any = None, dim: Any = (-2, -1) if "2" in forward else None, norm: str | None = None) -> Tensor:
+        dims, sizes = _hermitian_axes(input, s, dim)
+        x = FFT[full](input, None if s is None else sizes[:-1], dims[:-1], norm) if len(dims) > 1 else input
+        return FFT["hfft"](x, None if s is None else sizes[-1], dims[-1], norm)  # type: ignore[no-any-return]
+
+    def ihfft(input: Tensor, s: Any = None, dim: Any = (-2, -1) if "2" in forward else None, norm: str | None = None) -> Tensor:
+        dims, sizes = _hermitian_axes(input, s, dim)
+        x = FFT["ihfft"](input, None if s is None else sizes[-1], dims[-1], norm)
+        return FFT[full_back](x, None if s is None else sizes[:-1], dims[:-1], norm) if len(dims) > 1 else x  # type: ignore[no-any-return]
+
+    for name, f in ((forward, hfft), (back, ihfft)):
+        f.__name__ = f.__qualname__ = name
+        f.__doc__ = f"The {name} of a signal with Hermitian symmetry."
+        FFT[name] = f
+
+
+def _hermitian_axes(input: Tensor, s: Any, dim: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    sizes = () if s is None else (s,) if isinstance(s, int) else tuple(s)
+    if dim is None:
+        dims = tuple(range(input.ndim - len(sizes) if s is not None else 0, input.ndim))
+    else:
+        dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    return dims, sizes
+
+
+_with_hermitian(("hfft2", "ihfft2", "fftn", "ifftn"))
+_with_hermitian(("hfftn", "ihfftn", "fftn", "ifftn"))
+
+
 def _shift(input: Tensor, dim: Any, back: bool) -> Tensor:
     dims, _ = _axes(input, None, dim)
     return roll(input, tuple(-(input.shape[d] // 2) if back else input.shape[d] // 2 for d in dims), dims)

@@ -545,6 +545,7 @@ def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | Non
     _matrices("lstsq", A._meta.spec)
     if driver not in (None, "gels", "gelsy", "gelsd", "gelss"):
         raise RuntimeError(f"linalg.lstsq: parameter `driver` should be one of (gels, gelsy, gelsd, gelss), got {driver}")
+    driver = driver or "gelsy"
     vector = B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]
     b = unsqueeze(B, -1) if vector else B
     x = matmul(pinv(A, rcond), b)

@@ -572,8 +572,8 @@ def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
 def float_power(input: Any, exponent: Any) -> Tensor:
     """input ** exponent in float64, or complex128 where one of the two is complex."""
     complex_too = any(t.dtype.is_complex if isinstance(t, Tensor) else isinstance(t, complex) for t in (input, exponent))
-    wide, number = (dtypes.complex128, complex) if complex_too else (dtypes.float64, float)
-    x, e = (cast(t, wide) if isinstance(t, Tensor) else number(t) for t in (input, exponent))
+    wide = dtypes.complex128 if complex_too else dtypes.float64
+    x, e = (cast(t, wide) if isinstance(t, Tensor) else t if isinstance(t, complex) else float(t) for t in (input, exponent))
     return METHODS["pow"](x, e) if isinstance(x, Tensor) else METHODS["__rpow__"](e, x)  # type: ignore[no-any-return]
 
 

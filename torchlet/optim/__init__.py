@@ -10,6 +10,7 @@ from torchlet.optim.optimizer import Optimizer
 from torchlet.optim.sgd import SGD
 
 __all__ = [
-    "ASGD", "LBFGS", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
+    "ASGD", "LBFGS", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
+    "Muon", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop",
     "SparseAdam", "lr_scheduler", "swa_utils",
 ]

@@ -27,7 +27,17 @@ def _moved(p: Any, g: Any, estimate: Any, rho: Any, decay: Any, eps1: Any, eps2:
 
 
 def _matrices(
-    params: Tensors, grads: Tensors, rows: Tensors, columns: Tensors, mix: Any, rho: Any, decay: Any, eps1: float, eps2: float, d: float, maximize: bool
+    params: Tensors,
+    grads: Tensors,
+    rows: Tensors,
+    columns: Tensors,
+    mix: Any,
+    rho: Any,
+    decay: Any,
+    eps1: float,
+    eps2: float,
+    d: float,
+    maximize: bool,
 ) -> tuple[Tensors, ...]:
     grads = [-g for g in grads] if maximize else grads
     rows = [r + ((g * g).mean(-1, keepdim=True) - r) * mix for r, g in zip(rows, grads, strict=True)]
@@ -99,7 +109,9 @@ class Adafactor(_Adaptive):
                 eps1 = ops.finfo(kind).eps if group["eps"][0] is None else group["eps"][0]
                 attributes = (eps1, group["eps"][1], group["d"], bool(group["maximize"]))
                 op, names = (adafactor_matrices, ("row_var", "col_var")) if wide else (adafactor_vectors, ("variance",))
-                apply_update(op, _lists([params[k] for k in own], [grads[k] for k in own], [states[k] for k in own], *names), scalars, attributes)
+                apply_update(
+                    op, _lists([params[k] for k in own], [grads[k] for k in own], [states[k] for k in own], *names), scalars, attributes
+                )
 
 
 def _sparse_adam(

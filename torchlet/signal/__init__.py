@@ -1,0 +1,5 @@
+"""torchlet.signal: windows."""
+
+from torchlet.signal import windows
+
+__all__ = ["windows"]
