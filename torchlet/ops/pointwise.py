@@ -204,7 +204,7 @@ def _power_np(x: Any, exponent: float) -> Any:
 def _power_grad(g: Any, x: Any, exponent: float) -> Any:
     if exponent == 0:
         return g * 0.0
-    return g * exponent if exponent == 1 else g * conjugate(pow_number(x, exponent - 1) * exponent)
+    return g * exponent if exponent == 1 else g * (pow_number(x, exponent - 1) * exponent)
 
 
 pow_number_ = pointwise("pow_number", ("x",), _power_np, _power_expr, attrs=("exponent",), vjp={"x": _power_grad},
