@@ -9,7 +9,7 @@ from typing import Any
 from torchlet import ops
 from torchlet.op import apply_update, update
 from torchlet.optim.adaptive import State, Tensors, _Adaptive
-from torchlet.optim.optimizer import number
+from torchlet.optim.optimizer import check_rates, number
 
 __all__ = ["Adafactor", "SparseAdam"]
 
@@ -80,7 +80,7 @@ class Adafactor(_Adaptive):
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
-        self._check(lr, weight_decay)
+        check_rates(lr, weight_decay)
         if not 0.0 >= beta2_decay:
             raise ValueError(f"beta2_decay should be <= 0 but is: {beta2_decay}")
         if eps[0] is not None and not eps[0] >= 0.0:
