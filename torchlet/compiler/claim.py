@@ -21,18 +21,18 @@ _PART = {  # operator -> (kernel, the kernel's name of the result)
 _SHORT = {"query": "q", "key": "k", "value": "v", "*mask": "mask"}
 
 
-def claims(n: Node, gpu: bool = True) -> bool:
+def claims(n: Node, gpu: bool) -> bool:
     """True for a composite that stays whole, because a kernel computes it."""
     return n.op is not None and n.op.name in _PART and isinstance(n.op.lower, Composite) and not _refusal(n, gpu)
 
 
-def refusals(graph: Graph, gpu: bool = True) -> list[tuple[str, str, str]]:
+def refusals(graph: Graph, gpu: bool) -> list[tuple[str, str, str]]:
     """(operator, why no kernel takes it, the user's line) for each attention that is opened."""
     found = [(n.op.name, _refusal(n, gpu), n.source) for n in graph.nodes() if n.op is not None and n.op.name in _PART]
     return [f for f in found if f[1]]
 
 
-def group_key(n: Node, gpu: bool = True) -> tuple[Any, ...]:
+def group_key(n: Node, gpu: bool) -> tuple[Any, ...]:
     """Claimed nodes with equal keys are results of one kernel: on the CPU all gradients are, which share the scores."""
     part, operands, attrs = _call(n)
     return ("gradients" if part != "forward" and not gpu else part, *operands.items(), *attrs)

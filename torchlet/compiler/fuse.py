@@ -357,7 +357,7 @@ class _Search:
         first: dict[object, Node] = {}
         for n in self.named:
             claimed = n.op is not None and isinstance(n.op.lower, Composite) and not is_extern(n)
-            if claimed and (other := first.setdefault(group_key(n), n)) is not n:
+            if claimed and (other := first.setdefault(group_key(n, self.gpu), n)) is not n:
                 a, b = self.group[other], self.group[n]
                 joined = Group((*a.nodes, *b.nodes), a.grid, {**a.coords, **b.coords}, {**a.inner, **b.inner}, a.fixed, alone=True)
                 self.settle(a, b, joined)
