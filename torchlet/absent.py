@@ -29,6 +29,10 @@ ABSENT = {
     "sparse to_sparse spmm smm hspmm sspaddmm saddmm Tensor.to_sparse Tensor.coalesce": (
         "sparse layouts; tensors are dense: use index_add, scatter_add or matmul with a dense matrix"
     ),
+    "autograd.graph.saved_tensors_hooks autograd.forward_ad": (
+        "the tape keeps what its rules name, and walks backwards only; torchlet.func.jvp gives forward derivatives"
+    ),
+    "linalg.ldl_factor linalg.ldl_solve lobpcg nn.CrossMapLRN2d": "rarely used; linalg.eigh and nn.LocalResponseNorm do the same work",
     "utils.cpp_extension utils.benchmark utils.bottleneck": "PyTorch's build and measuring tools",
 }
 _REASONS = {start: why for starts, why in ABSENT.items() for start in starts.split()}
