@@ -38,6 +38,9 @@ FUNCTIONS = {
     "irfft": lambda a, b, r: torch.fft.irfft(a),
     "inv": lambda a, b, r: torch.linalg.inv(a[:, :2]),
     "solve": lambda a, b, r: torch.linalg.solve(a[:, :2], b),
+    "det": lambda a, b, r: torch.linalg.det(a[:, :2]),
+    "cholesky": lambda a, b, r: torch.linalg.cholesky(a @ a.mH + torch.eye(2)),
+    "lu": lambda a, b, r: torch.linalg.lu_factor(a[:, :2])[0],
 }
 
 

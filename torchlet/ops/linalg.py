@@ -100,6 +100,7 @@ inv_: Op = define(
     _same("inv"),
     vjp={"x": lambda g, out: -matmul(matmul(_mh(out), g), _mh(out))},
     samples=_square,
+    hermitian=True,
 )
 
 
@@ -117,6 +118,7 @@ solve_: Op = define(
     _solve_spec,
     vjp={"a": lambda g, a, out: -matmul(apply(solve_, (_mh(a), g)), _mh(out)), "b": lambda g, a: apply(solve_, (_mh(a), g))},
     samples=lambda: [((_rng.standard_normal((3, 3)) + 3 * np.eye(3), _rng.standard_normal((3, 2))), ())],
+    hermitian=True,
 )
 
 
@@ -139,6 +141,7 @@ det_: Op = define(
     _scalar_spec("det"),
     vjp={"x": lambda g, x, out: _wide(g * METHODS["conj"](out)) * _mh(apply(inv_, (x,)))},
     samples=_square,
+    hermitian=True,
 )
 logabsdet_: Op = define(
     "logabsdet",
@@ -147,6 +150,7 @@ logabsdet_: Op = define(
     _scalar_spec("slogdet"),
     vjp={"x": lambda g, x: _wide(g) * _mh(apply(inv_, (x,)))},
     samples=_square,
+    hermitian=True,
 )
 
 
@@ -220,6 +224,7 @@ cholesky_: Op = define(
     samples=lambda: [
         ((a @ np.swapaxes(a, -1, -2) + np.eye(3),), ()) for a in (_rng.standard_normal((3, 3)), _rng.standard_normal((2, 3, 3)))
     ],
+    hermitian=True,
 )
 
 
@@ -808,7 +813,8 @@ lu_rows_: Op = define(
     samples=lambda: [((np.array([3, 3, 3], np.int32),), (4,))], doc="The order of rows that a list of exchanges makes.",
 )
 lu_: Op = define(
-    "lu", ("x",), _lu_np, lambda x: x, vjp={"x": _lu_grad}, samples=_wide_and_tall, doc="L (without its diagonal) and U in one, without exchanges."
+    "lu", ("x",), _lu_np, lambda x: x, vjp={"x": _lu_grad}, samples=_wide_and_tall, hermitian=True,
+    doc="L (without its diagonal) and U in one, without exchanges.",
 )
 
 

@@ -453,7 +453,7 @@ def _gamma_sample_grad_np(a: Any, x: Any) -> Any:
 
 
 gamma_sample_grad_ = pointwise(
-    "gamma_sample_grad", ("a", "b"), _gamma_sample_grad_np, result="float", extern=True, samples=draw((3, 4), low=0.5, high=4),
+    "gamma_sample_grad", ("a", "b"), _gamma_sample_grad_np, result="float", extern=True, samples=draw((3, 4), (4,), low=0.5, high=4),
     doc="How a gamma sample moves with its concentration while its quantile stays.",
 )
 
