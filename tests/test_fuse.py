@@ -100,7 +100,7 @@ def test_attention_is_not_copied_into_another_layout() -> None:
     def attention(x: Tensor, wq: Tensor, wo: Tensor) -> Tensor:
         b, t, c = x.shape
         q, k, v = F.linear(x, wq).view(b, t, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
-        a = ((q @ k.transpose(-2, -1)) * (c // 4) ** -0.5).softmax(-1)
+        a = ((q @ k.transpose(-2, -1)) * (c // 4) ** -0.5).softmax(-1) * 0.9  # weights that are scaled have no kernel of their own
         return F.linear((a @ v).permute(0, 2, 1, 3).reshape(b, t, c), wo)
 
     kernels = kernels_of(attention, (2, 16, 32), (96, 32), (32, 32))
