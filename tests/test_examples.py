@@ -60,28 +60,33 @@ def test_inspect_kernels_shows_a_kernel_of_the_dump(tmp_path: Path) -> None:
     assert "for (" in text.split("one kernel,")[1]
 
 
+@pytest.mark.slow
 def test_char_gpt_learns_the_letters_of_source_code(tmp_path: Path) -> None:
     text = run("char_gpt.py", tmp_path, "--steps", "60", "--context", "32", "--width", "32", "--layers", "1")
     losses = [float(x) for x in re.findall(r"loss ([\d.]+),", text)]
     assert losses[0] > 4 and losses[-1] < 3.3
 
 
+@pytest.mark.slow
 def test_cnn_reads_digits_and_compiled_follows_eager(tmp_path: Path) -> None:
     text = run("cnn_digits.py", tmp_path, "--epochs", "2")
     assert number(r"test accuracy: ([\d.]+)", text) > 0.85
     assert number(r"largest relative difference of the first losses: ([\d.e+-]+)", text) <= 1e-3
 
 
+@pytest.mark.slow
 def test_lstm_learns_the_letters_of_source_code(tmp_path: Path) -> None:
     text = run("lstm_text.py", tmp_path, "--epochs", "2", "--width", "64", "--batches", "20")
     losses = [float(x) for x in re.findall(r"loss ([\d.]+),", text)]
     assert losses[1] < losses[0] and losses[1] < 3.2
 
 
+@pytest.mark.slow
 def test_vit_reads_digits_better_than_by_chance_after_three_epochs(tmp_path: Path) -> None:
     assert number(r"test accuracy: ([\d.]+)", run("vit_digits.py", tmp_path, "--epochs", "3", "--layers", "1")) > 0.3
 
 
+@pytest.mark.slow
 def test_quantized_network_is_smaller_and_reads_as_well(tmp_path: Path) -> None:
     text = run("quantize.py", tmp_path, "--epochs", "60")
     assert number(r"bytes, ([\d.]+)x smaller", text) > 3.5
@@ -89,6 +94,7 @@ def test_quantized_network_is_smaller_and_reads_as_well(tmp_path: Path) -> None:
     assert number(r"accuracy int8: ([\d.]+)", text) > 0.9
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     text = run("distill.py", tmp_path, "--epochs", "10")
     assert number(r"student taught: .* accuracy ([\d.]+)", text) > 0.85

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import networkx as nx
@@ -37,9 +38,15 @@ PATHS = sorted(ROOT.rglob("*.py"))
 FILES = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 
 
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@cache
 def imports(module: str, late: bool = False) -> set[str]:
     """The modules that a module imports by name, inside functions too; with `late`, only those inside functions."""
-    tree = ast.parse(FILES[module].read_text())
+    tree = parsed(module)
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
     found = set()
     for node in (n for f in functions for n in ast.walk(f)) if late else ast.walk(tree):
@@ -53,7 +60,7 @@ def imports(module: str, late: bool = False) -> set[str]:
 
 def lazy(module: str) -> set[str]:
     """The modules of torchlet that a module imports by `import_module`."""
-    calls = (n for n in ast.walk(ast.parse(FILES[module].read_text())) if isinstance(n, ast.Call))
+    calls = (n for n in ast.walk(parsed(module)) if isinstance(n, ast.Call))
     calls = [n for n in calls if "import_module" in ast.unparse(n.func)]
     constants = {n.value for call in calls for a in call.args for n in ast.walk(a) if isinstance(n, ast.Constant)}
     return {c for c in constants if isinstance(c, str) and c.startswith("torchlet")}
@@ -100,5 +107,5 @@ def test_import_torchlet_does_not_import(heavy: str) -> None:
 
 
 def test_every_module_says_its_job_in_its_first_line() -> None:
-    first = {m: (ast.get_docstring(ast.parse(p.read_text())) or "").split("\n")[0] for m, p in FILES.items() if p.stat().st_size}
+    first = {m: (ast.get_docstring(parsed(m)) or "").split("\n")[0] for m, p in FILES.items() if p.stat().st_size}
     assert [m for m, line in first.items() if not line.endswith((".", ":"))] == []

@@ -300,6 +300,7 @@ def test_missing_kernels_are_compiled_by_one_call(folder: Path, monkeypatch: pyt
     assert "-ffast-math" not in commands[0]
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_kernels_on_disk(folder: Path) -> None:
     key = load([scale_kernel(factor=7.0)])[0].key
     code = (

@@ -78,6 +78,7 @@ def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None) -> 
         sources = [Source(printed(kernel)) for kernel in kernels]
     for source in sources:
         text = source.text
+        runtime.link(text)
         key = hashlib.sha256((fingerprint + text).encode()).hexdigest()[:40]
         texts[key] = text
         keys.append(key)

@@ -89,9 +89,11 @@ def as_strided(input: Tensor, size: Sequence[int], stride: Sequence[int], storag
     return out
 
 
-METHODS["as_strided_"] = lambda self, size, stride, storage_offset=None: _become(
-    self, as_strided(self, size, stride, storage_offset), "as_strided_"
-)
+@public("as_strided_", function=False)
+def as_strided_in_place(self: Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor:
+    """The tensor becomes another view of its memory."""
+    return _become(self, as_strided(self, size, stride, storage_offset), "as_strided_")  # type: ignore[no-any-return]
+
 
 # ------------------------------------------------------------------------------------------------ views in place
 
@@ -150,7 +152,12 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
     return self
 
 
-METHODS["resize_as_"] = lambda self, other, memory_format=None: resize_(self, tuple(other.shape))
+@public("resize_as_", function=False)
+def resize_as_(self: Tensor, other: Tensor, memory_format: Any = None) -> Tensor:
+    """`resize_` to the shape of another tensor."""
+    return resize_(self, tuple(other.shape))
+
+
 METHODS["resize"] = lambda self, *size: reshape(self, *size)
 METHODS["resize_as"] = lambda self, other: reshape(self, tuple(other.shape))
 

@@ -145,7 +145,13 @@ def sym_not(a: Any) -> bool:
     return not a
 
 
-FUNCTIONS |= {"sym_int": int, "sym_float": float, "sym_sum": sum, "sym_ite": lambda b, t, f: t if b else f}
+@public("sym_ite", method=False)
+def sym_ite(b: Any, t: Any, f: Any) -> Any:
+    """`t` if `b`, else `f`."""
+    return t if b else f
+
+
+FUNCTIONS |= {"sym_int": int, "sym_float": float, "sym_sum": sum}
 
 
 @public("lstm_cell", method=False)

@@ -90,6 +90,7 @@ def in_place(f: Callable[..., Any]) -> Callable[..., Any]:
         followed = STATE.grad and any(isinstance(t, Tensor) and t._meta.requires_grad for t in (self, *args, *kwargs.values()))
         return METHODS["copy_"](self, f(METHODS["clone"](self) if followed else self, *args, **kwargs))  # type: ignore[no-any-return]
 
+    f_.__doc__ = f"In place: {f.__doc__}"
     return f_
 
 

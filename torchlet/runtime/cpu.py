@@ -5,22 +5,24 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import threading
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 from torchlet.config import config
 from torchlet.runtime import cc
 
-__all__ = ["Native", "Program", "arena", "get_num_threads", "native", "runtime", "set_num_threads"]
+__all__ = ["Native", "Program", "arena", "get_num_threads", "link", "native", "runtime", "set_num_threads"]
 
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
-_SOURCES = ("tl_runtime.c", "tl_gemm.c", "tl_attention.c", "tl_recurrent.c", "tl_conv.c")  # one unit: the last use kernels of the second
+# What functions begin with -> the file they are in. Each file is a library of its own, compiled when a program first needs it.
+_PARTS = {"tl_attention": "tl_attention.c", "tl_recurrent": "tl_recurrent.c", "tl_conv": "tl_conv.c", "tl_pool": "tl_conv.c"}
 
 
 class _Launchable(Protocol):
@@ -56,16 +58,34 @@ class _Program(ctypes.Structure):
 @lru_cache(maxsize=1)
 def runtime() -> ctypes.CDLL:
     """The runtime library, compiled once per machine; its symbols are what generated kernels link to. Raises CompileError."""
-    parts = [(cc.CSRC / name).read_text() for name in _SOURCES]
-    headers = [p.read_text() for p in sorted(cc.CSRC.glob("*.h"))]
-    key = "runtime-" + hashlib.sha256("\0".join([cc.fingerprint(), *parts, *headers]).encode()).hexdigest()[:40]
-    path, _ = cc.library(key, "\n".join(f'#include "{name}"' for name in _SOURCES))
-    lib = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    lib = _library('#include "tl_runtime.c"\n#include "tl_gemm.c"')
     lib.tl_alloc.restype = ctypes.c_void_p
     lib.tl_alloc.argtypes = [ctypes.c_int64]
     lib.tl_free.argtypes = [ctypes.c_void_p]
     lib.tl_set_threads(config.num_threads or _cores())
     return lib
+
+
+def _library(text: str) -> ctypes.CDLL:
+    """C files of the runtime as a library whose symbols others may link to. Raises CompileError."""
+    sources = [p.read_text() for p in sorted([*cc.CSRC.glob("*.h"), *(cc.CSRC / name for name in re.findall(r'"(\w+\.c)"', text))])]
+    key = "runtime-" + hashlib.sha256("\0".join([cc.fingerprint(), text, *sources]).encode()).hexdigest()[:40]
+    path, _ = cc.library(key, text)
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+@cache
+def _part(name: str) -> ctypes.CDLL:
+    """A file of larger functions, with the kernels of products that they use."""
+    runtime()
+    return _library(f'#define TL_KERNELS_ONLY\n#include "tl_gemm.c"\n#include "{name}"')
+
+
+def link(text: str) -> None:
+    """Load the parts of the runtime that C code calls functions of. Raises CompileError."""
+    for start, name in _PARTS.items():
+        if start in text:
+            _part(name)
 
 
 def _cores() -> int:
@@ -97,7 +117,8 @@ class Native:
 
 def native(name: str, function: str, work: int, writes: tuple[int, ...]) -> Native:
     """A function of the runtime, to be launched like a kernel; `writes`: the positions of the buffers that it writes."""
-    address = ctypes.cast(getattr(runtime(), function), ctypes.c_void_p).value
+    part = next(name for start, name in _PARTS.items() if function.startswith(start))
+    address = ctypes.cast(getattr(_part(part), function), ctypes.c_void_p).value
     assert address is not None
     return Native(name, address, work, writes)
 

@@ -259,6 +259,7 @@ TL_INLINE int N_(is_skinny)(int64_t m, const OPERAND *b) {
     return !b->eval && ((b->row == 1 && m <= AXPY_ROWS) || (b->col == 1 && m <= DOT_ROWS));
 }
 
+#ifndef TL_KERNELS_ONLY  // a file that uses the kernels leaves the whole product to tl_gemm.c
 void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
     int64_t m = g->m, n = g->n, k = g->k;
     OPERAND a = g->a, b = g->b;
@@ -367,6 +368,7 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
         if (together) tl_barrier(nth);
     }
 }
+#endif
 #undef VEC
 #undef UVEC
 #undef OPERAND
