@@ -19,7 +19,7 @@ ABSENT = {
     "distributed.PrefixStore distributed.Store distributed.device_mesh": "several processes; torchlet.distributed knows one",
     "export onnx fx jit.load jit.save _export": "graphs for other runtimes: TorchScript, torch.export, FX and ONNX",
     "float8 float4 bits uint1 uint2 uint3 uint4 uint5 uint6 uint7 int1 int2 int3 int4 int5 int6 int7 _scaled_mm": (
-        "dtypes that NumPy has not: 8 bits and less for floats, fewer than 8 for integers, and unsigned ones of 16 bits and more"
+        "dtypes that torchlet has not: floats of 8 bits and less, integers of fewer than 8, unsigned ones of 16 bits and more"
     ),
     "hub.load hub.list hub.help": "running code from the network",
     "mps xpu mtia cuda.CUDAGraph cuda.graph cuda.make_graphed_callables": (
