@@ -32,6 +32,8 @@ from torchlet.compiler.schedule import Plan, schedule
 from torchlet.compiler.tile import MACHINES
 from torchlet.op import OPS, STATE
 
+pytestmark = pytest.mark.slow  # kernels in Triton's interpreter, and its compiler
+
 F = nn.functional
 rng = np.random.default_rng(3)
 

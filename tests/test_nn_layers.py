@@ -38,7 +38,11 @@ def test_layer_gives_what_pytorch_gave(case: tuple[str, ...]) -> None:
     assert "\n".join(f"{k} {tuple(v.shape)}" for k, v in module.state_dict().items()) == expected["state"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=" | ".join)
+LONG = ("LSTM", "GRU", "RNN", "Transformer", "Multihead", "grid_sample", "CTCLoss")  # many kernels, or large ones
+TO_COMPILE = [pytest.param(c, marks=[pytest.mark.slow] if any(name in "".join(c) for name in LONG) else []) for c in CASES]
+
+
+@pytest.mark.parametrize("case", TO_COMPILE, ids=[" | ".join(c) for c in CASES])
 def test_compiled_layer_gives_the_same(case: tuple[str, ...]) -> None:
     if "Lazy" in case[0]:
         pytest.skip("a lazy layer is an ordinary one after its first call")

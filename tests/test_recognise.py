@@ -14,13 +14,13 @@ from graphs import graph_of
 from standin import CC, stand_in
 
 import torchlet as torch
+from torchlet.compiler import claim
 from torchlet.compiler.attention import Attention
-from torchlet.compiler.claim import claims
 from torchlet.compiler.differentiate import differentiate
 from torchlet.compiler.emulate import run_interpreted_triton, run_plan
 from torchlet.compiler.execute import optimize
 from torchlet.compiler.function import kernels
-from torchlet.compiler.graph import Graph, verify
+from torchlet.compiler.graph import Graph, Node, verify
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.recognise import recognise
 from torchlet.compiler.schedule import schedule
@@ -28,6 +28,10 @@ from torchlet.nn import functional as F
 
 rng = np.random.default_rng(5)
 Array = np.ndarray[Any, Any]
+
+
+def on_gpus(n: Node) -> bool:
+    return claim.claims(n, gpu=True)
 
 
 def normal(*shape: int) -> Array:
@@ -78,7 +82,7 @@ def training(f: Callable[..., Any], *arrays: Array, count: int = 3) -> Graph:
 def whole(graph: Graph) -> Graph:
     """The graph with its attention recognised; nothing of the written form is left."""
     refused: list[Any] = []
-    found = recognise(graph, claims, refused)
+    found = recognise(graph, on_gpus, refused)
     verify(found)
     names = [n.op.name for n in found.nodes() if n.op]
     assert not refused and "softmax" not in names and "matmul" not in names and "sdpa" in names
@@ -209,14 +213,14 @@ def test_what_is_not_this_attention_is_left_as_it_is_and_says_why(name: str) -> 
     f, more, why = REFUSED[name]
     graph = graph_of(f, *map(lambda s: normal(*s), QKV), *more)
     refused: list[tuple[str, str, str]] = []
-    assert recognise(graph, claims, refused) is graph
+    assert recognise(graph, on_gpus, refused) is graph
     assert [why in text for _, text, _ in refused] == ([True] if why else [])
 
 
 def test_a_bias_that_learns_needs_the_scores_gradient_and_is_left() -> None:
     joint = training(added, *map(lambda s: normal(*s), QKV), normal(3, 20, 33), count=4)
     refused: list[tuple[str, str, str]] = []
-    assert recognise(joint, claims, refused) is joint and "used elsewhere" in refused[0][1]
+    assert recognise(joint, on_gpus, refused) is joint and "used elsewhere" in refused[0][1]
 
 
 def test_of_two_attentions_the_one_whose_weights_are_returned_is_left() -> None:
@@ -228,7 +232,7 @@ def test_of_two_attentions_the_one_whose_weights_are_returned_is_left() -> None:
     arrays = [normal(2, 3, 20, 16), normal(2, 3, 33, 16), normal(2, 3, 33, 16)]
     joint = training(f, *arrays)
     refused: list[tuple[str, str, str]] = []
-    found = recognise(joint, claims, refused)
+    found = recognise(joint, on_gpus, refused)
     names = [n.op.name for n in found.nodes() if n.op]
     assert names.count("softmax") == 1 and names.count("sdpa") == 1 and names.count("sdpa_dk") == 1 and len(refused) == 1
     g = normal(2, 3, 20, 16)

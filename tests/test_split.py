@@ -25,6 +25,8 @@ from torchlet.index import Axis, Index, of
 from torchlet.op import OPS
 from torchlet.runtime import interpreter
 
+pytestmark = pytest.mark.slow  # kernels in Triton's interpreter, and its compiler
+
 rng = np.random.default_rng(5)
 
 

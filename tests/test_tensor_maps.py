@@ -28,6 +28,8 @@ from torchlet.expr import Expr, call, cast, expr
 from torchlet.index import Axis, Index, of
 from torchlet.runtime.interpreter import run
 
+pytestmark = pytest.mark.slow  # kernels in Triton's interpreter, and its compiler
+
 WALK = Tile("dot", {"m": 64, "n": 64, "k": 32}, map_bytes=1 << 17, programs=3)
 
 
