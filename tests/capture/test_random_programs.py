@@ -245,7 +245,8 @@ class World:
             p = self.w[args[0]]
             p.requires_grad_(not p.requires_grad)
         elif kind == "share":
-            self.t[args[0]] = self.t[args[1]].view(2, 3) if self.t[args[1]].is_contiguous() else self.t[args[1]]
+            x = self.t[args[1]]
+            self.t[args[0]] = x.view(2, 3) if x.is_contiguous() and x.numel() == 6 else x
         elif kind == "drop":
             self.dropped = args[0]
         elif kind == "swap":
@@ -320,7 +321,7 @@ def check(statements: list[tuple[bool, Any]], changes: list[Any]) -> None:
 def within(expected: Any, compiled: Any, nudged: list[Any]) -> tuple[Any, Any]:
     """The two observations, with every number of `compiled` that is no farther off than a few roundings of the inputs replaced."""
     if isinstance(expected, dict):
-        if expected.keys() != compiled.keys():
+        if not isinstance(compiled, dict) or expected.keys() != compiled.keys():
             return expected, compiled
         pairs = {k: within(v, compiled[k], [n[k] for n in nudged]) for k, v in expected.items()}
         return {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
@@ -383,6 +384,15 @@ def test_programs_that_once_differed_do_what_plain_python_does(statements, chang
     check(statements, changes)
 
 
+@pytest.mark.xfail(strict=True, reason="what one result keeps, the backward pass of the others asks for, too; see compiler/README.md")
+def test_a_result_whose_gradient_needs_nothing_does_not_mind_what_another_kept():
+    statements = [(False, ("unary", "a", "clone", "a"))] * 2 + [
+        (False, ("backward", "d", True, "wv")), (False, ("binary", "a", "add", "a", "d")), (False, ("unary", "a", "clone", "a")),
+        (False, ("write", "d", "residual", "c", "w", 4)), (False, ("backward", "a", False, "")),
+    ]
+    check(statements, [("k", 0.0)])
+
+
 def test_a_wrong_number_is_not_taken_for_rounding():
     statements, changes = [(False, ("train", "a", "w")), (True, ("binary", "b", "add", "b", "b"))], [("k", 0.0)] * 3
     expected = run(lambda f: f, statements, changes)
@@ -394,7 +404,7 @@ def test_a_wrong_number_is_not_taken_for_rounding():
 
 
 @pytest.mark.slow
-@settings(max_examples=500, **_quiet)
+@settings(max_examples=500, derandomize=True, **_quiet)
 @given(program, st.lists(change, min_size=1, max_size=4))
 def test_many_random_programs_do_what_plain_python_does(statements, changes):
     check(statements, changes)
