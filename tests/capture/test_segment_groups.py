@@ -1,5 +1,6 @@
 """Outputs of one segment that share no computation are differentiated one after the other, as they are eagerly."""
 
+import numpy as np
 import pytest
 
 import torchlet as torch
@@ -81,3 +82,23 @@ def test_an_infinite_gradient_of_an_output_that_is_not_differentiated_stays_out(
         w.grad = None
         shared()[0].backward()
         assert w.grad is not None and w.grad.tolist() == [1.0, 1.0]
+
+
+def test_an_output_that_keeps_nothing_is_differentiated_after_another_has_freed_the_graph():
+    def f(a, b, w):
+        x = a + b
+        return x * 2, (x * w).tanh()
+
+    def gradients(run):
+        a, b, w = [torch.ones(3, requires_grad=True) for _ in range(3)]
+        x, y = run(a, b, w)
+        y.sum().backward()
+        x.sum().backward()
+        x.sum().backward()  # nothing is kept for it: it may be asked again
+        with pytest.raises(RuntimeError, match="second time"):
+            y.sum().backward()
+        return [t.grad.tolist() for t in (a, b, w)]
+
+    compiled = torch.compile(f)
+    for _ in range(2):
+        np.testing.assert_allclose(gradients(compiled), gradients(f), rtol=1e-6)

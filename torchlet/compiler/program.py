@@ -438,6 +438,7 @@ class Backward:
                 computed += 1
         self.seed_metas = [Meta.get(n.spec.shape, n.spec.dtype, device=on_tape[nodes.index(n)].meta.device) for n in distinct]
         self.executables: dict[tuple[bool, ...], Executable] = {}  # by which gradients of the outputs are given
+        self._read: dict[tuple[bool, ...], frozenset[int]] = {}
         self.on_compiled: Callable[[], None] | None = None  # who wants to see the executable once it is there
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
         kept_by = keeping(program.path)
@@ -483,6 +484,15 @@ class Backward:
             )
             if len(self.executables) == 1 and self.on_compiled is not None:
                 self.on_compiled()
+        return found
+
+    def read(self, given: tuple[bool, ...]) -> frozenset[int]:
+        """Which of the kept values a backward pass that brings these gradients reads; the others may have been overwritten."""
+        found = self._read.get(given)
+        if found is None:
+            graph = self._given(self.graph, given)
+            used = {x for n in graph.nodes() for x in n.inputs} | set(graph.outputs)
+            found = self._read[given] = frozenset(j for j in range(len(self.kept)) if graph.inputs[j] in used)
         return found
 
     def _given(self, graph: Graph, given: Sequence[bool]) -> Graph:
@@ -581,7 +591,7 @@ class SegmentNode(TapeNode):
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
         self.arrays = [entries[n][0] for is_input, n in half.kept if not is_input]  # held, so that the pools leave them alone
 
-    def _check(self, grads: Sequence[Any]) -> None:
+    def _check(self, grads: Sequence[Any], read: frozenset[int]) -> None:
         if self.freed:
             nearest = [self.half.keeping[k] for k, g in enumerate(grads) if g is not None and k in self.half.keeping]
             if nearest:
@@ -590,7 +600,7 @@ class SegmentNode(TapeNode):
             for is_input, i, op in self.half.guards[k] if g is not None else ():
                 (self.inputs if is_input else self.seen)[i].get(op)
         for k in self.half.written:
-            if any(saved is self.inputs[k] for saved in self.kept):
+            if any(self.kept[j] is self.inputs[k] for j in read):
                 raise RuntimeError(
                     "backward: one of the variables needed for gradient computation has been modified by an inplace operation "
                     "inside the compiled call"
@@ -598,11 +608,12 @@ class SegmentNode(TapeNode):
 
     def backward(self, grads: list[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of the inputs; with create_graph, the segment is walked operation by operation so that they can be differentiated."""
-        self._check(grads)
+        half, given = self.half, tuple([g is not None for g in grads])
+        read = half.read(given)
+        self._check(grads, read)
         if STATE.grad:
             return self._differentiable(grads)
-        half = self.half
-        executable = half.compiled([g is not None for g in grads])
+        executable = half.compiled(given)
         seeds = []
         for g, m in zip(grads, self.metas, strict=True):
             if g is None:
@@ -610,7 +621,9 @@ class SegmentNode(TapeNode):
             else:
                 array = storage.contiguous(force(g))
             seeds.append((array, storage.address(array)))
-        addresses = [address(s.get(_SEGMENT)) if isinstance(s, Saved) else s[1] for s in self.kept] + [p for _, p in seeds]
+        addresses = [
+            address(s.get(_SEGMENT) if j in read else s.tensor) if isinstance(s, Saved) else s[1] for j, s in enumerate(self.kept)
+        ] + [p for _, p in seeds]
         outs = [wrap(storage.empty(n.spec.shape, n.spec.dtype.np, p)) for n, p in zip(half.graph.outputs, half.places(), strict=True)]
         executable.run(addresses, [address(t) for t in outs], self.scalars)
         reached = set().union(*[r for r, g in zip(half.reaches, grads, strict=True) if g is not None])
@@ -641,9 +654,10 @@ class SegmentNode(TapeNode):
         return [found.get(i) for i in range(len(sources))]
 
     def release(self) -> None:
-        """Let go of what was kept; a second backward raises where eager execution would have kept something."""
-        if any(self.half.group_of[k] == self.group for k in self.half.keeping):
-            self.freed = True
+        """A second backward raises where eager execution would have kept something; where it raises for all outputs, let go of it."""
+        ours = [k for k, group in enumerate(self.half.group_of) if group == self.group]
+        self.freed = any(k in self.half.keeping for k in ours)
+        if all(k in self.half.keeping for k in ours):
             self.kept, self.inputs, self.arrays = [], [], []
 
 
