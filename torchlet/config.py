@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 __all__ = ["Config", "config"]
 
+_T = TypeVar("_T")
 
-def _switch(variable: str, read: Callable[[str], object], default: object) -> object:
-    def start() -> object:
-        return read(os.environ[variable]) if os.environ.get(variable) else default
 
-    return field(default_factory=start, metadata={"variable": variable})
+def _switch(variable: str, read: Callable[[str], _T], default: _T) -> _T:
+    return read(os.environ[variable]) if os.environ.get(variable) else default
 
 
 def _truth(text: str) -> bool:
@@ -30,7 +29,6 @@ def _precision(text: str) -> str:
 FLOAT32_DOTS = ("ieee", "tf32x3", "bf16x6", "tf32")
 
 
-@dataclass(slots=True)
 class Config:
     """The switches. Each starts from its environment variable, read once at import.
 
@@ -47,23 +45,25 @@ class Config:
     c_walk        TORCHLET_C_WALK: 0 follows known paths in Python, without the C code that does the same faster; read at first use
     """
 
-    cache_dir: str = _switch("TORCHLET_CACHE_DIR", str, "")  # type: ignore[assignment]
-    cc: str = _switch("CC", str, "")  # type: ignore[assignment]
-    num_threads: int = _switch("TORCHLET_NUM_THREADS", int, 0)  # type: ignore[assignment]
-    debug: str = _switch("TORCHLET_DEBUG", str, "")  # type: ignore[assignment]
-    libcuda: str = _switch("TORCHLET_LIBCUDA", str, "")  # type: ignore[assignment]
-    cuda_sync: bool = _switch("TORCHLET_CUDA_SYNC", _truth, False)  # type: ignore[assignment]
-    cuda_graphs: bool = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)  # type: ignore[assignment]
-    float32_dot: str = _switch("TORCHLET_FLOAT32_DOT", _precision, "ieee")  # type: ignore[assignment]
-    c_walk: bool = _switch("TORCHLET_C_WALK", _truth, True)  # type: ignore[assignment]
+    __slots__ = ("cache_dir", "cc", "num_threads", "debug", "libcuda", "cuda_sync", "cuda_graphs", "float32_dot", "c_walk")
+
+    def __init__(self) -> None:
+        self.cache_dir = _switch("TORCHLET_CACHE_DIR", str, "")
+        self.cc = _switch("CC", str, "")
+        self.num_threads = _switch("TORCHLET_NUM_THREADS", int, 0)
+        self.debug = _switch("TORCHLET_DEBUG", str, "")
+        self.libcuda = _switch("TORCHLET_LIBCUDA", str, "")
+        self.cuda_sync = _switch("TORCHLET_CUDA_SYNC", _truth, False)
+        self.cuda_graphs = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)
+        self.float32_dot = _switch("TORCHLET_FLOAT32_DOT", _precision, "ieee")
+        self.c_walk = _switch("TORCHLET_C_WALK", _truth, True)
 
     @contextmanager
     def __call__(self, **switches: object) -> Iterator[Config]:
         """Set switches within a `with` block. Raises AttributeError for a name that is no switch."""
-        known = {f.name for f in fields(self)}
         for name in switches:
-            if name not in known:
-                raise AttributeError(f"config: no switch named '{name}'; expected one of {', '.join(sorted(known))}")
+            if name not in self.__slots__:
+                raise AttributeError(f"config: no switch named '{name}'; expected one of {', '.join(sorted(self.__slots__))}")
         before = {name: getattr(self, name) for name in switches}
         try:
             for name, value in switches.items():

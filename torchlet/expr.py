@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 
 from torchlet import dtypes
 from torchlet.dtypes import dtype
@@ -31,14 +30,13 @@ COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 PREDICATES = frozenset(("isnan", "isinf", "not")) | COMPARISONS
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Expr:
     """One node; build it with `expr`, `const` or Python's operators, never directly."""
 
-    op: str
-    args: tuple[Expr, ...]
-    dtype: dtype
-    attr: Hashable = None
+    __slots__ = ("op", "args", "dtype", "attr", "__weakref__")
+
+    def __init__(self, op: str, args: tuple[Expr, ...], dtype: dtype, attr: Hashable = None):
+        self.op, self.args, self.dtype, self.attr = op, args, dtype, attr
 
     def __add__(self, other: Operand) -> Expr:
         return call("add", self, other)

@@ -8,38 +8,42 @@ Grammar
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
+from torchlet.record import Record
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+
+class Axis(Record):
     """A loop variable running over `range(extent)`. Two axes are the same when their name and extent are."""
 
-    name: str
-    extent: int
+    __slots__ = ("name", "extent")
+
+    def __init__(self, name: str, extent: int):
+        self.name, self.extent = name, extent
 
     def __str__(self) -> str:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class FloorDiv:
+class FloorDiv(Record):
     """floor(index / divisor) with index >= 0 and divisor > 0."""
 
-    index: Index
-    divisor: int
+    __slots__ = ("index", "divisor")
+
+    def __init__(self, index: Index, divisor: int):
+        self.index, self.divisor = index, divisor
 
     def __str__(self) -> str:
         return f"(({self.index}) // {self.divisor})"
 
 
-@dataclass(frozen=True, slots=True)
-class Mod:
+class Mod(Record):
     """index mod divisor with index >= 0 and divisor > 0."""
 
-    index: Index
-    divisor: int
+    __slots__ = ("index", "divisor")
+
+    def __init__(self, index: Index, divisor: int):
+        self.index, self.divisor = index, divisor
 
     def __str__(self) -> str:
         return f"(({self.index}) % {self.divisor})"
@@ -48,12 +52,13 @@ class Mod:
 Term = Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Record):
     """`const + sum(coefficient * term)`; terms are distinct, coefficients are not zero, order is canonical."""
 
-    terms: tuple[tuple[Term, int], ...] = ()
-    const: int = 0
+    __slots__ = ("terms", "const")
+
+    def __init__(self, terms: tuple[tuple[Term, int], ...] = (), const: int = 0):
+        self.terms, self.const = terms, const
 
     def __add__(self, other: Index | int) -> Index:
         if isinstance(other, int):

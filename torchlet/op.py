@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from torchlet import dtypes, expr
 from torchlet.expr import Expr
+from torchlet.record import Record
 from torchlet.spec import Spec, broadcast_shapes, contiguous_strides, elementwise_strides, result_type
 from torchlet.tensor import Array, Tensor
 
 OPS: dict[str, Op] = {}
 
 
-class Rule(NamedTuple):
+class Rule(Record):
     """One input's VJP: the function and the names it asks for."""
 
-    function: Callable[..., Any]
-    names: tuple[str, ...]
+    __slots__ = ("function", "names")
 
-
-# Lowerings are plain classes: making a frozen dataclass with slots costs a millisecond, at every import of torchlet.
+    def __init__(self, function: Callable[..., Any], names: tuple[str, ...]):
+        self.function, self.names = function, names
 
 
 class Pointwise:
@@ -124,24 +123,27 @@ class Composite:
         self.body = body
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Record):
     """An operator that can fail on data: captured code asks before it defers one, so that it fails at the user's line.
 
     `operands(specs, attrs)` are the positions of the inputs that decide; `test(values, attrs)` raises what eager raises, given the
     arrays or numbers at these positions, and the Specs of the other inputs.
     """
 
-    operands: Callable[[Sequence[Spec], tuple[Any, ...]], Sequence[int]]
-    test: Callable[[Sequence[Any], tuple[Any, ...]], None]
+    __slots__ = ("operands", "test")
+
+    def __init__(
+        self, operands: Callable[[Sequence[Spec], tuple[Any, ...]], Sequence[int]],
+        test: Callable[[Sequence[Any], tuple[Any, ...]], None],
+    ):
+        self.operands, self.test = operands, test
 
 
 Lowering = Pointwise | Generate | Reduce | View | Contract | Select | ScatterAdd | Composite | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Op:
-    """All that is known of one operator.
+    """All that is known of one operator; made by `define`.
 
     name      unique
     inputs    names of tensor inputs; a last name starting with "*" takes any number
@@ -158,21 +160,22 @@ class Op:
     hermitian its rules give Jᴴ g, the gradient for complex numbers; other rules give Jᵀ g, and the tape conjugates g and what they give
     """
 
-    name: str
-    inputs: tuple[str, ...]
-    attrs: tuple[str, ...]
-    eager: Callable[..., Array]
-    spec: Callable[..., Spec]
-    vjp: dict[str, Rule]
-    lower: Lowering
-    samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None
-    barrier: bool = False
-    writes: tuple[int, ...] = ()
-    doc: str = ""
-    is_view: bool = field(default=False)
-    check: Check | None = None
-    keeps_order: bool = False
-    hermitian: bool = False
+    __slots__ = (
+        "name", "inputs", "attrs", "eager", "spec", "vjp", "lower", "samples", "barrier", "writes", "doc", "is_view", "check",
+        "keeps_order", "hermitian",
+    )
+
+    def __init__(
+        self, name: str, inputs: tuple[str, ...], attrs: tuple[str, ...], eager: Callable[..., Array], spec: Callable[..., Spec],
+        vjp: dict[str, Rule], lower: Lowering, samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None,
+        barrier: bool = False, writes: tuple[int, ...] = (), doc: str = "", check: Check | None = None, keeps_order: bool = False,
+        hermitian: bool = False,
+    ):
+        self.name, self.inputs, self.attrs = name, inputs, attrs
+        self.eager, self.spec, self.vjp, self.lower, self.samples = eager, spec, vjp, lower, samples
+        self.barrier, self.writes, self.doc, self.check = barrier, writes, doc, check
+        self.is_view = isinstance(lower, View)
+        self.keeps_order, self.hermitian = keeps_order, hermitian
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -206,24 +209,10 @@ def define(
     """Enter an operator into the table. Raises ValueError when the name is taken."""
     if name in OPS:
         raise ValueError(f"operator {name} is defined twice")
-    op = Op(
-        name,
-        tuple(inputs),
-        tuple(attrs),
-        eager,
-        spec,
-        rules(vjp or {}),
-        lower,
-        samples,
-        barrier,
-        writes,
-        doc,
-        isinstance(lower, View),
-        check,
-        keeps_order,
+    op = OPS[name] = Op(
+        name, tuple(inputs), tuple(attrs), eager, spec, rules(vjp or {}), lower, samples, barrier, writes, doc, check, keeps_order,
         hermitian,
     )
-    OPS[name] = op
     return op
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,11 @@ from torchlet.tensor import Array
 __all__ = ["set_printoptions", "tensor_text"]
 
 
-@dataclass(slots=True)
 class _Options:
-    precision: int = 4
-    threshold: int = 1000
-    edgeitems: int = 3
-    linewidth: int = 80
+    precision = 4
+    threshold = 1000
+    edgeitems = 3
+    linewidth = 80
     sci_mode: bool | None = None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from torchlet import dtypes, errors
 from torchlet.dtypes import dtype
+from torchlet.record import Record
 
 __all__ = [
     "Size",
@@ -86,14 +86,13 @@ class device:
 CPU = device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Record):
     """What is known of a value without computing it. `weak` marks a Python number, which never decides a dtype within its category."""
 
-    shape: tuple[int, ...]
-    dtype: dtype
-    device: device = CPU
-    weak: bool = False
+    __slots__ = ("shape", "dtype", "device", "weak")
+
+    def __init__(self, shape: tuple[int, ...], dtype: dtype, device: device = CPU, weak: bool = False):
+        self.shape, self.dtype, self.device, self.weak = shape, dtype, device, weak
 
     @property
     def ndim(self) -> int:

@@ -108,7 +108,7 @@ def _with_copies(graph: Graph) -> tuple[Graph, list[int]]:
             kept.append(k)
         elif n.kind != "op" or n in seen:
             name = graph.output_names[k] if graph.output_names else ""
-            n = Node("op", OPS["clone"], (n,), (), replace(n.spec, weak=False), n.source, name)
+            n = Node("op", OPS["clone"], (n,), (), n.spec.replace(weak=False), n.source, name)
         seen.add(n)
         outputs.append(n)
     return replace(graph, outputs=tuple(outputs)), kept

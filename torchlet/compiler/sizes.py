@@ -195,7 +195,7 @@ def _replaced(graph: Graph, chosen: Sequence[tuple[int, int]], size: int) -> Gra
             if strides != contiguous_strides(n.spec.shape):
                 return None
             strides = contiguous_strides(shape)
-        values[n] = b.input(replace(n.spec, shape=shape), strides, n.name, n.source)
+        values[n] = b.input(n.spec.replace(shape=shape), strides, n.name, n.source)
     for n in graph.scalars:
         values[n] = b.scalar(n.spec.dtype, n.name)
     for n in graph.nodes():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from torchlet.ops.public import public
 from torchlet.ops.reduce import sum as sum_over
 from torchlet.ops.view import permute, reshape
 from torchlet.tensor import Tensor
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of PyTorch's positions 0 to 51
 
 
 def _refuse(text: str) -> RuntimeError:
@@ -97,7 +98,7 @@ def _from_lists(args: Sequence[Any]) -> tuple[str, list[Tensor]]:
     """(tensor, [0, 1], tensor, [1, 2], …, [0, 2]) as an equation."""
 
     def term(listed: Sequence[Any]) -> str:
-        return "".join("..." if i is Ellipsis else string.ascii_letters[i] for i in listed)
+        return "".join("..." if i is Ellipsis else _LETTERS[i] for i in listed)
 
     pairs = len(args) // 2
     equation = ",".join(term(args[2 * k + 1]) for k in range(pairs))

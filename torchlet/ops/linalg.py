@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from torchlet.ops.public import FUNCTIONS, METHODS, Draws, in_place, public
 from torchlet.ops.reduce import amax, norm
 from torchlet.ops.reduce import sum as sum_over
 from torchlet.ops.view import expand, reshape, transpose, unsqueeze
+from torchlet.record import Result
 from torchlet.spec import Spec, broadcast_shapes, normalize_dim
 from torchlet.tensor import Tensor
 
@@ -154,7 +155,7 @@ logabsdet_: Op = define(
 )
 
 
-class SignLogabsdet(NamedTuple):
+class SignLogabsdet(Result, name="linalg_slogdet"):
     """The sign of a determinant and the logarithm of its absolute value."""
 
     sign: Tensor
@@ -235,7 +236,7 @@ def cholesky(input: Tensor, upper: bool = False) -> Tensor:
     return _mh(out) if upper else out
 
 
-class CholeskyEx(NamedTuple):
+class CholeskyEx(Result, name="linalg_cholesky_ex"):
     """The factor, and 0 where it was found."""
 
     L: Tensor
@@ -312,7 +313,7 @@ qr_: Op = define(
 )
 
 
-class QR(NamedTuple):
+class QR(Result, name="linalg_qr"):
     """An orthogonal and an upper triangular factor."""
 
     Q: Tensor
@@ -373,7 +374,7 @@ eigh_: Op = define(
 )
 
 
-class Eigen(NamedTuple):
+class Eigen(Result, name="linalg_eig"):
     """Eigenvalues, and eigenvectors as columns."""
 
     eigenvalues: Tensor
@@ -447,7 +448,7 @@ svd_: Op = define(
 )
 
 
-class SVD(NamedTuple):
+class SVD(Result, name="linalg_svd"):
     """Left singular vectors, singular values, right singular vectors (rows)."""
 
     U: Tensor
@@ -455,7 +456,7 @@ class SVD(NamedTuple):
     Vh: Tensor
 
 
-class LegacySVD(NamedTuple):
+class LegacySVD(Result, name="svd"):
     """Left singular vectors, singular values, right singular vectors (columns)."""
 
     U: Tensor
@@ -535,7 +536,7 @@ def pinv(A: Tensor, rcond: Any = None, hermitian: bool = False, *, atol: Any = N
     return matmul(v * unsqueeze(where(keep, 1.0 / where(keep, s, 1.0), 0.0), -2), _mh(u))
 
 
-class Lstsq(NamedTuple):
+class Lstsq(Result, name="linalg_lstsq"):
     """A solution with the sums of squared residuals, the rank, and the singular values."""
 
     solution: Tensor
@@ -818,14 +819,14 @@ lu_: Op = define(
 )
 
 
-class LUFactor(NamedTuple):
+class LUFactor(Result, name="linalg_lu_factor"):
     """L and U in one matrix, and the row exchanges."""
 
     LU: Tensor
     pivots: Tensor
 
 
-class LUFactorEx(NamedTuple):
+class LUFactorEx(Result, name="linalg_lu_factor_ex"):
     """L and U in one matrix, the row exchanges, and 0 where none of the pivots is 0."""
 
     LU: Tensor
@@ -833,7 +834,7 @@ class LUFactorEx(NamedTuple):
     info: Tensor
 
 
-class LU(NamedTuple):
+class LU(Result, name="linalg_lu"):
     """A permutation, a lower triangular matrix with ones on its diagonal, an upper triangular one."""
 
     P: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from torchlet.ops.pointwise import cast, maximum, minimum, where
 from torchlet.ops.public import METHODS, Draws, in_place, public
 from torchlet.ops.reduce import amax, amin, argmax, argmin
 from torchlet.ops.view import ALL, basic, reshape
+from torchlet.record import Result
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
 
@@ -108,7 +109,7 @@ def diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None
 # ------------------------------------------------------------------------------------------------ sorting
 
 
-class ValuesIndices(NamedTuple):
+class ValuesIndices(Result):
     """Values and where they stand along the dimension."""
 
     values: Tensor
@@ -116,12 +117,8 @@ class ValuesIndices(NamedTuple):
 
 
 def named(name: str) -> type[ValuesIndices]:
-    """A result type that prints as PyTorch's does."""
-
-    def text(self: Any) -> str:
-        return f"torchlet.return_types.{name}(\nvalues={self.values!r},\nindices={self.indices!r})"
-
-    return type(name, (ValuesIndices,), {"__slots__": (), "__repr__": text})
+    """The result type of one operation, which prints as PyTorch's does."""
+    return type(name, (ValuesIndices,), {"__slots__": ()}, name=name)
 
 
 RETURN_TYPES = {name: named(name) for name in ("max", "min", "sort", "topk", "median", "kthvalue", "mode")}
