@@ -17,7 +17,7 @@ def run(name: str, folder: Path, *arguments: str) -> str:
     pytest.importorskip("sklearn")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, EXAMPLES / name, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -111,7 +111,7 @@ def test_benchmark_rows_give_what_numpy_gives(tmp_path: Path) -> None:
     rows = "linreg,tiny,mlp_sgd,chain_1e5,softmax,import"
     command = [sys.executable, EXAMPLES.parent / "benchmarks" / "peers.py", "--peers", "torchlet,numpy", "--rows", rows]
     command += ["--rounds", "1", "--seconds", "0.01", "--json", "out.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert sorted(found) == sorted(rows.split(",")) and all(set(row) == {"torchlet", "numpy"} for row in found.values())

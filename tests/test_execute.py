@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from graphs import graph_of, random_graph, training_step
 
+import torchlet as torch
 import torchlet.nn.functional as F
 from torchlet import dtypes, ops
 from torchlet.compiler import execute
@@ -282,3 +283,16 @@ def test_the_plan_prints_buffers_with_lifetimes_and_peak() -> None:
     text = str(exe.stages["plan"])
     assert "steps 0 to" in text and f"arena {exe.plan.arena_bytes} bytes" in text
     assert {"graph", "simplified", "fused", "plan"} <= set(exe.stages)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)], ids=str)
+def test_operations_on_nothing_are_compiled(shape: tuple[int, ...], recwarn: pytest.WarningsRecorder) -> None:
+    functions = [
+        lambda x: torch.softmax(x * 2, -1), lambda x: torch.log_softmax(x * 2, 0), lambda x: torch.logsumexp(x * 2, 1),
+        lambda x: torch.cat([x * 2, x * 3]), lambda x: torch.sort(x * 2, 1).values + 1, lambda x: (x * 2).logcumsumexp(1),
+        lambda x: torch.nn.functional.scaled_dot_product_attention(*3 * [(x * 2)[None]]), lambda x: (x * 2).cumsum(1),
+    ]  # fmt: skip
+    for f in functions:
+        plain, compiled = f(torch.ones(shape)), torch.compile(f)(torch.ones(shape))
+        assert compiled.tolist() == plain.tolist() and compiled.shape == plain.shape and compiled.dtype is plain.dtype
+    assert not [w for w in recwarn if "step by step" in str(w.message)]

@@ -247,3 +247,40 @@ def test_explain_names_what_the_runtime_computes_and_runs_are_one_call() -> None
     text = str(torch.compiler.explain(step)(x))
     assert "1 native call" in text and "native convolution: a function of the C runtime" in text and "extern" not in text
 
+
+
+@pytest.mark.parametrize("name", ["cumsum", "cumprod"])
+@pytest.mark.parametrize("shape, dim", [((1,), 0), ((3, 100), 1), ((100, 3), 0), ((2, 40, 300), 1), ((17, 9), 1), ((3, 1, 4), 1)])
+def test_running_sums_and_products_are_those_of_numpy_to_the_bit(name: str, shape: tuple[int, ...], dim: int, threads: int) -> None:
+    x = np.random.default_rng(0).uniform(0.9, 1.1, shape)
+    for kind in (np.float32, np.float64, np.int64):
+        a = (x * 10).astype(kind) if kind is np.int64 else x.astype(kind)
+        compiled = torch.compile(lambda x: getattr(torch, name)(x, dim))
+        np.testing.assert_array_equal(compiled(torch.tensor(a)).numpy(), getattr(np, name)(a, axis=dim))
+        assert natives(compiled) == {name}
+
+
+def test_running_sums_of_other_layouts_and_dtypes_are_summed_in_lines() -> None:
+    x = np.random.default_rng(1).standard_normal((5, 2200)).astype(np.float32)
+    across = torch.compile(lambda x: x.cumsum(0))
+    want = np.cumsum(x.T.astype(np.float64), 0)  # of about 100
+    np.testing.assert_allclose(across(torch.tensor(x).t()).numpy(), want, rtol=0, atol=1e-4)
+    assert natives(across) == set()
+    mask = torch.compile(lambda x: (x > 0).cumsum(1))
+    np.testing.assert_array_equal(mask(torch.tensor(x)).numpy(), np.cumsum(x > 0, 1))
+    half = torch.compile(lambda x: x.half().cumprod(1))
+    near = np.float32(1) + x[:, :40] / 64
+    np.testing.assert_allclose(half(torch.tensor(near)).float().numpy(), np.cumprod(near.astype(np.float16), 1, np.float64), rtol=1e-3)
+
+
+def test_what_is_not_finite_stays_behind_its_place_in_a_running_sum() -> None:
+    x = torch.tensor([[1.0, np.inf, 2.0, -np.inf, 3.0]]).expand(3, 5)  # no dense memory: summed in lines
+    run = torch.compile(lambda x: x.cumsum(1))
+    np.testing.assert_array_equal(run(x).numpy()[1], [1.0, np.inf, np.inf, np.nan, np.nan])
+
+
+def test_a_running_sum_is_written_into_the_tensor_that_out_names() -> None:
+    x, out = torch.arange(6.0).view(2, 3), torch.zeros(2, 3)
+    run = torch.compile(lambda x: torch.cumsum(x * 2, 1, out=out))
+    assert run(x) is out and out.tolist() == [[0, 2, 6], [6, 14, 24]]
+    assert natives(run) == {"cumsum"}

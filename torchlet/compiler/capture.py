@@ -514,7 +514,8 @@ class Run:
             source, dims = maker.checks[0][0], maker.attrs[_POSITIONS[maker.op.name]]
             shape = (source.meta if isinstance(source, Step) else source.t._meta).shape  # type: ignore[union-attr]
             sizes = [shape[d] for d in ((dims,) if isinstance(dims, int) else dims)] or [1]
-            return np.array([0, max(int(np.prod(sizes)) - 1, 0)])
+            count = int(np.prod(sizes))
+            return np.array([0, count - 1] if count else [], np.int64)
         return value(x._step, x)
 
     def _writes(self) -> Iterator[Slot]:

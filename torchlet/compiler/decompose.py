@@ -28,6 +28,8 @@ def decompose(graph: Graph, claimed: Callable[[Node], bool] = lambda n: False) -
 
 def _open(b: Builder, n: Node, inputs: tuple[Any, ...]) -> Any:
     assert n.op is not None
+    if not n.spec.numel:
+        return b.node(OPS["full"], (0,), (n.spec.shape, n.spec.dtype))
     tensors = [b.tensor(x) if isinstance(x, Node) else x for x in inputs]
     with b:
         if isinstance(n.op.lower, Composite):

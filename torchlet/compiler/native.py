@@ -14,7 +14,8 @@ from torchlet.spec import contiguous_strides
 
 __all__ = ["Call", "call_of", "claims", "is_extern"]
 
-_SUFFIX = {dtypes.float32: "f32", dtypes.float64: "f64"}
+_SUFFIX = {dtypes.float32: "f32", dtypes.float64: "f64", dtypes.int64: "i64"}
+_SCANS = {"cumsum": "tl_scan_sum", "cumprod": "tl_scan_prod"}
 _MODES = ("RNN_TANH", "RNN_RELU", "LSTM", "GRU")  # as in tl_recurrent.c
 _PANEL = 32  # results along a run of memory that are computed at once
 _USED = 0.4  # the part of them that must be wanted: less, and unfolded windows in a packed product are faster
@@ -52,7 +53,9 @@ def call_of(n: Node, strides: tuple[Sizes | None, ...] | None = None) -> Call | 
     assert n.op is not None
     kind = _SUFFIX.get(n.spec.dtype)
     describe = _FUNCTIONS.get(n.op.name)
-    if kind is None or describe is None or any(0 in x.spec.shape for x in (n, *n.args())) or len(n.args()) != len(n.inputs):
+    if kind is None or describe is None or (kind == "i64" and n.op.name not in _SCANS):
+        return None
+    if any(0 in x.spec.shape for x in (n, *n.args())) or len(n.args()) != len(n.inputs):
         return None
     for i, x in enumerate(n.args()):
         if x.spec.dtype not in (n.spec.dtype, dtypes.int64) or (strides is not None and not _is_dense(x, strides[i])):
@@ -138,8 +141,16 @@ def _pool_spread(n: Node) -> Call | None:
     return Call("tl_pool_spread", numbers, 4 * g.spec.numel + n.spec.numel)
 
 
-_COMPOSITES = frozenset(("convolution", "convolution_transpose", "convolution_weight", "max_pool_spread"))
+def _scan(n: Node) -> Call | None:
+    assert n.op is not None
+    (x,), (dim,), shape = n.args(), n.attrs, n.spec.shape
+    if not shape or x.spec.dtype is not n.spec.dtype:
+        return None
+    return Call(_SCANS[n.op.name], (math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])), 4 * n.spec.numel)
+
+
+_COMPOSITES = frozenset(("cumsum", "cumprod", "convolution", "convolution_transpose", "convolution_weight", "max_pool_spread"))
 _FUNCTIONS: dict[str, Callable[[Node], Call | None]] = {
     "recurrent": _recurrent, "recurrent_grad": _recurrent, "convolution": _convolution, "convolution_transpose": _convolution,
-    "convolution_weight": _convolution, "max_pool_spread": _pool_spread,
+    "convolution_weight": _convolution, "max_pool_spread": _pool_spread, "cumsum": _scan, "cumprod": _scan,
 }  # fmt: skip

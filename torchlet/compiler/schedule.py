@@ -189,7 +189,7 @@ class _Scheduler:
 
     def _write_into(self, n: Node, x: Node) -> bool:
         g, fused = self.group[n], self.fused
-        if n.op is None or n.op.lower is None or x.spec.dtype is not n.spec.dtype or x.spec.shape != n.spec.shape:
+        if n.op is None or is_extern(n) or x.spec.dtype is not n.spec.dtype or x.spec.shape != n.spec.shape:
             return False
         strides = x.attrs[1]
         if any(s == 0 and k > 1 for s, k in zip(strides, x.spec.shape, strict=True)):
@@ -269,9 +269,9 @@ class _Scheduler:
                 continue
             built = build_kernels(g, homes, self.fused.stores, self.fused.names, self.fused.order).kernels
             for kernel in [part for whole in built for part in (split(whole) if self.gpu else [whole])]:
+                nbytes.update((b.name, b.size * b.dtype.itemsize) for b in kernel.buffers if b.role != "input")
                 if kernel.body is not None or (kernel.points and any(p.stores for p in kernel.phases)):
                     drafts.append((kernel, [b.name for b in kernel.buffers]))
-                    nbytes.update((b.name, b.size * b.dtype.itemsize) for b in kernel.buffers if b.role != "input")
         drafts, lifetimes, arena = self._allocate(drafts, nbytes)
         steps: list[KernelLaunch | Extern] = []
         scalars = {self.fused.names.of(n): i for i, n in enumerate(self.graph.scalars)}

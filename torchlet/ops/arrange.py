@@ -10,7 +10,7 @@ import numpy as np
 
 from torchlet import dtypes, index
 from torchlet.autograd import inplace
-from torchlet.expr import Expr, call, expr
+from torchlet.expr import Expr, call, const, expr
 from torchlet.expr import where as select_expr
 from torchlet.index import Index
 from torchlet.op import Op, Select, View, apply, define
@@ -62,8 +62,7 @@ def _cat_lower(out: tuple[Index, ...], load: Any, specs: Sequence[Spec], dim: in
             value = load(k, _with(out, dim, local), mask=(("ge", local, 0), ("lt", local, n)))
             result = value if result is None else select_expr(call("lt", position(out[dim]), end), value, result)
         end = start
-    assert result is not None
-    return result
+    return const(0, specs[0].dtype) if result is None else result  # all are empty
 
 
 def _cat_grad(g: Tensor, tensors_specs: Sequence[Spec], dim: int) -> list[Tensor]:

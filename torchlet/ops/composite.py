@@ -80,9 +80,12 @@ def _log_softmax_body(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def _logsumexp_body(x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
     w = cast(x, dtypes.float32) if x.dtype.itemsize == 2 else x
-    m = apply(amax_, (w,), (dims, True))
-    m = where(m.isinf(), 0.0, m)
-    out = total((w - m).exp(), dims).log() + m
+    if all(x.shape[d] for d in dims):
+        m = apply(amax_, (w,), (dims, True))
+        m = where(m.isinf(), 0.0, m)
+        out = total((w - m).exp(), dims).log() + m
+    else:
+        out = total(w, dims).log()  # log 0
     out = out if keepdim else reshape(out, tuple(n for i, n in enumerate(x.shape) if i not in dims))
     return cast(out, x.dtype)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from torchlet import dtypes
-from torchlet.op import Op, apply, define
+from torchlet.op import OPS, Composite, Op, apply, define
 from torchlet.ops.arrange import cat, flip
-from torchlet.ops.create import Generator, default_generator, uniform_
+from torchlet.ops.create import Generator, arange_, default_generator, uniform_
 from torchlet.ops.index import gather, index_sum_
 from torchlet.ops.pointwise import cast, maximum, minimum, where
-from torchlet.ops.public import METHODS, Draws, in_place, public
-from torchlet.ops.reduce import amax, amin, argmax, argmin
-from torchlet.ops.view import ALL, basic, reshape
+from torchlet.ops.public import FUNCTIONS, METHODS, Draws, in_place, public
+from torchlet.ops.reduce import amax, amin, argmax, argmin, prod_, sum_
+from torchlet.ops.view import ALL, basic, reshape, transpose, unsqueeze
 from torchlet.record import Result
 from torchlet.spec import Spec, normalize_dim
 from torchlet.tensor import Tensor, wrap
@@ -53,8 +55,44 @@ def _from_the_end(g: Tensor, dim: int) -> Tensor:
     return flip(apply(cumsum_, (flip(g, dim),), (dim,)), dim) if g.ndim else g
 
 
+_LINE = 32  # what is before an element in its line is summed anew for each element: loops without a carried value, for every target
+
+
+def _scan_body(name: str, fold: Op, combine: Callable[[Tensor, Tensor], Tensor], neutral: int) -> Callable[[Tensor, int], Tensor]:
+    """The lowering of a scan: lines of 32 elements, and what stands before each line, which is a scan of the lines' totals."""
+
+    def inside(x: Tensor, inclusive: bool) -> Tensor:
+        place = apply(arange_, (0, 1), (x.shape[-1], dtypes.int64))
+        behind = unsqueeze(place, 1) >= place if inclusive else unsqueeze(place, 1) > place
+        return total(where(behind, unsqueeze(x, -2), neutral))
+
+    def total(x: Tensor) -> Tensor:
+        return apply(fold, (x,), ((x.ndim - 1,), False))
+
+    def along(x: Tensor, inclusive: bool) -> Tensor:
+        n = x.shape[-1]
+        if n <= 2 * _LINE:
+            return inside(x, inclusive)
+        lines = FUNCTIONS["pad"](x, (0, -n % _LINE), value=neutral)
+        lines = reshape(lines, (*x.shape[:-1], -1, _LINE))
+        before = along(total(lines), False)
+        found = reshape(combine(unsqueeze(before, -1), inside(lines, inclusive)), (*x.shape[:-1], -1))
+        return basic(found, (ALL,) * (x.ndim - 1) + (("s", 0, n, 1),))
+
+    def body(x: Tensor, dim: int) -> Tensor:
+        kind = dtypes.int64 if not x.dtype.is_floating_point else dtypes.float32 if x.dtype.itemsize == 2 else x.dtype
+        if not x.ndim:
+            return cast(x, kind)
+        if x.dtype is not kind:
+            return apply(OPS[name], (cast(x, kind),), (dim,))
+        return transpose(along(transpose(x, dim, -1), True), dim, -1)
+
+    return body
+
+
 cumsum_: Op = define(
-    "cumsum", ("x",), _scan(np.add), _scan_spec, None, ("dim",), {"x": lambda g, dim: _from_the_end(g, dim)}, _scan_samples
+    "cumsum", ("x",), _scan(np.add), _scan_spec, Composite(_scan_body("cumsum", sum_, operator.add, 0)), ("dim",),
+    {"x": lambda g, dim: _from_the_end(g, dim)}, _scan_samples,
 )
 
 
@@ -67,7 +105,10 @@ def _cumprod_grad(g: Tensor, x: Tensor, out: Tensor, dim: int) -> Tensor:
     return where(zeros == 0, _from_the_end(g * out, dim) / where(x.eq(0), 1.0, x), at_zero)
 
 
-cumprod_: Op = define("cumprod", ("x",), _scan(np.multiply), _scan_spec, None, ("dim",), {"x": _cumprod_grad}, _scan_samples)
+cumprod_: Op = define(
+    "cumprod", ("x",), _scan(np.multiply), _scan_spec, Composite(_scan_body("cumprod", prod_, operator.mul, 1)), ("dim",),
+    {"x": _cumprod_grad}, _scan_samples,
+)
 
 
 @public()

@@ -22,7 +22,10 @@ MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
 # What functions begin with -> the file they are in. Each file is a library of its own, compiled when a program first needs it.
-_PARTS = {"tl_attention": "tl_attention.c", "tl_recurrent": "tl_recurrent.c", "tl_conv": "tl_conv.c", "tl_pool": "tl_conv.c"}
+_PARTS = {
+    "tl_attention": "tl_attention.c", "tl_recurrent": "tl_recurrent.c", "tl_conv": "tl_conv.c", "tl_pool": "tl_conv.c",
+    "tl_scan": "tl_scan.c",
+}  # fmt: skip
 
 
 class _Launchable(Protocol):
