@@ -20,13 +20,17 @@ def _truth(text: str) -> bool:
     return text.lower() not in ("0", "false", "no", "off")
 
 
-def _precision(text: str) -> str:
-    if text not in FLOAT32_DOTS:
-        raise ValueError(f"TORCHLET_FLOAT32_DOT: '{text}'; expected one of {', '.join(FLOAT32_DOTS)}")
-    return text
+def _one_of(variable: str, words: tuple[str, ...], default: str) -> str:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{variable}: '{text}'; expected one of {', '.join(words)}")
+        return text
+
+    return _switch(variable, read, default)
 
 
 FLOAT32_DOTS = ("ieee", "tf32x3", "bf16x6", "tf32")
+CPU_FLOAT32_DOTS = ("ieee", "bf16x6", "bf16x3", "bf16")
 
 
 class Config:
@@ -42,10 +46,13 @@ class Config:
     cuda_graphs   TORCHLET_CUDA_GRAPHS: 0 launches kernels one by one, never as a CUDA graph
     float32_dot   TORCHLET_FLOAT32_DOT: how GPUs multiply float32 matrices: ieee (exact products, no tensor cores); tf32x3 or bf16x6 (three
                   or six products on tensor cores, nearly as exact); tf32 (one, 10 bits of mantissa); read when a kernel is compiled
+    cpu_float32_dot  TORCHLET_CPU_FLOAT32_DOT: how CPUs with AMX multiply large float32 matrices: bf16x6 (each factor as three bfloat16
+                  numbers, as exact as float32); bf16x3 (as two); bf16 (as one, 8 bits of mantissa); ieee (without AMX, bfloat16
+                  matrices, too); read when a kernel is compiled
     c_walk        TORCHLET_C_WALK: 0 follows known paths in Python, without the C code that does the same faster; read at first use
     """
 
-    __slots__ = ("cache_dir", "cc", "num_threads", "debug", "libcuda", "cuda_sync", "cuda_graphs", "float32_dot", "c_walk")
+    __slots__ = ("cache_dir", "cc", "num_threads", "debug", "libcuda", "cuda_sync", "cuda_graphs", "float32_dot", "cpu_float32_dot", "c_walk")
 
     def __init__(self) -> None:
         self.cache_dir = _switch("TORCHLET_CACHE_DIR", str, "")
@@ -55,7 +62,8 @@ class Config:
         self.libcuda = _switch("TORCHLET_LIBCUDA", str, "")
         self.cuda_sync = _switch("TORCHLET_CUDA_SYNC", _truth, False)
         self.cuda_graphs = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)
-        self.float32_dot = _switch("TORCHLET_FLOAT32_DOT", _precision, "ieee")
+        self.float32_dot = _one_of("TORCHLET_FLOAT32_DOT", FLOAT32_DOTS, "ieee")
+        self.cpu_float32_dot = _one_of("TORCHLET_CPU_FLOAT32_DOT", CPU_FLOAT32_DOTS, "bf16x6")
         self.c_walk = _switch("TORCHLET_C_WALK", _truth, True)
 
     @contextmanager

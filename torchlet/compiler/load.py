@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from torchlet.compiler.codegen import cpu as codegen
 from torchlet.compiler.loops import Dot, Kernel, Reduction
 from torchlet.compiler.simplify_loops import map_kernel, substitute_axes
+from torchlet.config import config
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, expr
 from torchlet.index import Axis
@@ -93,9 +94,13 @@ def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None) -> 
     return found
 
 
-@lru_cache(maxsize=4096)
 def printed(kernel: Kernel) -> str:
     """The kernel as C, without names, as it is compiled."""
+    return _printed(kernel, config.cpu_float32_dot)
+
+
+@lru_cache(maxsize=4096)
+def _printed(kernel: Kernel, precision: str) -> str:
     return codegen.emit(canonical(kernel))
 
 

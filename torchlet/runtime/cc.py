@@ -19,7 +19,7 @@ from pathlib import Path
 from torchlet.config import config
 from torchlet.errors import CompileError
 
-__all__ = ["CSRC", "FLAGS", "cache_folder", "fingerprint", "library", "read_entry", "write_entry"]
+__all__ = ["CSRC", "FLAGS", "cache_folder", "features", "fingerprint", "library", "read_entry", "write_entry"]
 
 CSRC = Path(__file__).with_name("csrc")
 # never -ffast-math: it breaks -inf masks and NumPy's denormals; only the reductions we write are reassociated
@@ -48,13 +48,23 @@ def _fingerprint(cc: str) -> str:
     command = _command(cc)
     program = Path(command[0]).resolve()
     found = program.stat()
-    cpu = platform.machine()
+    cpu = platform.machine() + ("".join(_processor()) or platform.processor())
+    return hashlib.sha256(repr((command[1:], str(program), found.st_size, found.st_mtime_ns, cpu)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _processor() -> tuple[str, ...]:
+    """What Linux says of the processor; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu += "".join(sorted({x for x in lines if x.startswith(("flags", "Features", "model name", "CPU part"))}))
     except OSError:
-        cpu += platform.processor()
-    return hashlib.sha256(repr((command[1:], str(program), found.st_size, found.st_mtime_ns, cpu)).encode()).hexdigest()
+        return ()
+    return tuple(sorted({x for x in lines if x.startswith(("flags", "Features", "model name", "CPU part"))}))
+
+
+def features() -> frozenset[str]:
+    """The names of the processor's features, as Linux calls them; none where they are not known."""
+    return frozenset(word for line in _processor() if line.startswith("flags") for word in line.split(":", 1)[1].split())
 
 
 @lru_cache(maxsize=8)

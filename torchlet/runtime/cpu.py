@@ -16,7 +16,7 @@ from typing import Protocol
 from torchlet.config import config
 from torchlet.runtime import cc
 
-__all__ = ["Native", "Program", "arena", "get_num_threads", "link", "native", "runtime", "set_num_threads"]
+__all__ = ["Native", "Program", "arena", "get_num_threads", "link", "native", "runtime", "set_num_threads", "tiles"]
 
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
@@ -26,6 +26,7 @@ _PARTS = {
     "tl_attention": "tl_attention.c", "tl_recurrent": "tl_recurrent.c", "tl_conv": "tl_conv.c", "tl_pool": "tl_conv.c",
     "tl_scan": "tl_scan.c",
 }  # fmt: skip
+_TILES = {"amx_tile", "amx_bf16", "avx512f", "avx512_bf16"}  # what tl_amx.c is written for
 
 
 class _Launchable(Protocol):
@@ -84,8 +85,20 @@ def _part(name: str) -> ctypes.CDLL:
     return _library(f'#define TL_KERNELS_ONLY\n#include "tl_gemm.c"\n#include "{name}"')
 
 
+@cache
+def tiles() -> bool:
+    """True where products may use AMX: the processor has it, and the system lets this process use it. Raises CompileError."""
+    if not _TILES <= cc.features():
+        return False
+    runtime()
+    _library('#include "tl_amx.c"')
+    return bool(ctypes.c_void_p.in_dll(runtime(), "tl_gemm_on_tiles"))
+
+
 def link(text: str) -> None:
     """Load the parts of the runtime that C code calls functions of. Raises CompileError."""
+    if "tl_gemm_run_f32" in text:
+        tiles()
     for start, name in _PARTS.items():
         if start in text:
             _part(name)

@@ -11,6 +11,7 @@ from torchlet import dtypes
 from torchlet.compiler.codegen import c_expr
 from torchlet.compiler.codegen.c_loops import Scopes, index_exprs, may_vectorize, separates, strides
 from torchlet.compiler.loops import Dot, Kernel, Store, depends_on
+from torchlet.config import config
 from torchlet.expr import Expr, walk
 from torchlet.index import Axis, Index
 
@@ -19,6 +20,7 @@ __all__ = ["Product", "emit_product", "product_of"]
 _SUFFIX = {dtypes.float32: "f32", dtypes.float64: "f64"}
 _MAX_BATCH_AXES = 8  # of tl_env.at
 _MAX_STREAMS = 8  # TL_STREAMS
+_PARTS = {"ieee": 0, "bf16x6": 3, "bf16x3": 2, "bf16": 1}  # how many bfloat16 numbers may stand for a float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
     count = math.prod(a.extent for a in product.batch)
     offsets = [_offset(c, e, product.batch) if plain.startswith("{%") else "" for e, plain in zip((dot.a, dot.b), operands, strict=True)]
     run = f"tl_gemm_run_{suffix}"
+    parts = _parts(dot)
 
     def launch(thread: str) -> None:
         at = [text.replace("%", offset) for text, offset in zip(operands, offsets, strict=True)]
@@ -89,7 +92,8 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
         if streams:
             c.line(f"const tl_stream streams[] = {{{', '.join(streams)}}};")
         fetched = f"streams, {len(streams)}" if streams else "0, 0"
-        c.line(f"const tl_gemm_{suffix} g = {{{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {fetched}, &env}};")
+        numbers = ", ".join([f"{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {fetched}, &env", *([f"{parts}"] if parts else [])])
+        c.line(f"const tl_gemm_{suffix} g = {{{numbers}}};")
         c.line(f"{run}(&g, {thread});")
 
     if not product.batch:
@@ -110,6 +114,14 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
         c.close()
     c.close()
     return [*lines, *c.scopes[0].lines]
+
+
+def _parts(dot: Dot) -> int:
+    """How many bfloat16 numbers may stand for a factor where the processor multiplies those faster; 0: none may."""
+    if dot.dtype is not dtypes.float32:
+        return 0
+    exact = dot.a.dtype is dot.b.dtype is dtypes.bfloat16
+    return min(_PARTS[config.cpu_float32_dot], 1 if exact else 3)
 
 
 def _plain(kernel: Kernel, e: Expr, rows: tuple[Axis, ...], dot: Dot) -> str | None:

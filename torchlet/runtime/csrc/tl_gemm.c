@@ -56,8 +56,14 @@ static const fetch nothing;
 #define LOW_2 0, 2
 #define HIGH_2 1, 3
 
+// set by tl_amx.c where that is loaded: does a whole product, or returns 0
+#ifndef TL_KERNELS_ONLY
+int (*tl_gemm_on_tiles)(const tl_gemm_f32 *g, int tid, int nth);
+#endif
+
 #define T float
 #define S f32
+#define ON_TILES tl_gemm_on_tiles
 #define FMA_INSTRUCTION "vfmadd231ps %1%{1to16%}, %2, %0"
 #define SLICE 512  // of k: a block of MR rows of it stays in the first-level cache
 #if VECTOR_BYTES == 64
@@ -73,6 +79,26 @@ static const fetch nothing;
 #undef SLICE
 #undef FMA_INSTRUCTION
 #undef LANES
+#undef ON_TILES
+
+#if VECTOR_BYTES == 64 && !defined(TL_KERNELS_ONLY)
+// what tl_amx.c leaves to this file: a transpose of 16 x 16, and to[i - i0][j - j0] of up to 32 columns by multiply-adds
+void tl_transpose_f32(const float *src, int64_t lds, float *dst, int64_t ldd) { transpose_f32(src, lds, dst, ldd); }
+
+void tl_gemm_block_f32(const tl_gemm_f32 *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float *to, int64_t ld) {
+    enum { SLICE = 512, STRIDE = SLICE + 16 };
+    float *panel = tl_scratch(4, sizeof(float) * SLICE * 32), *rows = tl_scratch(5, sizeof(float) * SLICE * 16 + MR * STRIDE);
+    for (int64_t k0 = 0; k0 < TL_MAX(g->k, 1); k0 += SLICE) {
+        const int64_t k1 = TL_MIN(k0 + SLICE, g->k);
+        pack_columns_f32(g, &g->b, j0, j1 - j0, k0, k1, panel);
+        for (int64_t i = i0; i < i1; i += MR) {
+            const int64_t height = TL_MIN(MR, i1 - i);
+            const block_f32 r = row_block_f32(g, &g->a, g->m, i, height, k0, k1, rows);
+            kernels_f32[r.by_rows][height](r.stride, k1 - k0, r.at, panel, 32, to + (i - i0) * ld, ld, k0 > 0, &nothing);
+        }
+    }
+}
+#endif
 
 #define T double
 #define S f64

@@ -261,6 +261,9 @@ TL_INLINE int N_(is_skinny)(int64_t m, const OPERAND *b) {
 
 #ifndef TL_KERNELS_ONLY  // a file that uses the kernels leaves the whole product to tl_gemm.c
 void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
+#ifdef ON_TILES
+    if (g->parts && ON_TILES && ON_TILES(g, tid, nth)) return;
+#endif
     int64_t m = g->m, n = g->n, k = g->k;
     OPERAND a = g->a, b = g->b;
     // Either operand can be the broadcast one. Cycles for one step of k: multiply-adds of whole panels, then packing (a transposing

@@ -212,7 +212,7 @@ void tl_free(void *p) { free(p); }
 
 // scratch memory of the calling thread, kept and grown; slot tells apart what is in use at the same time
 void *tl_scratch(int slot, int64_t bytes) {
-    static _Thread_local struct { void *p; int64_t bytes; } kept[4];
+    static _Thread_local struct { void *p; int64_t bytes; } kept[6];
     if (kept[slot].bytes < bytes) {
         tl_free(kept[slot].p);
         kept[slot].p = tl_alloc(bytes);

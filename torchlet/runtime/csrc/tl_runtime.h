@@ -43,6 +43,7 @@ typedef struct { char *const *b; const int64_t *s; int64_t at[8]; } tl_env;
 // One operand: element (r, k) is p[r * row + k * col], or what `eval` writes to dst[(r - r0) * rs + (k - k0) * ks].
 // One result: `tile` gets the products of rows [i0, i1) and columns [j0, j1) as t[(i - i0) * ld + (j - j0)]. `streams`: memory that it
 // reads and writes element by element, which is fetched while the product is computed; element (i, j) lies at + i * row + j * column.
+// `parts`: so many bfloat16 numbers may stand for a factor, 3 being as exact as float32 (tl_amx.c); 0: none may.
 #define TL_STREAMS 8  // at most
 typedef struct { const char *at; int64_t row, column; } tl_stream;  // in bytes
 #define TL_GEMM_TYPES(T, S) \
@@ -58,6 +59,7 @@ typedef struct { const char *at; int64_t row, column; } tl_stream;  // in bytes
         const tl_stream *streams; \
         int64_t n_streams; \
         const tl_env *env; \
+        int64_t parts; \
     } tl_gemm_##S; \
     extern void tl_gemm_run_##S(const tl_gemm_##S *g, int tid, int nth);
 TL_GEMM_TYPES(float, f32)
