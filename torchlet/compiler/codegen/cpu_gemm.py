@@ -71,8 +71,9 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
         plain = _plain(kernel, e, rows, dot)
         if plain is None:
             name = f"{kernel.name}_{letter}"
-            lines += _eval_function(kernel, name, e, rows, product)
-            operands.append(f"{{0, 0, 0, {name}}}")
+            text, along_rows = _eval_function(kernel, name, e, rows, product)
+            lines += text
+            operands.append(f"{{0, {int(along_rows)}, {int(not along_rows)}, {name}}}")
         else:
             operands.append(plain)
     lines += _tile_function(kernel, product)
@@ -179,7 +180,8 @@ def _open_flat(c: Scopes, axes: tuple[Axis, ...], stem: str, simd: bool) -> str:
     return name
 
 
-def _eval_function(kernel: Kernel, name: str, e: Expr, rows: tuple[Axis, ...], product: Product) -> list[str]:
+def _eval_function(kernel: Kernel, name: str, e: Expr, rows: tuple[Axis, ...], product: Product) -> tuple[list[str], bool]:
+    """The function that computes an operand, and whether its inner loop is the one over rows."""
     dot = product.dot
     kind = c_expr.VALUE[dot.dtype]
     c = _begin(
@@ -194,7 +196,8 @@ def _eval_function(kernel: Kernel, name: str, e: Expr, rows: tuple[Axis, ...], p
         return sum(i.coefficient(axes[-1]) == 1 for i in strides([e])) if axes else -1
 
     nest = [(rows, "row"), (dot.k, "col")]
-    if contiguous(rows) > contiguous(dot.k):
+    along_rows = contiguous(rows) > contiguous(dot.k)
+    if along_rows:
         nest.reverse()
     names = {}
     for position, (axes, stem) in enumerate(nest):
@@ -204,7 +207,7 @@ def _eval_function(kernel: Kernel, name: str, e: Expr, rows: tuple[Axis, ...], p
     c.close()
     c.close()
     c.close()
-    return c.scopes[0].lines
+    return c.scopes[0].lines, along_rows
 
 
 def _tile_function(kernel: Kernel, product: Product) -> list[str]:

@@ -95,18 +95,25 @@ static void gather(const tl_gemm_f32 *g, const tl_operand_f32 *o, int64_t r0, in
                    float *restrict dst, int64_t rs, int64_t ks) {
     for (int64_t r = 0; r < UNIT && (n < UNIT || k < room); r++)
         for (int64_t q = r < n ? k : 0; q < room; q++) dst[r * rs + q * ks] = 0;
-    if (o->eval) {
+    const int turn = (o->col == 1 && rs == 1) || (o->row == 1 && ks == 1);
+    const float *p = o->p + r0 * o->row + k0 * o->col;
+    int64_t row = o->row, col = o->col;
+    if (o->eval && turn) {  // it is written as it is computed, and transposed from there
+        float *copy = tl_scratch(4, (int64_t)sizeof(float) * UNIT * (SLICE + 16));
+        p = copy;
+        if (col == 1) row = SLICE + 16;
+        else col = UNIT;
+        o->eval(g->env, r0, r0 + n, k0, k0 + k, copy, row, col);
+    } else if (o->eval) {
         o->eval(g->env, r0, r0 + n, k0, k0 + k, dst, rs, ks);
         return;
     }
-    const float *p = o->p + r0 * o->row + k0 * o->col;
-    const int turn = (o->col == 1 && rs == 1) || (o->row == 1 && ks == 1);
     const int64_t squares = turn && n == UNIT ? k / 16 * 16 : 0;
     for (int64_t q = 0; q < squares; q += 16)
         for (int64_t r = 0; r < UNIT; r += 16)
-            tl_transpose_f32(p + r * o->row + q * o->col, o->col == 1 ? o->row : o->col, dst + r * rs + q * ks, rs == 1 ? ks : rs);
+            tl_transpose_f32(p + r * row + q * col, col == 1 ? row : col, dst + r * rs + q * ks, rs == 1 ? ks : rs);
     for (int64_t r = 0; r < n; r++)
-        for (int64_t q = squares; q < k; q++) dst[r * rs + q * ks] = p[r * o->row + q * o->col];
+        for (int64_t q = squares; q < k; q++) dst[r * rs + q * ks] = p[r * row + q * col];
 }
 
 // [k0, k1) of rows (or columns) r0.. of an operand of `size` of them, as a unit; 1 where the numbers are not for tiles

@@ -40,7 +40,8 @@ TL_INLINE int64_t tl_check(int64_t index, int64_t size) {
 // Matrix products. What a generated packing or tile function needs to know: its kernel's arguments and the batch position.
 typedef struct { char *const *b; const int64_t *s; int64_t at[8]; } tl_env;
 
-// One operand: element (r, k) is p[r * row + k * col], or what `eval` writes to dst[(r - r0) * rs + (k - k0) * ks].
+// One operand: element (r, k) is p[r * row + k * col], or what `eval` writes to dst[(r - r0) * rs + (k - k0) * ks], one step of row or of
+// col at a time, whichever is 1.
 // One result: `tile` gets the products of rows [i0, i1) and columns [j0, j1) as t[(i - i0) * ld + (j - j0)]. `streams`: memory that it
 // reads and writes element by element, which is fetched while the product is computed; element (i, j) lies at + i * row + j * column.
 // `parts`: so many bfloat16 numbers may stand for a factor, 3 being as exact as float32 (tl_amx.c); 0: none may.
