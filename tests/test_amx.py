@@ -167,6 +167,19 @@ def test_small_products_are_done_by_multiply_adds() -> None:
 
 
 @on_tiles
+def test_products_whose_sizes_vary_use_tiles_where_they_are_large() -> None:
+    f, plain = (torchlet.compile(lambda a, b: a @ b, dynamic=True) for _ in range(2))
+    b = random(350, 352)
+    for rows in (300, 420, 8, 351):
+        a = random(rows, 350)
+        found = f(torchlet.tensor(a), torchlet.tensor(b)).numpy()
+        with config(cpu_float32_dot="ieee"):
+            wanted = plain(torchlet.tensor(a), torchlet.tensor(b)).numpy()
+        assert np.array_equal(found, wanted) == (rows == 8)
+        assert error(found, a, b) <= 1.5 * error(wanted, a, b)
+
+
+@on_tiles
 def test_a_training_step_updates_its_weights_as_without_tiles() -> None:
     found = []
     for precision in ("ieee", "bf16x6"):

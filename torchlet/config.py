@@ -52,7 +52,18 @@ class Config:
     c_walk        TORCHLET_C_WALK: 0 follows known paths in Python, without the C code that does the same faster; read at first use
     """
 
-    __slots__ = ("cache_dir", "cc", "num_threads", "debug", "libcuda", "cuda_sync", "cuda_graphs", "float32_dot", "cpu_float32_dot", "c_walk")
+    __slots__ = (
+        "cache_dir",
+        "cc",
+        "num_threads",
+        "debug",
+        "libcuda",
+        "cuda_sync",
+        "cuda_graphs",
+        "float32_dot",
+        "cpu_float32_dot",
+        "c_walk",
+    )
 
     def __init__(self) -> None:
         self.cache_dir = _switch("TORCHLET_CACHE_DIR", str, "")

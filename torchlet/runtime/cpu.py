@@ -97,7 +97,7 @@ def tiles() -> bool:
 
 def link(text: str) -> None:
     """Load the parts of the runtime that C code calls functions of. Raises CompileError."""
-    if "tl_gemm_run_f32" in text:
+    if ".parts" in text:
         tiles()
     for start, name in _PARTS.items():
         if start in text:

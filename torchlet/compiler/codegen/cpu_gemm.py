@@ -20,6 +20,7 @@ __all__ = ["Product", "emit_product", "product_of"]
 _SUFFIX = {dtypes.float32: "f32", dtypes.float64: "f64"}
 _MAX_BATCH_AXES = 8  # of tl_env.at
 _MAX_STREAMS = 8  # TL_STREAMS
+_LARGE = 1 << 22  # multiply-adds; with fewer, tl_amx.c would leave every product to tl_gemm.c
 _PARTS = {"ieee": 0, "bf16x6": 3, "bf16x3": 2, "bf16": 1}  # how many bfloat16 numbers may stand for a float32
 
 
@@ -85,7 +86,7 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
     count = math.prod(a.extent for a in product.batch)
     offsets = [_offset(c, e, product.batch) if plain.startswith("{%") else "" for e, plain in zip((dot.a, dot.b), operands, strict=True)]
     run = f"tl_gemm_run_{suffix}"
-    parts = _parts(dot)
+    parts = _parts(dot) if product.shared or m * n * k >= _LARGE else 0
 
     def launch(thread: str) -> None:
         at = [text.replace("%", offset) for text, offset in zip(operands, offsets, strict=True)]
@@ -93,7 +94,9 @@ def emit_product(kernel: Kernel, product: Product) -> list[str]:
         if streams:
             c.line(f"const tl_stream streams[] = {{{', '.join(streams)}}};")
         fetched = f"streams, {len(streams)}" if streams else "0, 0"
-        numbers = ", ".join([f"{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {fetched}, &env", *([f"{parts}"] if parts else [])])
+        numbers = ", ".join(
+            [f"{m}, {n}, {k}, {at[0]}, {at[1]}, {kernel.name}_tile, {fetched}, &env", *([f".parts = {parts}"] if parts else [])]
+        )
         c.line(f"const tl_gemm_{suffix} g = {{{numbers}}};")
         c.line(f"{run}(&g, {thread});")
 
