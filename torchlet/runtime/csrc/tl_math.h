@@ -56,57 +56,49 @@ TL_INLINE double tl_unorder64(int64_t k) { return tl_double(k ^ ((k >> 63) & INT
 TL_INLINE int64_t tl_max_key64(double x) { return x != x ? INT64_MAX : tl_order64(x); }
 TL_INLINE int64_t tl_min_key64(double x) { return x != x ? INT64_MIN : tl_order64(x); }
 
-// ---- exponentials
+// ---- exponentials: e^c = 2^n e^r with |r| <= ln(2)/2. Each clamp, shift and multiply costs: a chain of these is bound by the vector ports
+TL_INLINE int32_t tl_exp_split(float c, int bias, float *r) {  // n + bias in the lowest bits; c not beyond 10^6
+    float round = 12582912.0f + bias;  // adding 1.5 * 2^23 rounds to an integer
+    float t = __builtin_fmaf(c, 1.44269504f, round), n = t - round;
+    *r = __builtin_fmaf(n, 2.12194440e-4f, __builtin_fmaf(n, -0.693359375f, c));
+    return tl_bits(t);
+}
+TL_INLINE float tl_power(int32_t e) { return tl_float((int32_t)((uint32_t)e << 23)); }  // 2^(e - 127); only the lowest 8 bits count
+TL_INLINE float tl_exp_tail(float r) {  // (e^r - 1 - r) / r^2 by minimax, 1.4e-8 in e^r - 1
+    float p = 1.387065626e-3f;
+    p = __builtin_fmaf(p, r, 8.366261609e-3f);
+    p = __builtin_fmaf(p, r, 4.166743532e-2f);
+    p = __builtin_fmaf(p, r, 1.666654646e-1f);
+    return __builtin_fmaf(p, r, 4.999999702e-1f);
+}
+TL_INLINE float tl_exp_rest(float r) { return __builtin_fmaf(__builtin_fmaf(tl_exp_tail(r), r, 1.0f), r, 1.0f); }
+TL_INLINE float tl_expm1_rest(float r) { return __builtin_fmaf(tl_exp_tail(r) * r, r, r); }
 TL_INLINE float tl_exp(float x) {
-    float c = x > 89.0f ? 89.0f : x;
+    float c = x > 89.0f ? 89.0f : x, r;
     c = c < -104.0f ? -104.0f : c;
-    float t = __builtin_fmaf(c, 1.44269504f, 12582912.0f);  // adding 1.5 * 2^23 rounds to an integer
-    float n = t - 12582912.0f;
-    float r = __builtin_fmaf(n, -0.693359375f, c);
-    r = __builtin_fmaf(n, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
-    p = __builtin_fmaf(p, r * r, r) + 1.0f;
-    int32_t e = tl_bits(t) - 0x4b400000, half = e >> 1;  // two factors reach denormals and infinity
-    return p * tl_float((half + 127) << 23) * tl_float((e - half + 127) << 23);
+    uint32_t e = (uint32_t)tl_exp_split(c, 254, &r), half = e >> 1;  // two factors reach denormals and infinity
+    return tl_exp_rest(r) * tl_power((int32_t)half) * tl_power((int32_t)(e - half));
 }
 TL_INLINE float tl_expm1(float x) {
-    float c = x > 89.0f ? 89.0f : x;
+    float c = x > 89.0f ? 89.0f : x, r;
     c = c < -30.0f ? -30.0f : c;
-    float t = __builtin_fmaf(c, 1.44269504f, 12582912.0f);
-    float n = t - 12582912.0f;
-    float r = __builtin_fmaf(n, -0.693359375f, c);
-    r = __builtin_fmaf(n, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
-    p = __builtin_fmaf(p, r * r, r);
-    int32_t e = tl_bits(t) - 0x4b400000;
-    float s = tl_float((e - 1 + 127) << 23);  // half the power, so that 2^128 stays finite
-    float y = 2.0f * __builtin_fmaf(p, s, s - 0.5f);
-    return x == 0.0f ? x : y;
+    float s = tl_power(tl_exp_split(c, 126, &r));  // half the power, so that 2^128 stays finite
+    return __builtin_copysignf(2.0f * __builtin_fmaf(tl_expm1_rest(r), s, s - 0.5f), x);
 }
 TL_INLINE float tl_sigmoid(float x) {
-    float e = tl_exp(-__builtin_fabsf(x));
-    return (x >= 0.0f ? 1.0f : e) / (1.0f + e) + (x != x ? x : 0.0f);
+    float c = x > 30.0f ? 30.0f : x, r;
+    c = c < -104.0f ? -104.0f : c;
+    float s = tl_power(tl_exp_split(-c, 95, &r));  // 2^-32 above and below the line keeps the power in range
+    return 0x1p-32f / __builtin_fmaf(tl_exp_rest(r), s, 0x1p-32f);
 }
-TL_INLINE float tl_tanh(float x) {
-    float a = __builtin_fabsf(x), z = a * a;
-    float p = -5.70498872745e-3f;
-    p = __builtin_fmaf(p, z, 2.06390887954e-2f);
-    p = __builtin_fmaf(p, z, -5.37397155531e-2f);
-    p = __builtin_fmaf(p, z, 1.33314422036e-1f);
-    p = __builtin_fmaf(p, z, -3.33332819422e-1f);
-    float small = __builtin_fmaf(p * z, a, a);
-    float large = 1.0f - 2.0f / (tl_exp(2.0f * a) + 1.0f);
-    return __builtin_copysignf(a < 0.625f ? small : large, x);
+TL_INLINE float tl_tanh(float x) {  // (1 - e^-2|x|) / (1 + e^-2|x|), both halved, and one step of Newton for what they lost
+    float a = __builtin_fabsf(x), r;
+    a = a > 10.0f ? 10.0f : a;
+    float s = tl_power(tl_exp_split(-2.0f * a, 126, &r)), p = tl_expm1_rest(r);  // e^-2|x| / 2 = s + s p
+    float low = 0.5f - s, high = 0.5f + s;
+    float y = __builtin_fmaf(-p, s, low) / __builtin_fmaf(p, s, high);
+    float q = p * s, lost = __builtin_fmaf(-q, y, __builtin_fmaf(-y, high, low) - q);
+    return __builtin_copysignf(__builtin_fmaf(lost, 1.0f + y, y), x);  // 1 + y is the inverse of the halved divisor
 }
 TL_INLINE float tl_erf(float x) {  // two minimax polynomials, the far one in the exponent
     float a = __builtin_fabsf(x), s = x * x;
@@ -119,7 +111,8 @@ TL_INLINE float tl_erf(float x) {  // two minimax polynomials, the far one in th
     r = __builtin_fmaf(r, t, -6.34846687e-1f);
     r = __builtin_fmaf(r, t, -1.28717512e-1f);
     r = __builtin_fmaf(r, t, -t);
-    float far = __builtin_copysignf(1.0f - tl_exp(r), x);
+    float rest, power = tl_power(tl_exp_split(r, 127, &rest));
+    float far = __builtin_copysignf(__builtin_fmaf(-tl_exp_rest(rest), power, 1.0f), x);
     float p = -5.96761703e-4f;
     p = __builtin_fmaf(p, s, 4.99119423e-3f);
     p = __builtin_fmaf(p, s, -2.67681349e-2f);
