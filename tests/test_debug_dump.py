@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +109,21 @@ def test_graph_pages_are_python_with_the_names_of_the_user(step: Path) -> None:
     assert "# written into model_0_weight" in text and "train.py:" in text
     for page in ("0_source.py", "3_forward.py", "7_host.py", "repro.py"):
         compile((step / page).read_text(), page, "exec")
+
+
+class Searching(types.ModuleType):
+    """A package that takes long to say that it lacks a name."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"asked for {name}")
+
+
+def test_names_for_tensors_are_not_sought_in_packages(tmp_path: Path) -> None:
+    package, weight = Searching("package"), torch.ones(3)
+    with torch.debug.dump(tmp_path):
+        torch.compile(lambda x: x * weight + len(package.__name__))(torch.ones(3)).tolist()
+    (page,) = tmp_path.glob("*/1_graph.py")
+    assert "weight" in page.read_text()
 
 
 def test_the_host_page_launches_every_kernel_once_in_order(step: Path) -> None:

@@ -432,6 +432,16 @@ def test_importing_torchlet_leaves_slow_modules_for_later():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_a_training_step_compiles_without_the_graph_library() -> None:
+    code = (
+        "import sys, torchlet as t; w = t.ones(3, requires_grad=True); o = t.optim.SGD([w], lr=0.1)\n"
+        "def step(x): o.zero_grad(); (w * x).sum().backward(); o.step()\n"
+        "t.compile(step)(t.ones(3)); print(w.tolist(), 'networkx' in sys.modules)"
+    )
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert got.startswith("[0.89") and got.endswith("False")
+
+
 def test_an_array_of_bfloat16_made_before_torchlet_used_the_type_is_understood():
     code = "import numpy as np, ml_dtypes, torchlet; print(torchlet.from_numpy(np.ones(2, ml_dtypes.bfloat16)).dtype)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "torchlet.bfloat16"

@@ -58,7 +58,7 @@ inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
 newaxis = None
 
 
-# Loaded on first use: the compiler with networkx and triton, and what only some programs need. module -> its names; "": itself.
+# Loaded on first use: the compiler, and what only some programs need. module -> its names; "": itself.
 _LAZY = {
     "torchlet.compiler": "compile explain",
     "torchlet.serialize": "load save",

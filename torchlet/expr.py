@@ -154,15 +154,18 @@ def where(condition: Expr, x: Operand, y: Operand) -> Expr:
 def walk(*roots: Expr) -> Iterator[Expr]:
     """Every distinct node below the roots, arguments before users."""
     seen: set[Expr] = set()
-    stack = [(r, False) for r in reversed(roots)]
+    stack: list[Expr | tuple[Expr]] = [*roots[::-1]]
     while stack:
-        e, ready = stack.pop()
-        if ready:
-            yield e
+        e = stack.pop()
+        if isinstance(e, tuple):  # its arguments have been given
+            yield e[0]
         elif e not in seen:
             seen.add(e)
-            stack.append((e, True))
-            stack.extend((a, False) for a in reversed(e.args))
+            if e.args:
+                stack.append((e,))
+                stack += e.args[::-1]
+            else:
+                yield e
 
 
 def rewrite(root: Expr, rule: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:

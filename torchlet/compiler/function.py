@@ -166,7 +166,9 @@ class _Namer:
     def __call__(self, t: Tensor) -> str:
         if self.table is None:
             self.table = {}
-            for name, value in sorted(self._visible(), key=lambda entry: hasattr(entry[1], "param_groups")):  # modules name parameters best
+            # not packages: to be asked for what it has not can take one, like torchlet, 15 ms, which it needs for the nearest name
+            seen = [(name, value) for name, value in self._visible() if not isinstance(value, types.ModuleType)]
+            for name, value in sorted(seen, key=lambda entry: hasattr(entry[1], "param_groups")):  # modules name parameters best
                 self._enter(name, value)
         found = self.table.get(id(t))
         return found or ""

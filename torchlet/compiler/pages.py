@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import json
 import linecache
@@ -12,8 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
-
-import networkx as nx
 
 from torchlet.compiler import tile
 from torchlet.compiler.codegen import cpu as c_codegen
@@ -237,6 +236,8 @@ def kept(backward: Any) -> str:
 
 def fused(half: Half) -> str:
     """The kernels and what flows between them, the loop nests, and why fusions were refused."""
+    nx = importlib.import_module("networkx")  # half of what it takes to load the compiler, for a dump alone
+
     steps = half.exe.plan.steps
     labels = {id(k.launch): k.label for k in half.kernels}
     natives = getattr(half.exe, "natives", [])
