@@ -5,7 +5,8 @@
 
 A row is a function of the same name in each of rows/with_*.py; a peer that lacks it is left out of the row. It returns a
 function of no arguments that does one unit of work. Every process has two threads and the same two processors. The first
-five results of all peers are compared before anything is timed.
+five results of all peers are compared before anything is timed. "floor" is timed as a peer is: the time in which this machine,
+in the same minutes, moves the bytes of the row (a = b + c of long vectors) or does its arithmetic (a product by NumPy's BLAS).
 """
 
 import argparse
@@ -26,7 +27,10 @@ from pathlib import Path
 
 THREADS = 2
 HERE = Path(__file__).resolve().parent
-PEERS = {"torchlet": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax", "numpy": "numpy"}  # peer -> package
+PEERS = {  # peer -> package
+    "torchlet": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax", "tinygrad": "tinygrad", "numpy": "numpy",
+    "floor": "numpy",
+}  # fmt: skip
 CACHES = ("TORCHLET_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")  # jax keeps none unless told to
 ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "linreg": ("linear-regression step, y = 2x + 1, 100 points, SGD", 1e-4),
@@ -64,6 +68,22 @@ ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "gpt": ("GPT step, 6 x 384, 6 heads, 256 positions, batch 4, 65 words, AdamW", 1e-3),
     "import": ("import in a fresh process", 0),
 }
+FLOOR_STEP = {"memory": 12 * 10**7, "arithmetic": 2 * 1024**3}  # bytes, or floating-point operations, of a step in rows/with_floor.py
+NORM = 4 * 4096 * 1024  # bytes of the values in the rows of softmax and of norms
+WEIGHTS = 784 * 256 + 256 * 128 + 128 * 10
+MLP = 2 * 64 * (3 * WEIGHTS - 784 * 256)  # operations: the gradient of the input is not wanted
+PRODUCT = 2 * 2 * 8 * 1024 * 1024 * 64  # operations of one of the products in attention: two forward, five more backward
+BLOCK = 12 * 2 * 3  # operations of a transformer's products for a position and a width squared, backward included
+GPT_SCORES = 6 * 7 * 256 * 384 * 1024  # operations of its causal attention: 6 layers, 7 products, half of each
+FLOORS: dict[str, tuple[str, float]] = {  # row -> what bounds it, and how much of it the row cannot do without
+    "mlp_sgd": ("arithmetic", MLP), "mlp_adamw": ("arithmetic", MLP), "chain_1e7": ("memory", 8e7), "softmax": ("memory", 2 * NORM),
+    "chain_fb_1e7": ("memory", 12e7), "gelu_1e7": ("memory", 12e7), "gelu_fb_1e7": ("memory", 20e7), "softmax_fb": ("memory", 3 * NORM),
+    "layer_norm_fb": ("memory", 3 * NORM), "rms_norm_fb": ("memory", 3 * NORM), "cross_entropy_fb": ("memory", 8 * 512 * 32000),
+    "linear_cross_entropy": ("arithmetic", 6 * 512 * 384 * 32000), "adamw_1e7": ("memory", 28e7),
+    "sdpa_causal": ("arithmetic", PRODUCT), "sdpa_causal_fb": ("arithmetic", 3.5 * PRODUCT),
+    "sdpa_full": ("arithmetic", 2 * PRODUCT), "sdpa_full_fb": ("arithmetic", 7 * PRODUCT),
+    "gpt": ("arithmetic", 6 * BLOCK * 1024 * 384**2 + GPT_SCORES + 6 * 1024 * 384 * 65),
+}  # fmt: skip
 
 
 def worker(peer: str) -> None:
@@ -81,17 +101,35 @@ def worker(peer: str) -> None:
                 build = getattr(rows, request["row"], None)
                 answer: dict[str, object] = {}
                 if build is not None:
+                    before = resident("VmRSS")
                     start = time.perf_counter()
                     step = build()
                     results = [rows.number(step())]
                     answer["first_s"] = getattr(step, "first_s", time.perf_counter() - start)
-                    answer["results"] = results + [rows.number(step()) for _ in range(4)]
+                    answer["results"] = results + [rows.number(step()) for _ in range(3)]
+                    forget_peak()
+                    answer["results"].append(rows.number(step()))
+                    answer["peak_bytes"] = resident("VmHWM") - before
                     answer["form"] = getattr(step, "label", "")
             else:
                 answer = {"calls": measure(step, rows.wait, request["seconds"])}
         except Exception as problem:
             answer = {"error": f"{type(problem).__name__}: {problem}"}
         print(json.dumps(answer), file=answers)
+
+
+def resident(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at most since `forget_peak` (VmHWM). 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def forget_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(step, wait, seconds: float, batch_s: float = 2e-3) -> list[float]:
@@ -151,8 +189,9 @@ def pin(cpus: list[int]) -> list[str]:
 def run_row(row: str, peers: dict[str, Peer], rounds: int, seconds: float) -> dict[str, dict]:
     """Build the row in every peer, compare results, then time it round by round."""
     found = {}
+    bound, amount = FLOORS.get(row, ("", 0.0))
     for name, peer in peers.items():
-        answer = peer.ask(do="build", row=row)
+        answer = peer.ask(do="build", row=bound if name == "floor" else row)
         if "error" in answer:
             print(f"{row}: {name}: {answer['error']}", file=sys.stderr)
         elif answer:
@@ -166,6 +205,8 @@ def run_row(row: str, peers: dict[str, Peer], rounds: int, seconds: float) -> di
                 del found[name]
             else:
                 found[name]["calls"] += answer["calls"]
+    if "floor" in found:
+        found["floor"] = {"bound": bound, "calls": [c * amount / FLOOR_STEP[bound] for c in found["floor"]["calls"]]}
     return found
 
 
@@ -189,7 +230,7 @@ def summarise(row: str, found: dict[str, dict]) -> dict[str, dict]:
         calls = sorted(entry.pop("calls"))
         entry["median_s"], entry["p10_s"], entry["samples"] = statistics.median(calls), calls[len(calls) // 10], len(calls)
         if "results" in entry:
-            middle = [statistics.median(column) for column in zip(*[e["results"] for e in found.values()])]
+            middle = [statistics.median(column) for column in zip(*[e["results"] for e in found.values() if "results" in e])]
             entry["difference"] = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(entry["results"], middle))
             if entry["difference"] > ROWS[row][1]:
                 print(f"{row}: {name} gives {entry['results']}; the middle of all is {middle}", file=sys.stderr)
@@ -203,18 +244,32 @@ def time_text(seconds: float) -> str:
 
 
 def table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
-    """Markdown: medians with 10th percentiles, the best peer's median by torchlet's, and whether all results agree."""
-    lines = [f"| row | {' | '.join(names)} | best peer / torchlet | results |", "|---|" + "---:|" * (len(names) + 1) + "---|"]
+    """Markdown: medians with 10th percentiles, the best peer's by torchlet's, torchlet's by the floor's, and whether all results agree."""
+    lines = [
+        f"| row | {' | '.join(names)} | best peer / torchlet | torchlet / floor | results |",
+        "|---|" + "---:|" * (len(names) + 2) + "---|",
+    ]
     for row, found in results.items():
         cells = [f"{time_text(found[n]['median_s'])} ({time_text(found[n]['p10_s'])})" if n in found else "" for n in names]
-        peers = [e["median_s"] for n, e in found.items() if n != "torchlet"]
+        peers = [e["median_s"] for n, e in found.items() if n not in ("torchlet", "floor")]
         ratio = f"{min(peers) / found['torchlet']['median_s']:.2f}" if peers and "torchlet" in found else ""
         if row == "import" and {"torchlet", "numpy"} <= set(found):
             ratio = f"numpy + {1e3 * (found['torchlet']['median_s'] - found['numpy']['median_s']):.0f} ms"
+        floor = f"{found['torchlet']['median_s'] / found['floor']['median_s']:.2f}" if {"torchlet", "floor"} <= set(found) else ""
         differences = [e["difference"] for e in found.values() if "difference" in e]
         worst = max(differences, default=0.0)
         same = "" if not differences else f"agree to {worst:.0e}" if worst <= ROWS[row][1] else f"**differ by {worst:.0e}**"
-        lines.append(f"| {row} | {' | '.join(cells)} | {ratio} | {same} |")
+        lines.append(f"| {row} | {' | '.join(cells)} | {ratio} | {floor} | {same} |")
+    return "\n".join(lines)
+
+
+def memory_table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
+    """Markdown: megabytes in memory at most during a step, above those before the row was built; what a compiler loads is among them."""
+    lines = [f"| memory, MB | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for row, found in results.items():
+        if row != "import":
+            texts = [f"{max(found[n]['peak_bytes'], 0) / 1e6:.0f}" if n in found else "" for n in names]
+            lines.append(f"| {row} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -286,7 +341,8 @@ def main() -> None:
     print(f"{head['date']}, {head['machine']}, {THREADS} threads, {listed}; median (10th percentile)\n")
     print(table(results, names))
     if set(results) != {"import"}:
-        print("\n" + first_table(results, names))
+        peers = [n for n in names if n != "floor"]
+        print("\n" + first_table(results, peers) + "\n\n" + memory_table(results, peers))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**head, "rows": results}, indent=1) + "\n")
