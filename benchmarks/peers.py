@@ -31,7 +31,7 @@ PEERS = {  # peer -> package
     "torchlet": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax", "tinygrad": "tinygrad", "numpy": "numpy",
     "floor": "numpy",
 }  # fmt: skip
-CACHES = ("TORCHLET_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")  # jax keeps none unless told to
+CACHES = ("TORCHLET_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")  # the last is tinygrad's; jax keeps none unless told to
 ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "linreg": ("linear-regression step, y = 2x + 1, 100 points, SGD", 1e-4),
     "tiny": ("MLP step 8-16-1, tanh, batch 32, SGD", 1e-4),
@@ -68,7 +68,7 @@ ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "gpt": ("GPT step, 6 x 384, 6 heads, 256 positions, batch 4, 65 words, AdamW", 1e-3),
     "import": ("import in a fresh process", 0),
 }
-FLOOR_STEP = {"memory": 12 * 10**7, "arithmetic": 2 * 1024**3}  # bytes, or floating-point operations, of a step in rows/with_floor.py
+FLOOR_STEP = {"memory": 12e7, "arithmetic": 2 * 1024**3}  # bytes, or floating-point operations, of a step in rows/with_floor.py
 NORM = 4 * 4096 * 1024  # bytes of the values in the rows of softmax and of norms
 WEIGHTS = 784 * 256 + 256 * 128 + 128 * 10
 MLP = 2 * 64 * (3 * WEIGHTS - 784 * 256)  # operations: the gradient of the input is not wanted
