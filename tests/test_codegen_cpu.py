@@ -235,7 +235,7 @@ def softmax_kernel(rows: int, columns: int, arrays: dict[str, Array]) -> Kernel:
     ), arrays)
 
 
-@cases("softmax", (257, 100), (3, 20001), (1, 50000), (70, 1))
+@cases("softmax", (257, 100), (3, 20001), (1, 50000), (70, 1), (1100, 1001))
 def softmax(rows: int, columns: int) -> Case:
     arrays = {"x": random(rows, columns), "out": np.zeros((rows, columns), "f")}
     e = np.exp(arrays["x"].astype(float) - arrays["x"].max(1, keepdims=True))
@@ -564,6 +564,17 @@ def test_softmax_computes_its_exponential_once() -> None:
 
 def test_rows_too_long_to_keep_are_computed_again() -> None:
     assert codegen.emit(BUILT["softmax_3_20001"].kernel).count("tl_exp(") == 2
+
+
+def test_the_exponentials_of_a_row_ask_for_the_next_row_and_the_rows_result() -> None:
+    kernel = BUILT["softmax_1100_1001"].kernel
+    source = codegen.emit(kernel)
+    assert [line.strip() for line in source.splitlines() if "prefetch" in line] == [
+        "__builtin_prefetch(&x_0[g_ * 1001 + r1 + 1001]);",
+        "__builtin_prefetch(&out_1[g_ * 1001 + r1], 1);",
+    ]
+    small = BUILT["softmax_257_100"].kernel
+    assert "prefetch" not in codegen.emit(small) + codegen.emit(kernel, shared=True)
 
 
 def test_the_text_names_the_users_line_and_buffers() -> None:

@@ -23,13 +23,15 @@ from torchlet.compiler.codegen.c_loops import Scopes, identifier, index_exprs, m
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
 from torchlet.compiler.simplify_loops import collapse_axes, unroll_windows
 from torchlet.expr import Expr, expr, walk
-from torchlet.index import Axis
+from torchlet.index import Axis, Index
 
 __all__ = ["MIN_WORK", "emit", "threads_wanted", "work"]
 
 LANES = 512  # columns that are accumulated at once: long enough runs of memory, short enough for the first-level cache
 CHUNK = 2048  # terms of a float sum that are added up before they join the total, which keeps long sums accurate
 COLUMN_CHUNK = 512  # the same where every column has one running sum instead of a vector of them
+FETCH = 128  # terms of a costly loop over a row, between which memory is asked for what the loops after it will read and write
+FETCH_BYTES = 4 << 20  # arrays that are smaller stay in the second-level cache
 KEPT_BYTES = 64 << 10  # stack that a kernel may use to keep values of one phase for a later one
 KEPT_VALUES = 4  # so many, where each has room for any size
 MIN_WORK = 1 << 17  # element operations (about 4 us of vector code) below which waking a second thread costs more than it brings
@@ -427,14 +429,21 @@ class _Loops:
         for a in phase.reduce[:-1]:
             c.loop(a, *self._range(a))
         low, high = self._range(last) if last else ("0", "1")
-        size = CHUNK if lane is None else COLUMN_CHUNK
-        chunked = last is not None and (self.shared or last.extent > 2 * size) and any(a.is_float_sum for a in accumulators)
+        fetched = self._fetched(phase)
+        size = FETCH if fetched else CHUNK if lane is None else COLUMN_CHUNK
+        long = last is not None and (self.shared or last.extent > 2 * size) and any(a.is_float_sum for a in accumulators)
+        chunked = last is not None and (long or bool(fetched))
         inner = states
         if chunked:
             c.open(f"for (int64_t chunk = {low}; chunk < {high}; chunk += {size})")
             inner = [[c.fresh(v + "_part") for v in state] for state in states]
             self._declare(accumulators, inner)
             low, high = "chunk", f"TL_MIN(chunk + {size}, {high})"
+            if fetched:
+                c.open(f"for (int64_t {c.axis[last]} = chunk; {c.axis[last]} < {high}; {c.axis[last]} += 16)")  # a line of float32
+                for name, index, written in fetched:
+                    c.line(f"__builtin_prefetch(&{c.pointer[name]}[{c.position(index, top=True)}]{', 1' if written else ''});")
+                c.close()
         chunk_depth = len(c.scopes)
         if last is not None:
             clauses = "".join(f" reduction({a.clause}:{v[0]})" for a, v in zip(accumulators, inner, strict=True))
@@ -468,6 +477,32 @@ class _Loops:
                 c.values[r.name] = (name, len(c.scopes) - 1)
             else:
                 c.values[r.name] = (text, lane)
+
+    def _fetched(self, phase: Phase) -> list[tuple[str, Index, bool]]:
+        """What to ask of memory in the first costly loop over a row, which itself reads a row that is in the cache: what the loops after it
+        will be the first to touch, and what the first loop over the next row will read. (Buffer, position, whether it is written)."""
+        plan, nests = self.plan, [p for p in self.kernel.phases if p.reduce]
+        if self.shared or plan.lane is not None or plan.together or not plan.outer or any(p.reduce != phase.reduce for p in nests):
+            return []
+        costly = [any(_WEIGHTS.get(e.op, 1) >= 8 for e in walk(*_nest_roots(p))) for p in nests]
+        row, number = plan.outer[-1], next((i for i, p in enumerate(nests) if p is phase), 0)
+        if number == 0 or not costly[number] or any(costly[:number]) or len(phase.reduce) > 1 or phase.reduce[0].extent < 2 * FETCH:
+            return []
+
+        def streams(nest: Phase) -> dict[tuple[str, Index], bool]:
+            loads = {e.attr: False for e in walk_all(_nest_roots(nest)) if e.op == "load"}
+            stores = {(s.buffer, s.index): True for s in nest.stores if _in_nest(s, frozenset(nest.reduce))}
+            return {
+                (name, i): written
+                for (name, i), written in {**loads, **stores}.items()  # type: ignore[misc]
+                if i.coefficient(nest.reduce[0]) == 1 and i.coefficient(row) and next(data_terms(i), None) is None
+            }
+
+        known = {key for p in nests[: number + 1] for key in streams(p)}
+        ahead = {(name, i + i.coefficient(row)): False for name, i in streams(nests[0])}  # past the end it asks for nothing
+        ahead |= {key: written for p in nests[number + 1 :] for key, written in streams(p).items() if key not in known}
+        nbytes = sum(self.c.buffers[name].size * self.c.buffers[name].dtype.itemsize for name in {name for name, _ in ahead})
+        return [(name, i, written) for (name, i), written in ahead.items()] if nbytes >= FETCH_BYTES else []
 
     def _declare(self, accumulators: list[_Accumulator], states: list[list[str]]) -> None:
         """Accumulators with their starting values: scalars, or arrays over the columns of a block."""
