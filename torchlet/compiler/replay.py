@@ -7,7 +7,7 @@ below hold; every 2^k-th call is followed again and compared, and a difference r
 Facts looked at in every call: structure, Meta and identity pattern of the arguments, the grad mode, the Meta of every tensor that the
 path reads, which of them have a gradient. A number of an argument is data once calls with different values have shown that it
 is passed on as it is; otherwise its value is a fact too. The numbers of an optimizer (learning rate, step count) are asked of it in
-every call: its `step` runs, without its tensors. A number that comes from anywhere else and changes from call to call (the position
+every call (advance.py); the step of one that does not say them runs, without its tensors. A number that comes from anywhere else and changes from call to call (the position
 of a random stream) means that the function is followed in every call; so does a value that is read, a
 segment that ends early, and a tensor that is kept elsewhere than in the result and in `.grad`. `explain` tells which. Operations
 that may fail on their data (a lookup by positions) are asked before each launch; where one would fail, the call is followed.
@@ -23,11 +23,13 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from torchlet import autograd, dtypes
+from torchlet.compiler.advance import Advance, Row, advances_of, same_number
 from torchlet.compiler.capture import Run, run_class
-from torchlet.compiler.trie import Path, Step, difference, user_line
+from torchlet.compiler.trie import Path, Slot, Step, difference, user_line
 from torchlet.errors import CompileError
 from torchlet.op import STATE, as_spec
 from torchlet.runtime.walk import walk
@@ -89,7 +91,8 @@ class Observation:
         if self.refused or path is None:
             return
         self.path, self.alive, self.program, self.numbers = path, run.alive, run.program, run.numbers
-        self.optimizers = [(optimizer, _updates(path, before)) for optimizer, before in run.optimizers]
+        ends = [*[before for _, before in run.optimizers[1:]], None]
+        self.optimizers = [(o, _updates(path, before, end)) for (o, before), end in zip(run.optimizers, ends, strict=False)]
         place = {id(t): j for j, t in reversed(list(enumerate(tensors)))}
         self.sources: list[Any] = [place.get(id(t), t) for t in run.bound]  # number of an argument, or the tensor itself
         self.fixed = [t for t in self.sources if isinstance(t, Tensor)]
@@ -136,11 +139,11 @@ class Observation:
         return f"{step.source}: {step.op.name}"
 
 
-def _updates(path: Path, before: Step) -> list[Step]:
-    """The updates that directly follow a step of the path."""
+def _updates(path: Path, before: Step, until: Step | None) -> list[Step]:
+    """The updates that directly follow a step of the path, up to where another optimizer began its own."""
     at = path.steps.index(before) + 1 if before is not path.root else 0
-    end = next((i for i in range(at, len(path.steps)) if path.steps[i].kind != "update"), len(path.steps))
-    return path.steps[at:end]
+    end = path.steps.index(until) + 1 if until is not None and until is not path.root else len(path.steps)
+    return path.steps[at : next((i for i in range(at, end) if path.steps[i].kind != "update"), max(at, end))]
 
 
 class _Numbers:
@@ -157,6 +160,9 @@ class _Numbers:
         s = next(self.expected, None)
         if s is None or s.op is not op or s.attrs != (attrs, tuple(map(len, lists))):
             raise _Refused(f"{op.name}: the optimizer does something else than before")
+        for t, (slot, _) in zip(chain(*lists), s.checks, strict=False):
+            if slot.__class__ is Slot and slot.t is not t:  # type: ignore[union-attr]
+                raise _Refused(f"{op.name}: the optimizer updates other tensors than before")
         self.numbers += scalars
 
     def __getattr__(self, name: str) -> Any:
@@ -265,7 +271,7 @@ class Plan:
     """How a call is done without Python. Raises in its constructor, as a reason, what stands against it."""
 
     __slots__ = (
-        "last", "path", "program", "alive", "constants", "data", "optimizers", "asked", "values", "bound", "taken", "fixed", "metas",
+        "last", "path", "program", "alive", "constants", "data", "advances", "optimizers", "asked", "values", "bound", "taken", "fixed", "metas",
         "stores", "tests", "grads", "leaves", "without", "added", "result",
     )
 
@@ -275,22 +281,25 @@ class Plan:
         self.constants = list(last.numbers)
         self.data: list[tuple[int, int]] = []  # (number of the path, number among the arguments)
         # an optimizer's own numbers are asked of it in every call
-        self.optimizers = [(o, updates, updates[0].scalars_before, updates[-1].scalars_after) for o, updates in last.optimizers if updates]
-        self.asked = {i for _, _, first, end in self.optimizers for i in range(first, end)}
+        steps = [(o, updates) for o, updates in last.optimizers if updates]
+        self.asked = {i for _, updates in steps for s in updates for i in range(s.scalars_before, s.scalars_after)}
+        advances = advances_of(steps, dict(zip(self.path.slots, last.sources, strict=True)))
+        self.advances: list[Advance] = advances or []
+        self.optimizers = [(o, updates, updates[0].scalars_before, updates[-1].scalars_after) for o, updates in steps if advances is None]
         if any([o for o, _ in x.optimizers] != [o for o, _ in last.optimizers] for x in seen):
             raise _Refused("which optimizers make a step")
         used = set()
         for i, value in enumerate(last.numbers):
-            if i in self.asked or all(_equal(o.numbers[i], value) for o in seen):
+            if i in self.asked or all(same_number(o.numbers[i], value) for o in seen):
                 continue
-            j = next((j for j in range(len(last.arguments)) if all(_equal(o.numbers[i], o.arguments[j]) for o in seen)), None)
+            j = next((j for j in range(len(last.arguments)) if all(same_number(o.numbers[i], o.arguments[j]) for o in seen)), None)
             if j is None:
                 raise _Refused(f"{last.where(i)}: the number {seen[-2].numbers[i]} → {value} changes from call to call and is no argument")
             self.data.append((i, j))
             used.add(j)
         self.values = [(j, v) for j, v in enumerate(last.arguments) if j not in used]  # these are facts
         for j, v in self.values:
-            if not all(_equal(o.arguments[j], v) for o in seen):
+            if not all(same_number(o.arguments[j], v) for o in seen):
                 raise _Refused(f"argument number {j + 1} among the numbers changes, and does more than to enter computations")
         slots = self.path.slots
         self.bound = [(h, t) for h, t in zip(slots, last.sources, strict=True) if isinstance(t, Tensor)]
@@ -319,7 +328,7 @@ class Plan:
         if list(map(_get_meta, self.fixed)) != self.metas or [t._grad is None for t in self.leaves] != self.without:
             return False
         for j, v in self.values:
-            if not _equal(numbers[j], v):
+            if not same_number(numbers[j], v):
                 return False
         for t, g in self.added:
             if t._grad is not g:
@@ -331,7 +340,7 @@ class Plan:
             stores = {id(tensors[j]._store) for _, j in self.taken}
             if len(stores) != len(self.taken) or not stores.isdisjoint(self.stores):
                 return False
-        return not self.tests or self.passes(tensors)
+        return (not self.tests or self.passes(tensors)) and all(a.prepare(self.constants) for a in self.advances)
 
     def passes(self, tensors: Sequence[Tensor]) -> bool:
         """False where a step would fail on its data."""
@@ -358,8 +367,10 @@ class Plan:
         for leaf, i in self.grads:  # the function dropped the old ones too; their memory is free for the new ones
             leaf._grad = made[i]
         try:
-            for entry in self.optimizers:
-                self.ask(*entry)
+            if self.optimizers:
+                self.ask()
+            for advance in self.advances:
+                advance.commit(scalars)
         except BaseException:
             for (leaf, _), g in zip(self.grads, before, strict=True):
                 leaf._grad = g
@@ -383,31 +394,27 @@ class Plan:
                 slot.t = None
         return build(self.result, made, tensors)
 
-    def ask(self, optimizer: Any, updates: Sequence[Step], first: int, end: int) -> None:
-        """Make an optimizer's step for its numbers: `first` to `end` of the path's. Raises _Refused where the step would be another."""
-        before = self.constants[first:end]
-        counts = [(s, s["step"]) for s in optimizer.state.values() if "step" in s] if len(updates) > 1 else []
-        stub = _Numbers(updates)
-        outer, STATE.run = STATE.run, stub
+    def ask(self) -> None:
+        """Make the steps of the optimizers that do not say their numbers. Raises _Refused where one would do something else."""
+        counts = [(s, dict(s)) for optimizer, *_ in self.optimizers for s in optimizer.state.values() if isinstance(s, dict)]
+        outer = STATE.run
         try:
-            optimizer.step()
-            if next(stub.expected, None) is not None or list(map(type, stub.numbers)) != list(map(type, before)):
-                raise _Refused("the optimizer does something else than before")
+            for optimizer, updates, first, end in self.optimizers:
+                STATE.run = stub = _Numbers(updates)
+                optimizer.step()
+                if next(stub.expected, None) is not None or list(map(type, stub.numbers)) != list(map(type, self.constants[first:end])):
+                    raise _Refused("the optimizer does something else than before")
+                self.constants[first:end] = stub.numbers
         except _Refused:
-            for s, n in counts:  # of the updates before the one that differs
-                s["step"] = n
+            for s, before in counts:  # of the updates before the one that differs
+                s.update(before)
             raise
         finally:
             STATE.run = outer
-        self.constants[first:end] = stub.numbers
 
 
 class _Refused(Exception):
     """Why a call cannot be done without Python."""
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return a is b or (a.__class__ is b.__class__ and (a == b or repr(a) == repr(b)))
 
 
 class Signature:
@@ -497,7 +504,7 @@ class Replayer:
             known.plan, known.seen, known.reason = None, [], "a call raised an exception"
             raise
         for optimizer, values in before_call:
-            if not all(map(_equal, values, _hyperparameters(optimizer))):
+            if not all(map(same_number, values, _hyperparameters(optimizer))):
                 run.disturb("the call changes an optimizer's hyperparameters")
         known.optimizers = [o for o, _ in run.optimizers]
         seen = Observation(run, tensors, list(numbers), result, without)
@@ -510,7 +517,7 @@ class Replayer:
             if not what:
                 data = dict(plan.data)
                 others = [i for i in range(len(seen.numbers)) if i not in plan.asked and i not in data]
-                wrong = next((i for i in others if not _equal(seen.numbers[i], plan.constants[i])), None)
+                wrong = next((i for i in others if not same_number(seen.numbers[i], plan.constants[i])), None)
                 if wrong is not None:
                     what = f"{seen.where(wrong)}: the number {plan.constants[wrong]} → {seen.numbers[wrong]}"
             if what:
@@ -558,7 +565,7 @@ def _again() -> Callable[..., Any] | None:
     if c is None:
         return None
     run_class()  # tells it of tensors and slots
-    c.setup_replay(Replayer, Signature, Plan, _Refused, build)
+    c.setup_replay(Replayer, Signature, Plan, Advance, Row, _Refused, build)
     return c.again  # type: ignore[no-any-return]
 
 

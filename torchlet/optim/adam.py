@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Iterable
 from typing import Any
 
 from torchlet import ops
-from torchlet.op import apply_update, update
-from torchlet.optim.optimizer import Optimizer, check_rates, number, options, with_grads
+from torchlet.op import update
+from torchlet.optim.optimizer import Counted, State, Tensors, Update, check_rates, number, options
 
 __all__ = ["Adam", "AdamW"]
 
-Tensors = list[Any]
-_get_step, _get_exp_avg, _get_exp_avg_sq = itemgetter("step"), itemgetter("exp_avg"), itemgetter("exp_avg_sq")
+_AVERAGES = ("exp_avg", "exp_avg_sq")
+_WITH_LARGEST = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def _adam(
@@ -68,7 +67,7 @@ amsgrad = update(
 )
 
 
-class Adam(Optimizer):
+class Adam(Counted):
     """Steps scaled by running averages of the gradient and its square; `weight_decay` is added to the gradient."""
 
     def __init__(
@@ -79,51 +78,22 @@ class Adam(Optimizer):
         check_rates(lr, weight_decay, eps, betas)
         super().__init__(params, options(locals()))
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters that have a gradient."""
-        loss = self._begin(closure)
-        state = self.state
-        for group in self.param_groups:
-            params, grads = with_grads(group["params"])
-            if not params:
-                continue
-            states = list(map(state.__getitem__, params))
-            for p, s in zip(params, states, strict=True) if not all(states) else ():
-                if not s:
-                    s["step"] = 0.0
-                    s["exp_avg"] = ops.zeros_like(p)
-                    s["exp_avg_sq"] = ops.zeros_like(p)
-                    if group["amsgrad"]:
-                        s["max_exp_avg_sq"] = ops.zeros_like(p)
-            steps = list(map(_get_step, states))
-            if steps.count(steps[0]) == len(steps):
-                _advance(group, params, grads, states, steps[0] + 1)
-                continue
-            for step in sorted(set(steps)):  # parameters that sat out some steps have their own bias corrections
-                chosen = [i for i, n in enumerate(steps) if n == step]
-                _advance(group, [params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen], step + 1)
-        return loss
+    def _fresh(self, p: Any, group: State) -> State:
+        return {"step": 0.0, **{name: ops.zeros_like(p) for name in (_WITH_LARGEST if group["amsgrad"] else _AVERAGES)}}
 
-
-def _advance(group: dict[str, Any], params: Tensors, grads: Tensors, states: list[dict[str, Any]], step: float) -> None:
-    """Update parameters that have all made the same number of steps."""
-    lr, (beta1, beta2), weight_decay = number(group["lr"]), map(number, group["betas"]), group["weight_decay"]
-    if weight_decay == 0:
-        decay_kind, decay = "none", 0.0
-    elif group["decoupled_weight_decay"]:
-        decay_kind, decay = "decoupled", 1 - lr * weight_decay
-    else:
-        decay_kind, decay = "gradient", weight_decay
-    correction = (1 - beta2**step) ** 0.5  # of sqrt(v): on the numbers around it instead, it costs no division of each element
-    scalars = (lr / (1 - beta1**step) * correction, 1 - beta1, beta2, 1 - beta2, group["eps"] * correction, decay)
-    lists = [params, grads, list(map(_get_exp_avg, states)), list(map(_get_exp_avg_sq, states))]
-    op = adam
-    if group["amsgrad"]:
-        lists.append([s["max_exp_avg_sq"] for s in states])
-        op = amsgrad
-    apply_update(op, lists, scalars, (decay_kind, bool(group["maximize"])))
-    for s in states:
-        s["step"] = step
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
+        lr, (beta1, beta2), weight_decay = number(group["lr"]), map(number, group["betas"]), group["weight_decay"]
+        if weight_decay == 0:
+            decay_kind, decay = "none", 0.0
+        elif group["decoupled_weight_decay"]:
+            decay_kind, decay = "decoupled", 1 - lr * weight_decay
+        else:
+            decay_kind, decay = "gradient", weight_decay
+        correction = (1 - beta2**step) ** 0.5  # of sqrt(v): on the numbers around it instead, it costs no division of each element
+        scalars = (lr / (1 - beta1**step) * correction, 1 - beta1, beta2, 1 - beta2, group["eps"] * correction, decay)
+        op, names = (amsgrad, _WITH_LARGEST) if group["amsgrad"] else (adam, _AVERAGES)
+        return Update(op, names, scalars, (decay_kind, bool(group["maximize"])), {"step": step})
 
 
 class AdamW(Adam):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torchlet import ops
-from torchlet.op import Op, apply_update, update
-from torchlet.optim.optimizer import Optimizer, check_rates, number, options, with_grads
+from torchlet.op import Op, update
+from torchlet.optim.optimizer import Counted, State, Tensors, Update, check_rates, number, options
 
 __all__ = ["ASGD", "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
-
-Tensors = list[Any]
-State = dict[str, Any]
 
 
 def _decayed(params: Tensors, grads: Tensors, decay: Any, kind: str, maximize: bool) -> tuple[Tensors, Tensors]:
@@ -24,42 +21,6 @@ def _decayed(params: Tensors, grads: Tensors, decay: Any, kind: str, maximize: b
     elif kind == "decoupled":
         params = [p * decay for p in params]
     return params, grads
-
-
-class _Adaptive(Optimizer):
-    """One update operator for all parameters that have made the same number of steps."""
-
-    def _fresh(self, p: Any, group: State) -> State:
-        """The state of a parameter before its first step."""
-        raise NotImplementedError
-
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
-        """Update parameters that have all made `step - 1` steps."""
-        raise NotImplementedError
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters that have a gradient."""
-        loss = self._begin(closure)
-        for group in self.param_groups:
-            params, grads = with_grads(group["params"])
-            if not params:
-                continue
-            states = [self.state[p] for p in params]
-            for p, s in zip(params, states, strict=True):
-                if not s:
-                    s.update(self._fresh(p, group))
-            steps = [s["step"] for s in states]
-            for step in sorted(set(steps)):
-                chosen = [i for i, n in enumerate(steps) if n == step] if steps.count(step) != len(steps) else range(len(steps))
-                ours = [states[i] for i in chosen]
-                self._advance(group, [params[i] for i in chosen], [grads[i] for i in chosen], ours, step + 1)
-                for s in ours:
-                    s["step"] = step + 1
-        return loss
-
-
-def _lists(params: Tensors, grads: Tensors, states: list[State], *names: str) -> list[Tensors]:
-    return [params, grads, *([s[name] for s in states] for name in names)]
 
 
 def _decay_of(group: State) -> tuple[str, float]:
@@ -108,7 +69,7 @@ for _centered in (False, True):
         )
 
 
-class RMSprop(_Adaptive):
+class RMSprop(Counted):
     """Gradients divided by the root of a running average of their squares (Hinton 2012)."""
 
     def __init__(
@@ -131,14 +92,13 @@ class RMSprop(_Adaptive):
             state["grad_avg"] = ops.zeros_like(p)
         return state
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         centered, heavy = bool(group["centered"]), group["momentum"] > 0
         names = ["square_avg", *(["grad_avg"] if centered else []), *(["momentum_buffer"] if heavy else [])]
         kind, decay = _decay_of(group)
         scalars = (number(group["lr"]), group["alpha"], 1 - group["alpha"], group["eps"], group["momentum"], decay)
-        apply_update(
-            _RMSPROP[centered, heavy], _lists(params, grads, states, *names), scalars, (kind, bool(group["maximize"]), centered, heavy)
-        )
+        return Update(_RMSPROP[centered, heavy], tuple(names), scalars, (kind, bool(group["maximize"]), centered, heavy), {"step": step})
 
 
 # ------------------------------------------------------------------------------------------------ Adagrad
@@ -163,7 +123,7 @@ adagrad = update(
 )
 
 
-class Adagrad(_Adaptive):
+class Adagrad(Counted):
     """Gradients divided by the root of the sum of their squares (Duchi et al. 2011)."""
 
     def __init__(
@@ -184,10 +144,11 @@ class Adagrad(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "sum": ops.full_like(p.detach(), group["initial_accumulator_value"])}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         kind, decay = _decay_of(group)
         rate = number(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
-        apply_update(adagrad, _lists(params, grads, states, "sum"), (rate, group["eps"], decay), (kind, bool(group["maximize"])))
+        return Update(adagrad, ("sum",), (rate, group["eps"], decay), (kind, bool(group["maximize"])), {"step": step})
 
     def share_memory(self) -> None:
         """Nothing to do: processes share by files."""
@@ -218,7 +179,7 @@ adadelta = update(
 )
 
 
-class Adadelta(_Adaptive):
+class Adadelta(Counted):
     """Steps in the units of the parameters, from running averages of squared gradients and squared steps (Zeiler 2012)."""
 
     def __init__(
@@ -233,10 +194,11 @@ class Adadelta(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "square_avg": ops.zeros_like(p), "acc_delta": ops.zeros_like(p)}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         kind, decay = _decay_of(group)
         scalars = (number(group["lr"]), group["rho"], 1 - group["rho"], group["eps"], decay)
-        apply_update(adadelta, _lists(params, grads, states, "square_avg", "acc_delta"), scalars, (kind, bool(group["maximize"])))
+        return Update(adadelta, ("square_avg", "acc_delta"), scalars, (kind, bool(group["maximize"])), {"step": step})
 
 
 # ------------------------------------------------------------------------------------------------ Adamax
@@ -263,7 +225,7 @@ adamax = update(
 )
 
 
-class Adamax(_Adaptive):
+class Adamax(Counted):
     """Adam with the largest gradient in place of the root of their mean square (Kingma & Ba 2014)."""
 
     def __init__(
@@ -277,11 +239,12 @@ class Adamax(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "exp_avg": ops.zeros_like(p), "exp_inf": ops.zeros_like(p)}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         kind, decay = _decay_of(group)
         beta1, beta2 = group["betas"]
         scalars = (number(group["lr"]) / (1 - beta1**step), 1 - beta1, beta2, group["eps"], decay)
-        apply_update(adamax, _lists(params, grads, states, "exp_avg", "exp_inf"), scalars, (kind, bool(group["maximize"])))
+        return Update(adamax, ("exp_avg", "exp_inf"), scalars, (kind, bool(group["maximize"])), {"step": step})
 
 
 # ------------------------------------------------------------------------------------------------ NAdam
@@ -310,7 +273,7 @@ nadam = update(
 )
 
 
-class NAdam(_Adaptive):
+class NAdam(Counted):
     """Adam with Nesterov momentum (Dozat 2016)."""
 
     _numbers = ("step", "mu_product")
@@ -328,12 +291,13 @@ class NAdam(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "mu_product": 1.0, "exp_avg": ops.zeros_like(p), "exp_avg_sq": ops.zeros_like(p)}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         kind, decay = _decay_of(group)
         lr, (beta1, beta2) = number(group["lr"]), group["betas"]
         mu = beta1 * (1.0 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
         after = beta1 * (1.0 - 0.5 * 0.96 ** ((step + 1) * group["momentum_decay"]))
-        product = states[0]["mu_product"] * mu
+        product = state["mu_product"] * mu
         scalars = (
             lr * (1 - mu) / (1 - product),
             lr * after / (1 - product * after),
@@ -344,9 +308,8 @@ class NAdam(_Adaptive):
             group["eps"],
             decay,
         )
-        apply_update(nadam, _lists(params, grads, states, "exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"])))
-        for s in states:
-            s["mu_product"] = product
+        after = {"step": step, "mu_product": product}
+        return Update(nadam, ("exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"])), after)
 
 
 # ------------------------------------------------------------------------------------------------ RAdam
@@ -374,7 +337,7 @@ radam = update(
 )
 
 
-class RAdam(_Adaptive):
+class RAdam(Counted):
     """Adam that scales by the second moment only once that is known well enough (Liu et al. 2019)."""
 
     def __init__(
@@ -388,7 +351,8 @@ class RAdam(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "exp_avg": ops.zeros_like(p), "exp_avg_sq": ops.zeros_like(p)}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         kind, decay = _decay_of(group)
         beta1, beta2 = group["betas"]
         second = 1 - beta2**step
@@ -398,7 +362,8 @@ class RAdam(_Adaptive):
         if rectified:
             scale = second**0.5 * ((known - 4) * (known - 2) * limit / ((limit - 4) * (limit - 2) * known)) ** 0.5
         scalars = (number(group["lr"]) / (1 - beta1**step), scale, 1 - beta1, beta2, 1 - beta2, group["eps"], decay)
-        apply_update(radam, _lists(params, grads, states, "exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"]), rectified))
+        attrs = (kind, bool(group["maximize"]), rectified)
+        return Update(radam, ("exp_avg", "exp_avg_sq"), scalars, attrs, {"step": step})
 
 
 # ------------------------------------------------------------------------------------------------ Rprop
@@ -429,7 +394,7 @@ rprop = update(
 )
 
 
-class Rprop(_Adaptive):
+class Rprop(Counted):
     """Steps by the sign of the gradient, longer while it stays and shorter when it turns (Riedmiller & Braun 1993)."""
 
     def __init__(
@@ -445,9 +410,10 @@ class Rprop(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "prev": ops.zeros_like(p), "step_size": ops.full_like(p.detach(), number(group["lr"]))}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         scalars = tuple(map(float, (*group["etas"], *group["step_sizes"])))
-        apply_update(rprop, _lists(params, grads, states, "prev", "step_size"), scalars, (bool(group["maximize"]),))
+        return Update(rprop, ("prev", "step_size"), scalars, (bool(group["maximize"]),), {"step": step})
 
 
 # ------------------------------------------------------------------------------------------------ ASGD
@@ -472,7 +438,7 @@ asgd = update(
 )
 
 
-class ASGD(_Adaptive):
+class ASGD(Counted):
     """SGD whose iterates are averaged into `ax` of the state (Polyak & Juditsky 1992)."""
 
     _numbers = ("step", "eta", "mu")
@@ -487,10 +453,12 @@ class ASGD(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "eta": number(group["lr"]), "mu": 1.0, "ax": ops.zeros_like(p)}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
+    def _update(self, group: State, state: State) -> Update:
+        step = state["step"] + 1
         kind, decay = _decay_of(group)
-        eta, mu, lr = states[0]["eta"], states[0]["mu"], number(group["lr"])
-        apply_update(asgd, _lists(params, grads, states, "ax"), (eta, 1 - group["lambd"] * eta, mu, decay), (kind, bool(group["maximize"])))
-        for s in states:
-            s["eta"] = lr / (1 + group["lambd"] * lr * step) ** group["alpha"]
-            s["mu"] = 1 / max(1.0, step - group["t0"])
+        eta, lr = state["eta"], number(group["lr"])
+        after = {
+            "step": step, "eta": lr / (1 + group["lambd"] * lr * step) ** group["alpha"], "mu": 1 / max(1.0, step - group["t0"])
+        }
+        scalars = (eta, 1 - group["lambd"] * eta, state["mu"], decay)
+        return Update(asgd, ("ax",), scalars, (kind, bool(group["maximize"])), after)

@@ -7,15 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from torchlet import ops
-from torchlet.op import apply_update, update
-from torchlet.optim.adaptive import State, Tensors, _Adaptive
-from torchlet.optim.optimizer import check_rates, number
+from torchlet.op import update
+from torchlet.optim.optimizer import Counted, State, Tensors, Update, check_rates, number
 
 __all__ = ["Adafactor", "SparseAdam"]
-
-
-def _lists(params: Tensors, grads: Tensors, states: list[State], *names: str) -> list[Tensors]:
-    return [params, grads, *[[s[n] for s in states] for n in names]]
 
 
 def _moved(p: Any, g: Any, estimate: Any, rho: Any, decay: Any, eps1: Any, eps2: Any, d: Any) -> Any:
@@ -65,7 +60,7 @@ adafactor_vectors = update(
 )  # fmt: skip
 
 
-class Adafactor(_Adaptive):
+class Adafactor(Counted):
     """Adaptive steps that remember one number a row and one a column (Shazeer & Stern 2018)."""
 
     def __init__(
@@ -99,19 +94,19 @@ class Adafactor(_Adaptive):
         zeros = p.detach().new_zeros
         return {"step": 0.0, "row_var": zeros((*p.shape[:-1], 1)), "col_var": zeros((*p.shape[:-2], 1, p.shape[-1]))}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
-        lr = number(group["lr"])
-        scalars = (step ** group["beta2_decay"], min(lr, 1 / step**0.5), 1 - lr * group["weight_decay"])
+    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State]) -> None:
         for wide in (True, False):
             chosen = [k for k, p in enumerate(params) if (p.ndim > 1) == wide]
             for kind in {params[k].dtype for k in chosen}:
                 own = [k for k in chosen if params[k].dtype is kind]
-                eps1 = ops.finfo(kind).eps if group["eps"][0] is None else group["eps"][0]
-                attributes = (eps1, group["eps"][1], group["d"], bool(group["maximize"]))
-                op, names = (adafactor_matrices, ("row_var", "col_var")) if wide else (adafactor_vectors, ("variance",))
-                apply_update(
-                    op, _lists([params[k] for k in own], [grads[k] for k in own], [states[k] for k in own], *names), scalars, attributes
-                )
+                super()._advance(group, [params[k] for k in own], [grads[k] for k in own], [states[k] for k in own])
+
+    def _update(self, group: State, state: State) -> Update:
+        step, lr = state["step"] + 1, number(group["lr"])
+        op, names = (adafactor_matrices, ("row_var", "col_var")) if "row_var" in state else (adafactor_vectors, ("variance",))
+        eps1 = ops.finfo(state[names[0]].dtype).eps if group["eps"][0] is None else group["eps"][0]
+        scalars = (step ** group["beta2_decay"], min(lr, 1 / step**0.5), 1 - lr * group["weight_decay"])
+        return Update(op, names, scalars, (eps1, group["eps"][1], group["d"], bool(group["maximize"])), {"step": step})
 
 
 def _sparse_adam(
@@ -133,7 +128,7 @@ sparse_adam = update(
 )  # fmt: skip
 
 
-class SparseAdam(_Adaptive):
+class SparseAdam(Counted):
     """Adam that moves only the rows whose gradient is not zero: those of an embedding that a batch used."""
 
     def __init__(
@@ -151,8 +146,8 @@ class SparseAdam(_Adaptive):
     def _fresh(self, p: Any, group: State) -> State:
         return {"step": 0.0, "exp_avg": ops.zeros_like(p.detach()), "exp_avg_sq": ops.zeros_like(p.detach())}
 
-    def _advance(self, group: State, params: Tensors, grads: Tensors, states: list[State], step: float) -> None:
-        beta1, beta2 = group["betas"]
+    def _update(self, group: State, state: State) -> Update:
+        step, (beta1, beta2) = state["step"] + 1, group["betas"]
         rate = number(group["lr"]) * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        lists = _lists(params, grads, states, "exp_avg", "exp_avg_sq")
-        apply_update(sparse_adam, lists, (rate, beta1, beta2, group["eps"]), (bool(group["maximize"]),))
+        scalars = (rate, beta1, beta2, group["eps"])
+        return Update(sparse_adam, ("exp_avg", "exp_avg_sq"), scalars, (bool(group["maximize"]),), {"step": step})

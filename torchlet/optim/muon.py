@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torchlet import dtypes, ops
-from torchlet.op import apply_update, update
-from torchlet.optim.optimizer import Optimizer, number, options, with_grads
+from torchlet.op import update
+from torchlet.optim.optimizer import Optimizer, State, Tensors, Update, declared, number, options, with_grads
 
 __all__ = ["Muon"]
-
-Tensors = list[Any]
 
 
 def orthogonal(g: Any, coefficients: tuple[float, float, float], steps: int, eps: float) -> Any:
@@ -78,6 +76,13 @@ class Muon(Optimizer):
                 if p.ndim != 2:
                     raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {p.shape}")
 
+    def _update(self, group: State, state: State) -> Update:
+        lr = number(group["lr"])
+        scalars = (lr, 1 - lr * group["weight_decay"], group["momentum"], 1 - group["momentum"])
+        attrs = (bool(group["nesterov"]), tuple(group["ns_coefficients"]), group["eps"], group["ns_steps"], group["adjust_lr_fn"])
+        return Update(muon, ("momentum_buffer",), scalars, attrs, {})
+
+    @declared
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
         loss = self._begin(closure)
@@ -85,11 +90,9 @@ class Muon(Optimizer):
             params, grads = with_grads(group["params"])
             if not params:
                 continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = ops.zeros_like(p)
-            lr = number(group["lr"])
-            scalars = (lr, 1 - lr * group["weight_decay"], group["momentum"], 1 - group["momentum"])
-            attrs = (bool(group["nesterov"]), tuple(group["ns_coefficients"]), group["eps"], group["ns_steps"], group["adjust_lr_fn"])
-            apply_update(muon, (params, grads, [self.state[p]["momentum_buffer"] for p in params]), scalars, attrs)
+            states = [self.state[p] for p in params]
+            for p, s in zip(params, states, strict=True):
+                if not s:
+                    s["momentum_buffer"] = ops.zeros_like(p)
+            self._apply(self._update(group, states[0]), params, grads, states)
         return loss

@@ -1,7 +1,8 @@
 """Optimizer: parameter groups, state per parameter, and PyTorch's layout of both in `state_dict`.
 
-A subclass gathers lists of tensors in `step` and hands them to one update operator; it computes nothing itself. The number
-of steps is a plain number in `state` (a changing number is data to the compiler) and a float32 tensor in `state_dict`.
+A subclass says in `_update` which update operator a step is, with which numbers; `step` gathers lists of tensors and hands them to it.
+It computes nothing itself. The number of steps is a plain number in `state` (a changing number is data to the compiler) and a float32
+tensor in `state_dict`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,36 @@ import operator
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from torchlet import dtypes, ops
 from torchlet.autograd import RemovableHandle, enable_grad, is_leaf, no_grad
-from torchlet.op import STATE
+from torchlet.op import STATE, Op, apply_update
 from torchlet.tensor import Tensor
 
 __all__ = ["Optimizer", "required"]
 
+Tensors = list[Any]
+State = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
 required = type("required", (), {"__repr__": lambda self: "<required parameter>"})()
+
+
+class Update(NamedTuple):
+    """What a step does to parameters whose state has the same numbers."""
+
+    op: Op  # an update operator: on parameters, gradients and `tensors`
+    tensors: tuple[str, ...]  # names of tensors in the state
+    scalars: tuple[Any, ...]
+    attrs: tuple[Any, ...]
+    after: dict[str, Any]  # numbers of the state when the step is done
+
+
+def declared(step: F) -> F:
+    """Mark a `step` that does, for parameters with a gradient, what `_update` says and nothing else: replay asks `_update` instead."""
+    step.__dict__["is_declared"] = True
+    return step
 
 
 class Optimizer:
@@ -87,6 +108,18 @@ class Optimizer:
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters by their gradients. `closure` computes the loss anew and returns it; so does `step`."""
         raise NotImplementedError
+
+    def _update(self, group: dict[str, Any], state: State) -> Update:
+        """The next step of parameters of a group with this state; nothing changes by asking."""
+        raise NotImplementedError
+
+    def _apply(self, update: Update, params: Tensors, grads: Tensors, states: list[State]) -> None:
+        """Do what `_update` said."""
+        op, names, scalars, attrs, after = update
+        apply_update(op, [params, grads, *[list(map(operator.itemgetter(name), states)) for name in names]], scalars, attrs)
+        for name, value in after.items():
+            for s in states:
+                s[name] = value
 
     def _begin(self, closure: Callable[[], Any] | None) -> Any:
         """What every `step` does first: call the closure with gradients on."""
@@ -289,3 +322,40 @@ def with_grads(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         params = [p for p in params if p._grad is not None]
         return params, [p._grad for p in params]  # type: ignore[misc]
     return params, grads  # type: ignore[return-value]
+
+
+class Counted(Optimizer):
+    """Its parameters count their steps, and those that have made equally many share one update operator."""
+
+    def _fresh(self, p: Any, group: dict[str, Any]) -> State:
+        """The state of a parameter before its first step."""
+        raise NotImplementedError
+
+    @declared
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        loss = self._begin(closure)
+        state = self.state
+        for group in self.param_groups:
+            params, grads = with_grads(group["params"])
+            if not params:
+                continue
+            states = list(map(state.__getitem__, params))
+            for p, s in zip(params, states, strict=True) if not all(states) else ():
+                if not s:
+                    s.update(self._fresh(p, group))
+            counts = list(map(_get_step, states))
+            if counts.count(counts[0]) == len(counts):
+                self._advance(group, params, grads, states)
+                continue
+            for count in sorted(set(counts)):  # parameters that sat out some steps have their own bias corrections
+                chosen = [i for i, n in enumerate(counts) if n == count]
+                self._advance(group, [params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen])
+        return loss
+
+    def _advance(self, group: dict[str, Any], params: Tensors, grads: Tensors, states: list[State]) -> None:
+        """Update parameters that have all made the same number of steps."""
+        self._apply(self._update(group, states[0]), params, grads, states)
+
+
+_get_step = operator.itemgetter("step")

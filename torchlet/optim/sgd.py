@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torchlet import ops
-from torchlet.op import apply_update, update
-from torchlet.optim.optimizer import Optimizer, number, options, with_grads
-from torchlet.tensor import Tensor
+from torchlet.op import update
+from torchlet.optim.optimizer import Optimizer, State, Tensors, Update, declared, number, options, with_grads
 
 __all__ = ["SGD"]
-
-Tensors = list[Any]
 
 
 def _gradients(params: Tensors, grads: Tensors, weight_decay: Any, decays: bool, maximize: bool) -> Tensors:
@@ -71,31 +68,34 @@ class SGD(Optimizer):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         super().__init__(params, options(locals()))
 
+    def _update(self, group: State, state: State) -> Update:
+        lr, weight_decay, momentum = number(group["lr"]), group["weight_decay"], number(group["momentum"])
+        flags = weight_decay != 0, bool(group["maximize"])
+        if momentum == 0:
+            return Update(sgd, (), (lr, weight_decay), flags, {})
+        scalars, first = (lr, weight_decay, momentum, 1 - group["dampening"]), state.get("momentum_buffer") is None
+        return Update(sgd_momentum, ("momentum_buffer",), scalars, (*flags, bool(group["nesterov"]), first), {})
+
+    @declared
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
         loss = self._begin(closure)
-        state = self.state
         for group in self.param_groups:
             params, grads = with_grads(group["params"])
             if not params:
                 continue
-            weight_decay, momentum, lr = group["weight_decay"], group["momentum"], group["lr"]
-            if lr.__class__ is not float or isinstance(momentum, Tensor):
-                lr, momentum = number(lr), number(momentum)
-            decays, maximize = weight_decay != 0, bool(group["maximize"])
-            if momentum == 0:
-                apply_update(sgd, (params, grads), (lr, weight_decay), (decays, maximize))
+            if group["momentum"] == 0:
+                self._apply(self._update(group, {}), params, grads, [])
                 continue
-            scalars = (lr, weight_decay, momentum, 1 - group["dampening"])
-            flags = decays, maximize, bool(group["nesterov"])
-            buffers: Tensors = [s.get("momentum_buffer") for s in map(state.__getitem__, params)]
-            new = [i for i, b in enumerate(buffers) if b is None]
+            states = list(map(self.state.__getitem__, params))
+            new = [i for i, s in enumerate(states) if s.get("momentum_buffer") is None]
             if not new:
-                apply_update(sgd_momentum, (params, grads, buffers), scalars, (*flags, False))
+                self._apply(self._update(group, states[0]), params, grads, states)
                 continue
-            for i in new:
-                buffers[i] = state[params[i]]["momentum_buffer"] = ops.zeros_like(params[i])
-            for first, chosen in ((True, new), (False, sorted(set(range(len(params))) - set(new)))):
+            for chosen in (new, sorted(set(range(len(params))) - set(new))):
                 if chosen:
-                    apply_update(sgd_momentum, [[x[i] for i in chosen] for x in (params, grads, buffers)], scalars, (*flags, first))
+                    update = self._update(group, states[chosen[0]])
+                    for i in chosen if chosen is new else ():
+                        states[i]["momentum_buffer"] = ops.zeros_like(params[i])
+                    self._apply(update, [params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen])
         return loss

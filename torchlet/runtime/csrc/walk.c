@@ -30,7 +30,7 @@ FIELDS(OFFSET)
 
 #define NAMES(X) \
     X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(_accumulated_hooks) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
-    X(is_plain) X(launch) X(made) X(ask) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
+    X(is_plain) X(launch) X(made) X(ask) X(_update) X(param_groups) X(state) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
@@ -895,8 +895,11 @@ static PyObject *setup(PyObject *module, PyObject *names) {
 
 #define REPLAY_FIELDS(X) \
     X(Replayer, lock) X(Replayer, ready) X(Signature, key) X(Signature, plan) X(Signature, calls) X(Signature, check) X(Signature, replayed) \
-    X(Plan, program) X(Plan, alive) X(Plan, constants) X(Plan, data) X(Plan, optimizers) X(Plan, values) X(Plan, taken) X(Plan, fixed) \
-    X(Plan, metas) X(Plan, stores) X(Plan, tests) X(Plan, grads) X(Plan, leaves) X(Plan, without) X(Plan, added) X(Plan, result)
+    X(Plan, program) X(Plan, alive) X(Plan, constants) X(Plan, data) X(Plan, advances) X(Plan, optimizers) X(Plan, values) X(Plan, taken) X(Plan, fixed) \
+    X(Plan, metas) X(Plan, stores) X(Plan, tests) X(Plan, grads) X(Plan, leaves) X(Plan, without) X(Plan, added) X(Plan, result) \
+    X(Advance, optimizer) X(Advance, step) X(Advance, groups) X(Advance, state) X(Advance, entries) X(Advance, lists) X(Advance, idle) \
+    X(Advance, rows) X(Row, group) X(Row, states) X(Row, names) X(Row, op) X(Row, attrs) X(Row, first) X(Row, end) X(Row, before) \
+    X(Row, later) X(Row, next)
 REPLAY_FIELDS(OFFSET)
 static PyObject *build, *refused;  // a function and an exception of replay.py
 
@@ -955,6 +958,93 @@ static inline PyObject *pair(PyObject *list, Py_ssize_t i, int which) { return P
 
 static inline PyObject *numbered(PyObject *list, PyObject *index) { return PyList_GET_ITEM(list, PyLong_AsSsize_t(index)); }
 
+// 1 if an attribute is this very object
+static inline int is_still(PyObject *o, PyObject *name, PyObject *expected) {
+    PyObject *now = look(o, name);
+    return now ? now == expected : -1;
+}
+
+// Row.stands: 1 if so, 0 if not or not known
+static int row_stands(PyObject *row) {
+    PyObject *states = FIELD(row, Row, states), *names = FIELD(row, Row, names), *before = FIELD(row, Row, before);
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(names); k++) {
+        PyObject *name = PyTuple_GET_ITEM(names, k), *first = PyDict_GetItemWithError(PyList_GET_ITEM(states, 0), name);
+        if (!first) return PyErr_Occurred() ? -1 : 0;
+        for (Py_ssize_t i = 1; i < PyList_GET_SIZE(states); i++) {
+            PyObject *other = PyDict_GetItemWithError(PyList_GET_ITEM(states, i), name);
+            if (other == first) continue;
+            if (!other || Py_TYPE(other) != Py_TYPE(first)) return PyErr_Occurred() ? -1 : 0;
+            int same = PyObject_RichCompareBool(other, first, Py_EQ);  // of plain numbers
+            if (same != 1) return same;
+        }
+    }
+    if (before == Py_None) return 1;
+    PyObject *earlier = PyDict_GetItemWithError(PyList_GET_ITEM(FIELD(before, Row, states), 0), n_step);
+    PyObject *mine = PyDict_GetItemWithError(PyList_GET_ITEM(states, 0), n_step);
+    if (!earlier || !mine) return PyErr_Occurred() ? -1 : 0;
+    return PyObject_RichCompareBool(earlier, mine, FIELD(row, Row, later) == Py_True ? Py_LT : Py_EQ);
+}
+
+// what `_update` says of a row, if it fits: into `next`
+static int row_asks(PyObject *optimizer, PyObject *row, PyObject *constants) {
+    PyObject *states = FIELD(row, Row, states), *none = PyList_GET_SIZE(states) ? NULL : PyDict_New();
+    PyObject *stack[] = {optimizer, FIELD(row, Row, group), none ? none : PyList_GET_SIZE(states) ? PyList_GET_ITEM(states, 0) : NULL};
+    PyObject *update = stack[2] ? PyObject_VectorcallMethod(n__update, stack, 3, NULL) : NULL, *scalars;
+    Py_XDECREF(none);
+    if (!update && PyErr_ExceptionMatches(PyExc_Exception)) return PyErr_Clear(), 0;
+    if (!update) return -1;
+    Py_ssize_t first = PyLong_AsSsize_t(FIELD(row, Row, first)), end = PyLong_AsSsize_t(FIELD(row, Row, end));
+    int good = PyTuple_Check(update) && PyTuple_GET_SIZE(update) == 5 && PyTuple_GET_ITEM(update, 0) == FIELD(row, Row, op) &&
+               PyTuple_CheckExact(scalars = PyTuple_GET_ITEM(update, 2)) && PyTuple_GET_SIZE(scalars) == end - first &&
+               PyDict_CheckExact(PyTuple_GET_ITEM(update, 4));
+    for (Py_ssize_t i = first; good && i < end; i++) good = Py_TYPE(PyTuple_GET_ITEM(scalars, i - first)) == Py_TYPE(PyList_GET_ITEM(constants, i));
+    if (good) good = same_attrs(PyTuple_GET_ITEM(update, 3), FIELD(row, Row, attrs));
+    if (good == 1) set(&FIELD(row, Row, next), update);
+    Py_DECREF(update);
+    return good;
+}
+
+// Advance.prepare: 1 if the optimizer's step is what it was, 0 if not or not known
+static int prepare(PyObject *advance, PyObject *constants) {
+    PyObject *o = FIELD(advance, Advance, optimizer), *entries = FIELD(advance, Advance, entries), *lists = FIELD(advance, Advance, lists);
+    PyObject *idle = FIELD(advance, Advance, idle), *rows = FIELD(advance, Advance, rows), *step = PyObject_GetAttr(o, n_step);
+    int good = !step ? -1 : PyMethod_Check(step) && PyMethod_GET_FUNCTION(step) == FIELD(advance, Advance, step);
+    Py_XDECREF(step);
+    if (good == 1) good = is_still(o, n_param_groups, FIELD(advance, Advance, groups));
+    if (good == 1) good = is_still(o, n_state, FIELD(advance, Advance, state));
+    for (Py_ssize_t i = 0; good == 1 && i < PyList_GET_SIZE(entries); i++) {
+        PyObject *entry = PyList_GET_ITEM(entries, i), *now = PyDict_GetItemWithError(PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1));
+        good = now ? now == PyTuple_GET_ITEM(entry, 2) : PyErr_Occurred() ? -1 : 0;
+    }
+    for (Py_ssize_t i = 0; good == 1 && i < PyList_GET_SIZE(lists); i++) {
+        PyObject *now = pair(lists, i, 0), *items = pair(lists, i, 1);
+        good = PyList_CheckExact(now) && PyList_GET_SIZE(now) == PyList_GET_SIZE(items);
+        for (Py_ssize_t k = 0; good && k < PyList_GET_SIZE(items); k++) good = PyList_GET_ITEM(now, k) == PyList_GET_ITEM(items, k);
+    }
+    for (Py_ssize_t i = 0; good == 1 && i < PyList_GET_SIZE(idle); i++) good = FIELD(PyList_GET_ITEM(idle, i), Tensor, _grad) == Py_None;
+    for (Py_ssize_t i = 0; good == 1 && i < PyList_GET_SIZE(rows); i++) {
+        good = row_stands(PyList_GET_ITEM(rows, i));
+        if (good == 1) good = row_asks(o, PyList_GET_ITEM(rows, i), constants);
+    }
+    return good;
+}
+
+// Advance.commit: 0, or -1 with an exception
+static int commit(PyObject *advance, PyObject *constants) {
+    PyObject *rows = FIELD(advance, Advance, rows), *name, *value;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); i++) {
+        PyObject *row = PyList_GET_ITEM(rows, i), *next = FIELD(row, Row, next), *states = FIELD(row, Row, states);
+        PyObject *scalars = PyTuple_GET_ITEM(next, 2);
+        Py_ssize_t first = PyLong_AsSsize_t(FIELD(row, Row, first)), at = 0;
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(scalars); k++)
+            if (PyList_SetItem(constants, first + k, Py_NewRef(PyTuple_GET_ITEM(scalars, k)))) return -1;
+        while (PyDict_Next(PyTuple_GET_ITEM(next, 4), &at, &name, &value))
+            for (Py_ssize_t k = 0; k < PyList_GET_SIZE(states); k++)
+                if (PyDict_SetItem(PyList_GET_ITEM(states, k), name, value)) return -1;
+    }
+    return 0;
+}
+
 // Plan.applies: 1 if the facts hold, 0 if not or not known
 static int holds(PyObject *plan, PyObject *tensors, PyObject *numbers) {
     PyObject *fixed = FIELD(plan, Plan, fixed), *metas = FIELD(plan, Plan, metas), *leaves = FIELD(plan, Plan, leaves);
@@ -986,17 +1076,22 @@ static int holds(PyObject *plan, PyObject *tensors, PyObject *numbers) {
         Py_XDECREF(id);
         if (found) return found < 0 ? -1 : 0;
     }
-    if (!PyList_GET_SIZE(FIELD(plan, Plan, tests))) return 1;
-    PyObject *stack[] = {plan, tensors}, *passes = PyObject_VectorcallMethod(n_passes, stack, 2, NULL);
-    int good = passes ? passes == Py_True : -1;
-    Py_XDECREF(passes);
+    int good = 1;
+    if (PyList_GET_SIZE(FIELD(plan, Plan, tests))) {
+        PyObject *stack[] = {plan, tensors}, *passes = PyObject_VectorcallMethod(n_passes, stack, 2, NULL);
+        good = passes ? passes == Py_True : -1;
+        Py_XDECREF(passes);
+    }
+    PyObject *advances = FIELD(plan, Plan, advances);
+    for (Py_ssize_t i = 0; good == 1 && i < PyList_GET_SIZE(advances); i++)
+        good = prepare(PyList_GET_ITEM(advances, i), FIELD(plan, Plan, constants));
     return good;
 }
 
 // Plan.run of a plan that is ready and whose program is plain
 static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers) {
     PyObject *alive = FIELD(plan, Plan, alive), *grads = FIELD(plan, Plan, grads), *taken = FIELD(plan, Plan, taken);
-    PyObject *data = FIELD(plan, Plan, data), *optimizers = FIELD(plan, Plan, optimizers), *result = FIELD(plan, Plan, result), *out = NULL;
+    PyObject *data = FIELD(plan, Plan, data), *advances = FIELD(plan, Plan, advances), *result = FIELD(plan, Plan, result), *out = NULL;
     Py_ssize_t n = PyList_GET_SIZE(grads), m = PyList_GET_SIZE(alive);
     PyObject *made = PyList_New(m), **before = PyMem_Calloc(n + 1, sizeof *before), *done;
     int failed = !made || !before;
@@ -1021,12 +1116,11 @@ static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers)
         before[i] = *place;
         *place = Py_NewRef(numbered(made, pair(grads, i, 1)));
     }
-    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(optimizers); i++) {
-        PyObject *entry = PyList_GET_ITEM(optimizers, i);
-        PyObject *stack[] = {plan, PyTuple_GET_ITEM(entry, 0), PyTuple_GET_ITEM(entry, 1), PyTuple_GET_ITEM(entry, 2), PyTuple_GET_ITEM(entry, 3)};
-        if (!(done = PyObject_VectorcallMethod(n_ask, stack, 5, NULL))) failed = 1;
+    if (!failed && PyList_GET_SIZE(FIELD(plan, Plan, optimizers))) {
+        if (!(done = PyObject_CallMethodNoArgs(plan, n_ask))) failed = 1;
         Py_XDECREF(done);
     }
+    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(advances); i++) failed = commit(PyList_GET_ITEM(advances, i), FIELD(plan, Plan, constants));
     if (failed) {  // nothing has happened yet
         for (Py_ssize_t i = 0; i < n; i++) Py_XSETREF(FIELD(pair(grads, i, 0), Tensor, _grad), before[i]);
     } else {
@@ -1108,10 +1202,10 @@ static PyObject *again(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     return out;
 }
 
-// setup_replay(Replayer, Signature, Plan, refused, build)
+// setup_replay(Replayer, Signature, Plan, Advance, Row, refused, build)
 static PyObject *setup_replay(PyObject *module, PyObject *names) {
-    PyObject *Replayer, *Signature, *Plan;
-    if (!PyArg_ParseTuple(names, "OOOOO", &Replayer, &Signature, &Plan, &refused, &build)) return NULL;
+    PyObject *Replayer, *Signature, *Plan, *Advance, *Row;
+    if (!PyArg_ParseTuple(names, "OOOOOOO", &Replayer, &Signature, &Plan, &Advance, &Row, &refused, &build)) return NULL;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
     REPLAY_FIELDS(READ)
     Py_RETURN_NONE;
