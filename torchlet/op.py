@@ -349,11 +349,22 @@ def set_executor(execute: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any])
     _execute = execute
 
 
+_dispatch: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any] | None = None
+
+
+def set_dispatch(dispatch: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any]) -> None:
+    """Give the C twin of `apply`: to look up an attribute of a threading.local takes Python as long as a step down a known path."""
+    global _dispatch
+    _dispatch = dispatch
+
+
 def apply(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> Tensor:
     """The one place every operation passes: executed at once, or handed to the capture of this thread.
 
     Raises what the operator's spec raises on bad input (RuntimeError, IndexError, TypeError), naming the operator.
     """
+    if _dispatch is not None:
+        return _dispatch(op, inputs, attrs)  # type: ignore[no-any-return]
     if AUTOCASTING and STATE.autocast is not None:
         inputs = STATE.autocast(op, inputs)
     run = STATE.run

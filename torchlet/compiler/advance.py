@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchlet.compiler.trie import Slot, Step
+from torchlet.op import STATE
 from torchlet.tensor import Tensor
+
+
+class _Asked:
+    """Stands where a capture stands while an optimizer is asked for its numbers: where they depend on tensors, the call is followed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("the numbers of an optimizer depend on tensors")
+
+
+ASKED = _Asked()
 
 
 class Row:
@@ -61,16 +72,16 @@ class Advance:
         group = next(g for g in self.groups if any(p is params[0] for p in g["params"]))
         states = [self.state.get(p, {}) for p in params]
         before = next((row for row in reversed(self.rows) if row.group is group), None)
-        update = self.optimizer._update(group, states[0])
-        for k, name in enumerate(update.tensors, 2):
+        _, names, _, _, after = self.optimizer._update(group, states[0])
+        for k, name in enumerate(names, 2):
             self.entries += [(state, name, t) for state, t in zip(states, given[k * n : k * n + n], strict=True)]
-        if update.tensors or update.after:
+        if names or after:
             self.entries += [(self.state, p, state) for p, state in zip(params, states, strict=True)]
         else:
             states = []
         for p in params:
             del idle[id(p)]
-        self.rows.append(Row(group, states, tuple(update.after), s, before))
+        self.rows.append(Row(group, states, tuple(after), s, before))
 
     def prepare(self, constants: list[Any]) -> bool:
         """False if the step would be another, or may be."""
@@ -87,10 +98,13 @@ class Advance:
         for row in self.rows:
             if not row.stands():
                 return False
+            outer, STATE.run = STATE.run, ASKED
             try:
                 row.next = update = o._update(row.group, row.states[0] if row.states else {})
             except Exception:  # following the call raises it where the user's code stands
                 return False
+            finally:
+                STATE.run = outer
             op, _, scalars, attrs, _ = update
             if op is not row.op or attrs != row.attrs or list(map(type, scalars)) != list(map(type, constants[row.first : row.end])):
                 return False
@@ -99,8 +113,8 @@ class Advance:
     def commit(self, constants: list[Any]) -> None:
         """The numbers of the step that was prepared, into the path's."""
         for row in self.rows:
-            constants[row.first : row.end] = row.next.scalars
-            for name, value in row.next.after.items():
+            constants[row.first : row.end] = row.next[2]
+            for name, value in row.next[4].items():
                 for state in row.states:
                     state[name] = value
 

@@ -7,7 +7,8 @@ below hold; every 2^k-th call is followed again and compared, and a difference r
 Facts looked at in every call: structure, Meta and identity pattern of the arguments, the grad mode, the Meta of every tensor that the
 path reads, which of them have a gradient. A number of an argument is data once calls with different values have shown that it
 is passed on as it is; otherwise its value is a fact too. The numbers of an optimizer (learning rate, step count) are asked of it in
-every call (advance.py); the step of one that does not say them runs, without its tensors. A number that comes from anywhere else and changes from call to call (the position
+every call (advance.py); where it does not say them, or has hooks on steps, its `step` runs, without its tensors. A number that comes
+from anywhere else and changes from call to call (the position
 of a random stream) means that the function is followed in every call; so does a value that is read, a
 segment that ends early, and a tensor that is kept elsewhere than in the result and in `.grad`. `explain` tells which. Operations
 that may fail on their data (a lookup by positions) are asked before each launch; where one would fail, the call is followed.
@@ -27,7 +28,7 @@ from itertools import chain
 from typing import Any
 
 from torchlet import autograd, dtypes
-from torchlet.compiler.advance import Advance, Row, advances_of, same_number
+from torchlet.compiler.advance import ASKED, Advance, Row, advances_of, same_number
 from torchlet.compiler.capture import Run, run_class
 from torchlet.compiler.trie import Path, Slot, Step, difference, user_line
 from torchlet.errors import CompileError
@@ -271,8 +272,8 @@ class Plan:
     """How a call is done without Python. Raises in its constructor, as a reason, what stands against it."""
 
     __slots__ = (
-        "last", "path", "program", "alive", "constants", "data", "advances", "optimizers", "asked", "values", "bound", "taken", "fixed", "metas",
-        "stores", "tests", "grads", "leaves", "without", "added", "result",
+        "last", "path", "program", "alive", "constants", "data", "advances", "optimizers", "asked", "values", "bound", "taken", "fixed",
+        "metas", "stores", "tests", "grads", "leaves", "without", "added", "result",
     )
 
     def __init__(self, seen: list[Observation]):
@@ -565,7 +566,7 @@ def _again() -> Callable[..., Any] | None:
     if c is None:
         return None
     run_class()  # tells it of tensors and slots
-    c.setup_replay(Replayer, Signature, Plan, Advance, Row, _Refused, build)
+    c.setup_replay(Replayer, Signature, Plan, Advance, Row, ASKED, _Refused, build)
     return c.again  # type: ignore[no-any-return]
 
 

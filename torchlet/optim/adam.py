@@ -93,7 +93,7 @@ class Adam(Counted):
         correction = (1 - beta2**step) ** 0.5  # of sqrt(v): on the numbers around it instead, it costs no division of each element
         scalars = (lr / (1 - beta1**step) * correction, 1 - beta1, beta2, 1 - beta2, group["eps"] * correction, decay)
         op, names = (amsgrad, _WITH_LARGEST) if group["amsgrad"] else (adam, _AVERAGES)
-        return Update(op, names, scalars, (decay_kind, bool(group["maximize"])), {"step": step})
+        return op, names, scalars, (decay_kind, bool(group["maximize"])), {"step": step}
 
 
 class AdamW(Adam):

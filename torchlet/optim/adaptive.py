@@ -98,7 +98,7 @@ class RMSprop(Counted):
         names = ["square_avg", *(["grad_avg"] if centered else []), *(["momentum_buffer"] if heavy else [])]
         kind, decay = _decay_of(group)
         scalars = (number(group["lr"]), group["alpha"], 1 - group["alpha"], group["eps"], group["momentum"], decay)
-        return Update(_RMSPROP[centered, heavy], tuple(names), scalars, (kind, bool(group["maximize"]), centered, heavy), {"step": step})
+        return _RMSPROP[centered, heavy], tuple(names), scalars, (kind, bool(group["maximize"]), centered, heavy), {"step": step}
 
 
 # ------------------------------------------------------------------------------------------------ Adagrad
@@ -148,7 +148,7 @@ class Adagrad(Counted):
         step = state["step"] + 1
         kind, decay = _decay_of(group)
         rate = number(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
-        return Update(adagrad, ("sum",), (rate, group["eps"], decay), (kind, bool(group["maximize"])), {"step": step})
+        return adagrad, ("sum",), (rate, group["eps"], decay), (kind, bool(group["maximize"])), {"step": step}
 
     def share_memory(self) -> None:
         """Nothing to do: processes share by files."""
@@ -198,7 +198,7 @@ class Adadelta(Counted):
         step = state["step"] + 1
         kind, decay = _decay_of(group)
         scalars = (number(group["lr"]), group["rho"], 1 - group["rho"], group["eps"], decay)
-        return Update(adadelta, ("square_avg", "acc_delta"), scalars, (kind, bool(group["maximize"])), {"step": step})
+        return adadelta, ("square_avg", "acc_delta"), scalars, (kind, bool(group["maximize"])), {"step": step}
 
 
 # ------------------------------------------------------------------------------------------------ Adamax
@@ -244,7 +244,7 @@ class Adamax(Counted):
         kind, decay = _decay_of(group)
         beta1, beta2 = group["betas"]
         scalars = (number(group["lr"]) / (1 - beta1**step), 1 - beta1, beta2, group["eps"], decay)
-        return Update(adamax, ("exp_avg", "exp_inf"), scalars, (kind, bool(group["maximize"])), {"step": step})
+        return adamax, ("exp_avg", "exp_inf"), scalars, (kind, bool(group["maximize"])), {"step": step}
 
 
 # ------------------------------------------------------------------------------------------------ NAdam
@@ -309,7 +309,7 @@ class NAdam(Counted):
             decay,
         )
         after = {"step": step, "mu_product": product}
-        return Update(nadam, ("exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"])), after)
+        return nadam, ("exp_avg", "exp_avg_sq"), scalars, (kind, bool(group["maximize"])), after
 
 
 # ------------------------------------------------------------------------------------------------ RAdam
@@ -363,7 +363,7 @@ class RAdam(Counted):
             scale = second**0.5 * ((known - 4) * (known - 2) * limit / ((limit - 4) * (limit - 2) * known)) ** 0.5
         scalars = (number(group["lr"]) / (1 - beta1**step), scale, 1 - beta1, beta2, 1 - beta2, group["eps"], decay)
         attrs = (kind, bool(group["maximize"]), rectified)
-        return Update(radam, ("exp_avg", "exp_avg_sq"), scalars, attrs, {"step": step})
+        return radam, ("exp_avg", "exp_avg_sq"), scalars, attrs, {"step": step}
 
 
 # ------------------------------------------------------------------------------------------------ Rprop
@@ -413,7 +413,7 @@ class Rprop(Counted):
     def _update(self, group: State, state: State) -> Update:
         step = state["step"] + 1
         scalars = tuple(map(float, (*group["etas"], *group["step_sizes"])))
-        return Update(rprop, ("prev", "step_size"), scalars, (bool(group["maximize"]),), {"step": step})
+        return rprop, ("prev", "step_size"), scalars, (bool(group["maximize"]),), {"step": step}
 
 
 # ------------------------------------------------------------------------------------------------ ASGD
@@ -461,4 +461,4 @@ class ASGD(Counted):
             "step": step, "eta": lr / (1 + group["lambd"] * lr * step) ** group["alpha"], "mu": 1 / max(1.0, step - group["t0"])
         }
         scalars = (eta, 1 - group["lambd"] * eta, state["mu"], decay)
-        return Update(asgd, ("ax",), scalars, (kind, bool(group["maximize"])), after)
+        return asgd, ("ax",), scalars, (kind, bool(group["maximize"])), after

@@ -106,7 +106,7 @@ class Adafactor(Counted):
         op, names = (adafactor_matrices, ("row_var", "col_var")) if "row_var" in state else (adafactor_vectors, ("variance",))
         eps1 = ops.finfo(state[names[0]].dtype).eps if group["eps"][0] is None else group["eps"][0]
         scalars = (step ** group["beta2_decay"], min(lr, 1 / step**0.5), 1 - lr * group["weight_decay"])
-        return Update(op, names, scalars, (eps1, group["eps"][1], group["d"], bool(group["maximize"])), {"step": step})
+        return op, names, scalars, (eps1, group["eps"][1], group["d"], bool(group["maximize"])), {"step": step}
 
 
 def _sparse_adam(
@@ -150,4 +150,4 @@ class SparseAdam(Counted):
         step, (beta1, beta2) = state["step"] + 1, group["betas"]
         rate = number(group["lr"]) * math.sqrt(1 - beta2**step) / (1 - beta1**step)
         scalars = (rate, beta1, beta2, group["eps"])
-        return Update(sparse_adam, ("exp_avg", "exp_avg_sq"), scalars, (bool(group["maximize"]),), {"step": step})
+        return sparse_adam, ("exp_avg", "exp_avg_sq"), scalars, (bool(group["maximize"]),), {"step": step}

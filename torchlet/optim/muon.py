@@ -80,7 +80,7 @@ class Muon(Optimizer):
         lr = number(group["lr"])
         scalars = (lr, 1 - lr * group["weight_decay"], group["momentum"], 1 - group["momentum"])
         attrs = (bool(group["nesterov"]), tuple(group["ns_coefficients"]), group["eps"], group["ns_steps"], group["adjust_lr_fn"])
-        return Update(muon, ("momentum_buffer",), scalars, attrs, {})
+        return muon, ("momentum_buffer",), scalars, attrs, {}
 
     @declared
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

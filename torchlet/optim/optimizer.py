@@ -13,7 +13,7 @@ import operator
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from torchlet import dtypes, ops
 from torchlet.autograd import RemovableHandle, enable_grad, is_leaf, no_grad
@@ -29,14 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 required = type("required", (), {"__repr__": lambda self: "<required parameter>"})()
 
 
-class Update(NamedTuple):
-    """What a step does to parameters whose state has the same numbers."""
-
-    op: Op  # an update operator: on parameters, gradients and `tensors`
-    tensors: tuple[str, ...]  # names of tensors in the state
-    scalars: tuple[Any, ...]
-    attrs: tuple[Any, ...]
-    after: dict[str, Any]  # numbers of the state when the step is done
+# what a step does to parameters whose state has the same numbers: an update operator, the names of tensors in the state (which follow
+# parameters and gradients in the operator's lists), scalars, attributes, and the numbers of the state when the step is done
+Update = tuple[Op, tuple[str, ...], tuple[Any, ...], tuple[Any, ...], dict[str, Any]]
 
 
 def declared(step: F) -> F:

@@ -72,9 +72,9 @@ class SGD(Optimizer):
         lr, weight_decay, momentum = number(group["lr"]), group["weight_decay"], number(group["momentum"])
         flags = weight_decay != 0, bool(group["maximize"])
         if momentum == 0:
-            return Update(sgd, (), (lr, weight_decay), flags, {})
+            return sgd, (), (lr, weight_decay), flags, {}
         scalars, first = (lr, weight_decay, momentum, 1 - group["dampening"]), state.get("momentum_buffer") is None
-        return Update(sgd_momentum, ("momentum_buffer",), scalars, (*flags, bool(group["nesterov"]), first), {})
+        return sgd_momentum, ("momentum_buffer",), scalars, (*flags, bool(group["nesterov"]), first), {}
 
     @declared
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,4 +1,5 @@
-// The walk along a known path, for CPython: what compiler/capture.py, host.py and replay.py say in Python, done without its interpreter.
+// The walk along a known path, for CPython: what op.apply and compiler/{capture,host,replay,advance}.py say in Python, done without its
+// interpreter.
 //
 // The Python code is the specification. Every function here either does what its Python twin does, or finds that the case is not the
 // common one before it has changed anything (but slots, which the twin binds anew), and calls the twin. Fields that lie in slots (of
@@ -30,7 +31,7 @@ FIELDS(OFFSET)
 
 #define NAMES(X) \
     X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(_accumulated_hooks) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
-    X(is_plain) X(launch) X(made) X(ask) X(_update) X(param_groups) X(state) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
+    X(is_plain) X(launch) X(made) X(ask) X(_update) X(param_groups) X(state) X(autocast) X(_execute) X(__dict__) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
@@ -60,6 +61,30 @@ static inline PyObject *look(PyObject *o, PyObject *name) {
     PyObject *value = PyObject_GetAttr(o, name);
     Py_XDECREF(value);
     return value;
+}
+
+// what STATE, a threading.local, says in this thread: its dictionary here, which is asked for when another thread comes
+static PyObject *state_here(void) {
+    static PyObject *dict;
+    static uint64_t thread;  // thread states count from 1
+    uint64_t now = PyThreadState_GetID(PyThreadState_Get());
+    if (now == thread) return dict;
+    PyObject *found = PyObject_GetAttr(STATE, n___dict__);
+    if (!found) return NULL;
+    thread = now;
+    Py_XSETREF(dict, found);
+    return found;
+}
+
+// an attribute of STATE, borrowed; null with an exception
+static PyObject *get_state(PyObject *name) {
+    PyObject *dict = state_here(), *value = dict ? PyDict_GetItemWithError(dict, name) : NULL;
+    return value || PyErr_Occurred() ? value : look(STATE, name);  // the class says what no thread has said
+}
+
+static int set_state(PyObject *name, PyObject *value) {
+    PyObject *dict = state_here();
+    return dict ? PyDict_SetItem(dict, name, value) : -1;
 }
 
 static int add_to(PyObject **place, PyObject *n) {
@@ -494,8 +519,8 @@ static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObjec
     int known = PyDict_Contains(FIELD(path, Path, reasons), reason);
     if (known != 1) return known < 0 ? NULL : twin(n_flush, w, args, nargs, kwnames);
 
-    PyObject *outer = over ? Py_NewRef(Py_None) : PyObject_GetAttr(STATE, n_run), *slots = FIELD(path, Path, slots);
-    if (!outer || add_to(&FIELD(path, Path, launches), one) || PyObject_SetAttr(STATE, n_run, Py_None)) {
+    PyObject *outer = over ? Py_NewRef(Py_None) : Py_XNewRef(get_state(n_run)), *slots = FIELD(path, Path, slots);
+    if (!outer || add_to(&FIELD(path, Path, launches), one) || set_state(n_run, Py_None)) {
         Py_XDECREF(outer);
         return NULL;
     }
@@ -536,7 +561,7 @@ static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObjec
         Py_XDECREF(turned);
     }
     w->inside++;
-    failed |= !over && PyObject_SetAttr(STATE, n_run, outer);
+    failed |= !over && set_state(n_run, outer);
     PyObject *expected = FIELD(end, Step, next);
     if (expected != Py_None) unbind(FIELD(expected, Step, fresh));
     failed |= PyList_SetSlice(w->replaced, 0, PyList_GET_SIZE(w->replaced), NULL);
@@ -573,12 +598,12 @@ static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
         set(&w->arguments, arguments);
         set(&w->calls, calls);
         set(&w->thread, thread);
-        failed = PyObject_SetAttr(STATE, n_run, (PyObject *)w);
+        failed = set_state(n_run, (PyObject *)w);
     }
     Py_XDECREF(arguments);
     Py_XDECREF(calls);
     Py_XDECREF(thread);
-    PyObject *grad = failed ? NULL : look(STATE, n_grad), *kind = failed ? NULL : PyDict_GetItemWithError(dtypes, n__default);
+    PyObject *grad = failed ? NULL : get_state(n_grad), *kind = failed ? NULL : PyDict_GetItemWithError(dtypes, n__default);
     if (!grad || !kind) return NULL;
     if (grad != Py_True) {
         PyObject *stack[] = {(PyObject *)w, n_grad, Py_False}, *done = PyObject_VectorcallMethod(n_event, stack, 3, NULL);
@@ -610,7 +635,7 @@ static PyObject *walk_end(Walk *w, PyObject *unused) {
         return NULL;
     }
     Py_DECREF(done);
-    if (look(STATE, n_run) != Py_None && PyObject_SetAttr(STATE, n_run, Py_None)) return NULL;
+    if (get_state(n_run) != Py_None && set_state(n_run, Py_None)) return NULL;
     set(&w->thread, zero);
     set(&w->arguments, Py_None);
     Py_RETURN_NONE;
@@ -683,6 +708,8 @@ typedef struct {
     native function;
     uint64_t thread;       // whose arena the temporaries lie in
     int returns;
+    Py_ssize_t addresses;  // how many
+    struct { PyObject *number; uint64_t value; } *known;  // the addresses of the last launch: most of them come again, as the same objects
 } Launch;
 
 #define LAUNCH_OBJECTS(X) X(inputs) X(pools) X(indices) X(written) X(bound) X(address) X(arena) X(move) X(nothing) X(pack) X(fail) X(owner)
@@ -701,6 +728,8 @@ static int launch_clear(Launch *l) {
 
 static void launch_dealloc(Launch *l) {
     PyObject_GC_UnTrack(l);
+    for (Py_ssize_t i = 0; i < l->addresses; i++) Py_XDECREF(l->known[i].number);
+    PyMem_Free(l->known);
     launch_clear(l);
     Py_TYPE(l)->tp_free(l);
 }
@@ -734,34 +763,43 @@ static int pack_numbers(Launch *l, PyObject *numbers) {
     return 0;
 }
 
+// pointer i is this number; one that is 0 has to be asked for
+static int put_address(Launch *l, Py_ssize_t i, PyObject *number) {
+    if (l->known[i].number != number) {
+        uint64_t value = PyLong_AsUnsignedLongLong(number);
+        if (value == (uint64_t)-1 && PyErr_Occurred()) return -1;
+        l->known[i].value = value;
+        Py_XSETREF(l->known[i].number, Py_NewRef(number));
+    }
+    l->pointers[i] = l->known[i].value;
+    return 0;
+}
+
 // the addresses of the inputs
 static int pack_inputs(Launch *l) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(l->inputs); i++) {
         PyObject *t = FIELD(PyList_GET_ITEM(l->inputs, i), Slot, t), *p = is_tensor(t) ? FIELD(t, Tensor, _ptr) : NULL;
-        uint64_t found = p ? PyLong_AsUnsignedLongLong(p) : 0;
-        if (!found && !PyErr_Occurred()) {
-            p = PyObject_CallOneArg(l->address, t);
-            found = p ? PyLong_AsUnsignedLongLong(p) : 0;
-            Py_XDECREF(p);
-        }
-        if (!found && PyErr_Occurred()) return -1;
-        l->pointers[i] = found;
+        if (p && put_address(l, i, p)) return -1;
+        if (p && l->pointers[i]) continue;
+        p = PyObject_CallOneArg(l->address, t);
+        int failed = !p || put_address(l, i, p);
+        Py_XDECREF(p);
+        if (failed) return -1;
     }
     return 0;
 }
 
 // an output array that nobody holds, of each pool; the addresses stand behind those of the inputs
 static int take_outputs(Launch *l, PyObject **entries) {
-    uint64_t *pointers = l->pointers + PyList_GET_SIZE(l->inputs);
+    Py_ssize_t first = PyList_GET_SIZE(l->inputs);
     for (Py_ssize_t k = 0; k < PyList_GET_SIZE(l->pools); k++) {
         PyObject *pool = PyList_GET_ITEM(l->pools, k);
-        pointers[k] = 0;
+        l->pointers[first + k] = 0;
         if (pool == Py_None) continue;
         PyObject *entry = PyList_GET_ITEM(PyTuple_GET_ITEM(pool, 0), 0);
         entries[k] = Py_REFCNT(PyTuple_GET_ITEM(entry, 0)) == 1 ? Py_NewRef(entry) : PyObject_CallNoArgs(PyTuple_GET_ITEM(pool, 1));
         if (!entries[k]) return -1;
-        pointers[k] = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(entries[k], 1));
-        if (pointers[k] == (uint64_t)-1 && PyErr_Occurred()) return -1;
+        if (put_address(l, first + k, PyTuple_GET_ITEM(entries[k], 1))) return -1;
     }
     return 0;
 }
@@ -846,6 +884,14 @@ static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *kept = Py_BuildValue("(OO)", owner, kinds);
     Launch *l = kept ? (Launch *)type->tp_alloc(type, 0) : NULL;
     if (!l) return NULL;
+    l->addresses = PyList_GET_SIZE(inputs) + PyList_GET_SIZE(pools);
+    l->known = PyMem_Calloc(l->addresses + 1, sizeof *l->known);
+    if (!l->known) {
+        l->addresses = 0;
+        Py_DECREF(kept);
+        Py_DECREF(l);
+        return PyErr_NoMemory();
+    }
     l->call = launch_call;
     l->inputs = Py_NewRef(inputs), l->pools = Py_NewRef(pools), l->indices = Py_NewRef(indices), l->written = Py_NewRef(written);
     l->bound = Py_NewRef(bound), l->address = Py_NewRef(address), l->arena = Py_NewRef(arena), l->move = Py_NewRef(move), l->nothing = Py_NewRef(nothing);
@@ -901,7 +947,7 @@ static PyObject *setup(PyObject *module, PyObject *names) {
     X(Advance, rows) X(Row, group) X(Row, states) X(Row, names) X(Row, op) X(Row, attrs) X(Row, first) X(Row, end) X(Row, before) \
     X(Row, later) X(Row, next)
 REPLAY_FIELDS(OFFSET)
-static PyObject *build, *refused;  // a function and an exception of replay.py
+static PyObject *build, *refused, *asked;  // a function and an exception of replay.py, an object of advance.py
 
 // 1 if two keys of dictionaries are the same at first sight
 static inline int same_word(PyObject *a, PyObject *b) {
@@ -989,7 +1035,12 @@ static int row_stands(PyObject *row) {
 static int row_asks(PyObject *optimizer, PyObject *row, PyObject *constants) {
     PyObject *states = FIELD(row, Row, states), *none = PyList_GET_SIZE(states) ? NULL : PyDict_New();
     PyObject *stack[] = {optimizer, FIELD(row, Row, group), none ? none : PyList_GET_SIZE(states) ? PyList_GET_ITEM(states, 0) : NULL};
-    PyObject *update = stack[2] ? PyObject_VectorcallMethod(n__update, stack, 3, NULL) : NULL, *scalars;
+    PyObject *outer = Py_XNewRef(get_state(n_run)), *update = NULL, *scalars;
+    if (outer && stack[2] && !set_state(n_run, asked)) {
+        update = PyObject_VectorcallMethod(n__update, stack, 3, NULL);
+        if (set_state(n_run, outer)) Py_CLEAR(update);
+    }
+    Py_XDECREF(outer);
     Py_XDECREF(none);
     if (!update && PyErr_ExceptionMatches(PyExc_Exception)) return PyErr_Clear(), 0;
     if (!update) return -1;
@@ -1088,6 +1139,28 @@ static int holds(PyObject *plan, PyObject *tensors, PyObject *numbers) {
     return good;
 }
 
+// 1 if only its one holder can see this tensor: instead of a new one in its place, it may become that itself
+static int is_forgotten(PyObject *t) {
+    if ((PyObject *)Py_TYPE(t) != Tensor || Py_REFCNT(t) != 1 || is_exported(t) || Py_REFCNT(FIELD(t, Tensor, _store)) != 1) return 0;
+    if (FIELD(t, Tensor, _node) != Py_None || FIELD(t, Tensor, _grad) != Py_None || FIELD(t, Tensor, _hooks) != Py_None) return 0;
+    if (FIELD(t, Tensor, _base) != Py_None || *(PyObject **)((char *)t + Py_TYPE(t)->tp_weaklistoffset)) return 0;
+    PyObject *notes = PyObject_GenericGetDict(t, NULL);
+    int none = notes && !PyDict_GET_SIZE(notes);
+    Py_XDECREF(notes);
+    if (!notes) PyErr_Clear();
+    return none;
+}
+
+// such a tensor, as `fresh_tensor` makes them
+static void begin_anew(PyObject *t, PyObject *meta) {
+    set(&FIELD(t, Tensor, _np), Py_None);
+    set(&FIELD(t, Tensor, _ptr), zero);
+    set(&FIELD(t, Tensor, _run), Py_None);
+    set(&FIELD(t, Tensor, _step), Py_None);
+    set(&FIELD(t, Tensor, _meta), meta);
+    set(&FIELD(FIELD(t, Tensor, _store), Storage, version), zero);
+}
+
 // Plan.run of a plan that is ready and whose program is plain
 static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers) {
     PyObject *alive = FIELD(plan, Plan, alive), *grads = FIELD(plan, Plan, grads), *taken = FIELD(plan, Plan, taken);
@@ -1095,7 +1168,13 @@ static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers)
     Py_ssize_t n = PyList_GET_SIZE(grads), m = PyList_GET_SIZE(alive);
     PyObject *made = PyList_New(m), **before = PyMem_Calloc(n + 1, sizeof *before), *done;
     int failed = !made || !before;
+    for (Py_ssize_t i = 0; !failed && i < n && !PyList_GET_SIZE(FIELD(plan, Plan, optimizers)); i++) {  // else something may run before
+        PyObject *g = FIELD(pair(grads, i, 0), Tensor, _grad);
+        Py_ssize_t k = PyLong_AsSsize_t(pair(grads, i, 1));
+        if (g != Py_None && !PyList_GET_ITEM(made, k) && is_forgotten(g)) PyList_SET_ITEM(made, k, Py_NewRef(g));
+    }
     for (Py_ssize_t i = 0; !failed && i < m; i++) {
+        if (PyList_GET_ITEM(made, i)) continue;
         PyObject *s = PyList_GET_ITEM(alive, i), *t = fresh_tensor(Py_None, Py_None, FIELD(s, Step, meta));
         if (!t) failed = 1;
         else PyList_SET_ITEM(made, i, t);
@@ -1124,7 +1203,11 @@ static PyObject *run_again(PyObject *plan, PyObject *tensors, PyObject *numbers)
     if (failed) {  // nothing has happened yet
         for (Py_ssize_t i = 0; i < n; i++) Py_XSETREF(FIELD(pair(grads, i, 0), Tensor, _grad), before[i]);
     } else {
-        for (Py_ssize_t i = 0; i < n; i++) Py_XDECREF(before[i]);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            PyObject *g = numbered(made, pair(grads, i, 1));
+            if (before[i] == g) begin_anew(g, FIELD(numbered(alive, pair(grads, i, 1)), Step, meta));
+            Py_DECREF(before[i]);
+        }
         PyObject *stack[] = {FIELD(plan, Plan, program), FIELD(plan, Plan, constants)};
         if (!(done = PyObject_VectorcallMethod(n_launch, stack, 2, NULL))) failed = 1;
         Py_XDECREF(done);
@@ -1151,7 +1234,7 @@ static PyObject *call_again(PyObject *replayer, PyObject *args, PyObject *kwargs
     if (PyLong_AsLongLong(FIELD(known, Signature, calls)) + 1 == PyLong_AsLongLong(FIELD(known, Signature, check)) ||
         PyTuple_GET_ITEM(key, 1) != PyDict_GetItemWithError(dtypes, n__default))
         Py_RETURN_NOTIMPLEMENTED;
-    PyObject *grad = look(STATE, n_grad);
+    PyObject *grad = get_state(n_grad);
     if (!grad) return NULL;
     if (PyTuple_GET_ITEM(key, 0) != grad) Py_RETURN_NOTIMPLEMENTED;
     int good = is_plain(FIELD(plan, Plan, program));
@@ -1202,17 +1285,56 @@ static PyObject *again(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     return out;
 }
 
-// setup_replay(Replayer, Signature, Plan, Advance, Row, refused, build)
+// setup_replay(Replayer, Signature, Plan, Advance, Row, asked, refused, build)
 static PyObject *setup_replay(PyObject *module, PyObject *names) {
     PyObject *Replayer, *Signature, *Plan, *Advance, *Row;
-    if (!PyArg_ParseTuple(names, "OOOOOOO", &Replayer, &Signature, &Plan, &Advance, &Row, &refused, &build)) return NULL;
+    if (!PyArg_ParseTuple(names, "OOOOOOOO", &Replayer, &Signature, &Plan, &Advance, &Row, &asked, &refused, &build)) return NULL;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
     REPLAY_FIELDS(READ)
     Py_RETURN_NONE;
 }
 
+// ------------------------------------------------------------------------------------------------ the twin of op.apply
+
+static PyObject *Led, *op_names, *autocasting;  // the class of walks, the names of op.py, and one of them: a list
+
+// dispatch(op, inputs, attrs)
+static PyObject *dispatch(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 3) return PyErr_SetString(PyExc_TypeError, "dispatch(op, inputs, attrs)"), NULL;
+    PyObject *casts = PyList_GET_SIZE(autocasting) ? get_state(n_autocast) : Py_None, *run = casts ? get_state(n_run) : NULL;
+    if (!run) return NULL;
+    PyObject *given[] = {run, args[0], args[1], args[2]}, *cast = NULL, *out;
+    if (casts != Py_None) {
+        if (!(cast = PyObject_Vectorcall(casts, given + 1, 2, NULL))) return NULL;
+        given[2] = cast;
+        given[0] = run = get_state(n_run);  // a cast is an operation, too
+    }
+    if (!run) {
+        out = NULL;
+    } else if (run == Py_None) {
+        PyObject *execute = PyDict_GetItemWithError(op_names, n__execute);
+        out = execute ? PyObject_Vectorcall(execute, given + 1, 3, NULL) : NULL;
+    } else {
+        Py_INCREF(run);
+        out = (PyObject *)Py_TYPE(run) == Led ? walk_step((Walk *)run, given + 1, 3) : PyObject_VectorcallMethod(n_step, given, 4, NULL);
+        Py_DECREF(run);
+    }
+    Py_XDECREF(cast);
+    return out;
+}
+
+// setup_dispatch(class of walks, names of op.py)
+static PyObject *setup_dispatch(PyObject *module, PyObject *names) {
+    if (!PyArg_ParseTuple(names, "OO!", &Led, &PyDict_Type, &op_names)) return NULL;
+    if (!(autocasting = PyDict_GetItemString(op_names, "AUTOCASTING"))) return PyErr_SetString(PyExc_AttributeError, "AUTOCASTING"), NULL;
+    Py_INCREF(autocasting);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) Py_INCREF(PyTuple_GET_ITEM(names, i));  // for good
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {{"know", know, METH_VARARGS, NULL}, {"setup", setup, METH_VARARGS, NULL},
                                   {"setup_replay", setup_replay, METH_VARARGS, NULL}, {"again", (PyCFunction)(void (*)(void))again, METH_FASTCALL, NULL},
+                                  {"setup_dispatch", setup_dispatch, METH_VARARGS, NULL}, {"dispatch", (PyCFunction)(void (*)(void))dispatch, METH_FASTCALL, NULL},
                                   {NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "torchlet_walk", NULL, -1, functions};
 
