@@ -11,8 +11,10 @@ its shape and dtype alone), any attribute. What a rule names is what is saved fo
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -349,26 +351,29 @@ def set_executor(execute: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any])
     _execute = execute
 
 
-_dispatch: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any] | None = None
-
-
-def set_dispatch(dispatch: Callable[[Op, tuple[Any, ...], tuple[Any, ...]], Any]) -> None:
-    """Give the C twin of `apply`: to look up an attribute of a threading.local takes Python as long as a step down a known path."""
-    global _dispatch
-    _dispatch = dispatch
-
-
 def apply(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> Tensor:
     """The one place every operation passes: executed at once, or handed to the capture of this thread.
 
     Raises what the operator's spec raises on bad input (RuntimeError, IndexError, TypeError), naming the operator.
     """
-    if _dispatch is not None:
-        return _dispatch(op, inputs, attrs)  # type: ignore[no-any-return]
     if AUTOCASTING and STATE.autocast is not None:
         inputs = STATE.autocast(op, inputs)
     run = STATE.run
     return _execute(op, inputs, attrs) if run is None else run.step(op, inputs, attrs)
+
+
+TWINS: list[Callable[[Any], None]] = []  # called with the C walk when it is there: who has a twin in it puts that in its own place
+
+
+def _put_apply(walk: Any) -> None:
+    """`apply` in C, under its name wherever it was imported: a frame and a look into a threading.local take longer than a known step."""
+    plain, twin = apply, walk.apply(globals())
+    for names in [vars(m) for m in list(sys.modules.values()) if isinstance(m, ModuleType)]:
+        if names.get("apply") is plain:
+            names["apply"] = twin
+
+
+TWINS.append(_put_apply)
 
 
 # ------------------------------------------------------------------------------------------------ update operators

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from torchlet import autograd, dtypes
-from torchlet import op as op_module
 from torchlet.autograd import check_inplace, check_result, execute, execute_inplace, open_composite, result_device
 from torchlet.compiler.program import Program, run_stepwise
 from torchlet.compiler.tape import Tape
@@ -49,7 +48,7 @@ from torchlet.compiler.trie import (
     view_steps,
 )
 from torchlet.errors import CompileError
-from torchlet.op import OPS, STATE, Composite, Generate, Op, Pointwise, View, apply, as_spec, result_strides, set_dispatch
+from torchlet.op import OPS, STATE, TWINS, Composite, Generate, Op, Pointwise, View, apply, as_spec, result_strides
 from torchlet.ops.view import REPLACEABLE
 from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
@@ -1048,6 +1047,7 @@ def run_class() -> type[Run]:
     c.know(Tensor, Storage)
     c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, Path, Op, vars(dtypes), seen_more)
     led = type("Run", (c.Walk, Run), {"__doc__": Run.__doc__})
-    c.setup_dispatch(led, vars(op_module))
-    set_dispatch(c.dispatch)
+    c.setup_dispatch(led)
+    for put in TWINS:
+        put(c)
     return led

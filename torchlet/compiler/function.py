@@ -66,10 +66,15 @@ class CompiledFunction:
         _ALL.add(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        replayer = self.replayer
+        if replayer is not None and replayer.ready is not None and replayer.again is not None:
+            result = replayer.again(replayer, args, kwargs)
+            if result is not NotImplemented:
+                return result
         if STATE.run is not None or self._uncompiled:  # inside another compiled call: followed inline
             return self.function(*args, **kwargs)
-        if self.replayer is not None:
-            return self.replayer.call(args, kwargs, self._follow)
+        if replayer is not None:
+            return replayer.call(args, kwargs, self._follow)
         idle = self._idle
         run = idle.pop() if idle else run_class()(self)
         try:

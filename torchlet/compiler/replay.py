@@ -439,7 +439,8 @@ class Replayer:
     """The calls of one compiled function with replay=True.
 
     `ready` is what the last call replayed, if it did: its slots still hold its tensors, and `again`, the C twin of all this, does
-    another such call. It returns NotImplemented, and has changed nothing, where it finds anything else.
+    another such call. It returns NotImplemented, and has changed nothing, where it finds anything else, another compiled call
+    around this one for example.
     """
 
     __slots__ = ("owner", "run", "table", "lock", "ready", "again")
@@ -454,10 +455,6 @@ class Replayer:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], follow: Callable[..., Any]) -> Any:
         """Replay, or `follow(run or None, args, kwargs)`."""
-        if self.ready is not None and self.again is not None:
-            result = self.again(self, args, kwargs)
-            if result is not NotImplemented:
-                return result
         parts: list[Any] = [STATE.grad, dtypes.get_default_dtype()]
         tensors: list[Tensor] = []
         numbers: list[Any] = []

@@ -19,6 +19,7 @@ from torchlet import dtypes, ops
 from torchlet.autograd import Function, RemovableHandle, is_leaf, no_grad
 from torchlet.dtypes import dtype
 from torchlet.nn.parameter import Buffer, Parameter
+from torchlet.op import TWINS
 from torchlet.spec import device as device_type
 from torchlet.tensor import Tensor
 
@@ -829,6 +830,17 @@ def _name_module(error: BaseException, module: Module) -> None:
         if candidate is inner and path:
             error.args = (f"model.{path} ({_describe(inner)}): {text}",)
             return
+
+
+def _put_call(walk: Any) -> None:
+    """`Module.__call__` in C, for modules without hooks: what it does in Python takes longer than many a step inside."""
+    plain = Module.__dict__["__call__"]
+    if plain is _CALL:
+        Module.__call__ = walk.module_call(Module, plain, _EVERYWHERE, _name_module)  # type: ignore[method-assign]
+
+
+_CALL = Module.__dict__["__call__"]
+TWINS.append(_put_call)
 
 
 def _raised_by_library(trace: TracebackType | None) -> bool:

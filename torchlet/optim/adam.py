@@ -83,7 +83,9 @@ class Adam(Counted):
 
     def _update(self, group: State, state: State) -> Update:
         step = state["step"] + 1
-        lr, (beta1, beta2), weight_decay = number(group["lr"]), map(number, group["betas"]), group["weight_decay"]
+        lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
+        if not (lr.__class__ is beta1.__class__ is beta2.__class__ is float):
+            lr, beta1, beta2 = number(lr), number(beta1), number(beta2)
         if weight_decay == 0:
             decay_kind, decay = "none", 0.0
         elif group["decoupled_weight_decay"]:

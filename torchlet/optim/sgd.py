@@ -8,6 +8,7 @@ from typing import Any
 from torchlet import ops
 from torchlet.op import update
 from torchlet.optim.optimizer import Optimizer, State, Tensors, Update, declared, number, options, with_grads
+from torchlet.tensor import Tensor
 
 __all__ = ["SGD"]
 
@@ -69,7 +70,9 @@ class SGD(Optimizer):
         super().__init__(params, options(locals()))
 
     def _update(self, group: State, state: State) -> Update:
-        lr, weight_decay, momentum = number(group["lr"]), group["weight_decay"], number(group["momentum"])
+        lr, weight_decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+        if lr.__class__ is not float or isinstance(momentum, Tensor):
+            lr, momentum = number(lr), number(momentum)
         flags = weight_decay != 0, bool(group["maximize"])
         if momentum == 0:
             return sgd, (), (lr, weight_decay), flags, {}
