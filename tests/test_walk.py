@@ -107,6 +107,70 @@ gc.collect()
 """
 
 
+MODULES = """
+import threading
+import torchlet as torch
+from torchlet import nn, op
+from torchlet.nn.modules import module as hooks_of_all
+
+def attempt(f, *args, **kwargs):
+    try:
+        print(f(*args, **kwargs))
+    except BaseException as error:
+        print(type(error).__name__, error)
+
+torch.compile(lambda x: x + 1)(torch.ones(2))  # from here on the twins are in place
+print("twins", type(op.apply).__name__, type(nn.Module.__call__).__name__)
+
+class Scaled(nn.Module):
+    def forward(self, x, *more, by=2):
+        if by == "no":
+            raise RuntimeError("mine")
+        return x * by if not more else more
+
+class Broken(nn.Module):
+    def __init__(self):
+        pass  # not nn.Module's
+    def forward(self, x):
+        return x
+
+model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(Scaled(), nn.Linear(4, 2)))
+x = torch.ones(2, 3)
+for i in range(2):
+    attempt(lambda: model(x).shape)
+    attempt(model, torch.ones(2, 4))
+    attempt(model[1], torch.ones(2, 5))
+    attempt(model[1][0], x, by=3)
+    attempt(model[1][0], x, 1, 2)
+    attempt(model[1][0], x, by="no")
+    attempt(model[1][0])
+    attempt(model[1][0], input=x)
+    attempt(nn.Module(), x)
+    attempt(Broken(), x)
+    if i == 0:
+        handle = model[1][0].register_forward_hook(lambda m, args, out: out + 1)
+        every = hooks_of_all.register_module_forward_pre_hook(lambda m, args: print("pre", type(m).__name__))
+handle.remove()
+every.remove()
+
+class Deep(nn.Module):
+    def forward(self, x):
+        return self(x)
+attempt(lambda: Deep()(x))
+
+attempt(op.apply, op.OPS["add"], (x, "a"))
+print(op.apply(op.OPS["add"], (x, 1.0)).sum().item())
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    print((x @ x.t()).dtype, torch.compile(lambda x: x @ x.t())(x).dtype)
+
+f = torch.compile(lambda x: sum([x * k for k in range(20)]))
+found = []
+threads = [threading.Thread(target=lambda: found.extend(f(x).sum().item() + (x * 2).sum().item() for _ in range(50))) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+print(len(found), set(found))
+"""
+
+
 def run(text, **variables):
     done = subprocess.run(
         [sys.executable, "-c", text], env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True, text=True, timeout=600
@@ -120,6 +184,13 @@ def test_the_c_walk_and_python_give_the_same_line_by_line():
     fast, plain = run(PROGRAM), run(PROGRAM, TORCHLET_C_WALK="0")
     assert fast.splitlines() == plain.splitlines()
     assert len(fast.splitlines()) > 80
+
+
+@needs_walk
+def test_modules_and_operations_that_are_called_in_c_do_what_they_do_in_python():
+    fast, plain = run(MODULES).splitlines(), run(MODULES, TORCHLET_C_WALK="0").splitlines()
+    assert fast[0] == "twins builtin_function_or_method method_descriptor" and plain[0] == "twins function function"
+    assert fast[1:] == plain[1:] and len(fast) > 25
 
 
 @pytest.mark.skipif(not HAVE_HEADERS or not config.c_walk, reason="nothing to build it with, or it is switched off")
