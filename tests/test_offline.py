@@ -326,3 +326,17 @@ def test_many_kernels_are_compiled_by_several_processes_into_one_cache(tmp_path:
         assert launch.COUNTS["compiled"] == before
         with pytest.raises(CompileError, match="missing"):
             launch.cubin_of(kernels[3], "cuda:90")
+
+
+def test_a_process_leaves_kernels_that_another_has_begun(tmp_path: Path) -> None:
+    kernels, taken = [emit(gelu(256)), emit(softmax(8, 64))], tmp_path / "taken"
+    taken.mkdir()
+    (taken / "0").touch()
+    with config(cache_dir=str(tmp_path / "cache")):
+        assert launch.compile_share(kernels, "cuda:90", str(taken)) == (1, 0)
+        before = launch.COUNTS["compiled"]
+        launch.cubin_of(kernels[1], "cuda:90")
+        assert launch.COUNTS["compiled"] == before
+        launch.cubin_of(kernels[0], "cuda:90")
+        assert launch.COUNTS["compiled"] == before + 1
+        assert launch.compile_share(kernels, "cuda:90", str(taken)) == (0, 0)

@@ -298,6 +298,32 @@ def test_products_that_differ_in_their_extents_alone_share_one_binary() -> None:
     assert key(256, 128, 64, batch=3) == key(200, 128, 96, batch=2) != key(256, 128, 64) != key(256, 128, 64, right="t")
 
 
+def test_lengths_of_rows_that_are_read_and_stored_through_pointers_are_arguments() -> None:
+    """Two binaries serve all of them: Triton is told which lengths are multiples of 16, so that their stores stay wide."""
+    small = Tile("dot", {"m": 64, "n": 64, "k": 32}, num_stages=3, map_bytes=3 * 2 * 64 * 32 * 2)
+
+    def residual(acc: Expr, at: Index) -> Expr:
+        return acc + cast(load("y", at), float32)
+
+    def emitted(n: int, pad: int = 0, batch: int = 0) -> TritonKernel:
+        found = emit(product(128, n, 64, pad=pad, batch=batch, epilogue=residual), tile=small)
+        assert [name.partition("_")[0] for name in found.maps] == ["a", "b"]
+        return found
+
+    even, padded, odd = emitted(128), emitted(192, pad=64), emitted(128, pad=8)
+    assert launch._key(even, "cuda:90") == launch._key(padded, "cuda:90") != launch._key(odd, "cuda:90")
+    assert even.source == odd.source and (even.sizes["step0"], padded.sizes["step0"], odd.sizes["step0"]) == (128, 256, 136)
+    assert "st.global.v4" in (compile_kernel(even, "cuda:90").ptx or "")
+    stack = emitted(128, batch=3)
+    assert stack.sizes["step0"] == 128 * 128 and stack.sizes["step1"] == 128
+    for tk, n, pad, batch in ((padded, 192, 64, 0), (odd, 128, 8, 0), (stack, 128, 0, 3)):
+        data = arrays(product(128, n, 64, pad=pad, batch=batch))
+        before = matrix(data[2], 128, n, False, batch, pad, 0)
+        run(tk, data)
+        a, b = matrix(data[0], 128, 64, False, batch, pad, 0), matrix(data[1], 64, n, False, batch, pad, 0)
+        np.testing.assert_allclose(matrix(data[2], 128, n, False, batch, pad, 0), a @ b + before, rtol=1e-2, atol=0.1)
+
+
 # ------------------------------------------------------------------------------------------------ launches
 
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 import sys
 
 from torchlet.compiler import launch
 from torchlet.config import config
-from torchlet.errors import CompileError
 
 
 def main() -> int:
     """Compile what stdin holds; a kernel that fails is left to the parent, which meets it again with its name."""
-    gc.disable()  # see `launch.precompile`
-    cache, target, kernels = pickle.load(sys.stdin.buffer)
-    failed = 0
+    cache, target, kernels, taken = pickle.load(sys.stdin.buffer)
     with config(cache_dir=cache):
-        for kernel in kernels:
-            try:
-                launch.cubin_of(kernel, target)
-            except CompileError:
-                failed += 1
+        _, failed = launch.compile_share(kernels, target, taken)
     return 1 if failed else 0
 
 

@@ -142,32 +142,50 @@ def precompile(kernels: Sequence[TritonKernel], target: str) -> None:
     count = min(len(missing) // FEW, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
     if count < 2:
         return
-    missing.sort(key=lambda k: ("tl.dot" not in k.source, -len(k.source)))  # what takes longest is dealt out first
+    missing.sort(key=lambda k: ("tl.dot" not in k.source, -len(k.source)))  # what takes longest is begun first
     bare = [replace(k, kernel=None, table=None) for k in missing]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     workers = []
-    for i in range(1, count):
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "torchlet.compiler.compile_worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=environment,
-        )  # fmt: skip
-        workers.append(worker)
-        assert worker.stdin is not None
-        with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:
-            pickle.dump((str(cc.cache_folder()), target, bare[i::count]), pipe)
+    with tempfile.TemporaryDirectory(prefix="torchlet-compile-") as taken:
+        for _ in range(1, count):
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "torchlet.compiler.compile_worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, env=environment,
+            )  # fmt: skip
+            workers.append(worker)
+            assert worker.stdin is not None
+            with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:
+                pickle.dump((str(cc.cache_folder()), target, bare, taken), pipe)
+        done, _ = compile_share(missing, target, taken)
+        for worker in workers:
+            if worker.wait():
+                COUNTS["compile_failures"] += 1
+    COUNTS["compiled"] += len(missing) - done
+
+
+def compile_share(kernels: Sequence[TritonKernel], target: str, taken: str) -> tuple[int, int]:
+    """Compile the kernels that no other process has begun; how many they were, and how many failed.
+
+    Whoever makes the file of a kernel's number in the folder `taken` has it, so nobody waits while there is work, whatever it takes.
+    """
+    done = failed = 0
     collects = gc.isenabled()
     gc.disable()  # Triton makes many objects and hardly any cycles; to look for them takes a tenth of the time
     try:
-        for kernel in missing[::count]:  # this process takes its share
-            with contextlib.suppress(CompileError):
+        for i, kernel in enumerate(kernels):
+            try:
+                os.close(os.open(os.path.join(taken, str(i)), os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            done += 1
+            try:
                 cubin_of(kernel, target)
+            except CompileError:
+                failed += 1
     finally:
         if collects:
             gc.enable()
-    for worker in workers:
-        if worker.wait():
-            COUNTS["compile_failures"] += 1
-    COUNTS["compiled"] += len(missing) - len(missing[::count])
+    return done, failed
 
 
 _FUNCTIONS: dict[tuple[int, str], Function] = {}

@@ -160,6 +160,7 @@ def _build(kernel: TritonKernel, target: str) -> Any:
         # here and nowhere else: a process whose kernels are all in the cache never waits for Triton's import
         library = importlib.import_module("triton")
         vars(importlib.import_module("triton.runtime.cache"))["triton_key"] = _library_key
+        library.knobs.compilation.disable_line_info = True  # the source is in no file; to carry its lines takes a twentieth of the time
         gpu_target = importlib.import_module("triton.backends.compiler").GPUTarget
         ast_source = importlib.import_module("triton.compiler").ASTSource
         backend, _, arch = target.partition(":")

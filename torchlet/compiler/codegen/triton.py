@@ -107,8 +107,12 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     signature |= {map_name: f"tensordesc<{POINTER[kind][1:]}{list(block)}>" for map_name, (_, kind, block) in w.maps.items()}
     signature |= dict.fromkeys(blocks, "constexpr")
     maps = {map_name: m for map_name, (m, _, _) in w.maps.items()}
+    attrs = _aligned(kernel)
+    for step, size in (w.steps or {}).items():  # what Triton would see in the number
+        if step % 16 == 0:
+            attrs[(list(signature).index(size),)] = [["tt.divisibility", 16]]
     return TritonKernel(
-        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, _aligned(kernel), kernel, maps=maps, sizes=w.sizes
+        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel, maps=maps, sizes=w.sizes
     )  # fmt: skip
 
 
@@ -444,8 +448,12 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
         if name in text:
             lines = [f"{name} = k_start + tl.arange(0, BLOCK_K){lanes}{'.to(tl.int64)' if w.wide else ''}"]
             loop[:0] = lines + ([f"{mask} = {name} < {k.extent}"] if mask in text else [])
+    operands = [key for b in (left, right) for key in b.memo if isinstance(key, tuple) and key[0] == "operand"]
+    mapped = boxes.loaded == len(operands)
     outside = w.root.lines
     w.root.lines = []
+    if mapped:  # extents and strides of the operands are arguments already, those of their maps: so are the rest
+        w.steps = {}
     for phase in flat.phases:
         w.stores(phase.stores, w.root, w.grid_axes, lambda s, value: boxes.store(s, value, m, n))
     text = "\n".join([*outside, *loop, *w.root.lines])
@@ -453,12 +461,10 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     shape = matmul.Shape(m.extent, n.extent, k.extent, z.extent, bm, bn)
     # a walk keeps the sums of one tile while it loads the next: they must be few, or leave through shared memory
     light = bm * bn <= 64 * 32 * tile.num_warps or boxes.stored == sum(len(p.stores) for p in flat.phases)
-    operands = [key for b in (left, right) for key in b.memo if isinstance(key, tuple) and key[0] == "operand"]
-    mapped = boxes.loaded == len(operands)
     walks = 0 < tile.programs < shape.programs and mapped and light
     body = matmul.render(shape, w.wide, before, loop, w.root.lines, tile.programs if walks else 0, arguments=mapped)
-    if mapped:  # extents and strides of the operands are arguments already, those of their maps
-        w.sizes = matmul.sizes(shape, walks)
+    if w.steps is not None:
+        w.sizes = {**matmul.sizes(shape, walks), **{name: step for step, name in w.steps.items()}}
     w.root.lines = body.splitlines()
     return w, tile.programs if walks else shape.programs
 

@@ -89,6 +89,7 @@ class Writer:
         self.scalars = identifiers((s.name for s in kernel.scalars), "_arg")
         self.maps: dict[str, tuple[TensorMap, str, tuple[int, ...]]] = {}  # name -> the map, the name of its dtype, its block
         self.sizes: dict[str, int] = {}
+        self.steps: dict[int, str] | None = None  # strides that have been printed as arguments; None: they are printed as numbers
         self.scalar_dtypes = {s.name: s.dtype for s in kernel.scalars}
         self.wide = wide(kernel)
         self.int = "tl.int64" if self.wide else "tl.int32"
@@ -213,7 +214,10 @@ class Writer:
         for term, c in index.terms:
             part = self.term(term, block)
             if abs(c) != 1:
-                part = f"{part} * {abs(c)}"
+                step: int | str = abs(c)
+                if self.steps is not None and isinstance(term, Axis):
+                    step = self.steps.setdefault(abs(c), f"step{len(self.steps)}")
+                part = f"{part} * {step}"
             text = (f"{text} - {part}" if c < 0 else f"{text} + {part}") if text else f"-{part}" if c < 0 else part
         if index.const or not text:
             text = f"{text} {'-' if index.const < 0 else '+'} {abs(index.const)}" if text else str(index.const)
