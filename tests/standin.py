@@ -90,7 +90,7 @@ class StandIn:
                 at = _check_map(m, kernel, pointers, parameters, at)
             assert [ctypes.c_uint64.from_address(parameters[at + i]).value for i in (0, 1)] == [0, 0], "scratch pointers"
             for (i,) in kernel.attrs:
-                if pointers[i] % 16:
+                if (pointers + scalars + words)[i] % 16:
                     return 716  # as the real thing: the kernel was compiled for aligned addresses
             if isinstance(kernel.kernel.body, Grouped):
                 first, count = 2 * len(kernel.kernel.body.lengths), len(kernel.kernel.buffers)
@@ -146,7 +146,8 @@ def _sizes(kernel: TritonKernel) -> str:
     if nest is None:
         return ""
     extents = [a.extent for a in (*nest.grid, *(a for p in nest.phases for a in p.reduce))]
-    return hashlib.sha256(repr((kernel.grid, extents, [b.size for b in nest.buffers])).encode()).hexdigest()[:16]
+    sizes = (kernel.grid, extents, [b.size for b in nest.buffers], list(kernel.sizes.values()))
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.compiler import launch, load, native
+from torchlet.compiler.chunk import chunk
 from torchlet.compiler.claim import claims, refusals
 from torchlet.compiler.decompose import decompose
 from torchlet.compiler.graph import Graph, Node
@@ -36,17 +37,24 @@ Number = int | float | bool
 Array = np.ndarray[Any, Any]
 
 
-def optimize(graph: Graph, gpu: bool = False) -> Graph:
-    """The graph in operators that have loops or are written by hand for the target, simplified until nothing changes."""
+def optimize(graph: Graph, gpu: bool = False, notes: list[tuple[str, str]] | None = None) -> Graph:
+    """The graph in operators that have loops or are written by hand for the target, simplified until nothing changes.
+
+    `notes`: what is said of its large values (see `chunk`).
+    """
 
     def claimed(n: Node) -> bool:
         return claims(n, gpu) or (not gpu and native.claims(n))
 
-    graph = decompose(recognise(graph, claimed), claimed)
-    size = -1
-    while size != (size := len(graph.nodes())):
-        graph = decompose(simplify(graph), claimed)
-    return graph
+    def simple(graph: Graph) -> Graph:
+        size = -1
+        while size != (size := len(graph.nodes())):
+            graph = decompose(simplify(graph), claimed)
+        return graph
+
+    graph = simple(decompose(recognise(graph, claimed), claimed))
+    chunked = chunk(graph, notes)
+    return graph if chunked is graph else simple(chunked)
 
 
 def compile_graph(
@@ -63,7 +71,8 @@ def compile_graph(
     opened: list[tuple[str, str, str]] = []  # what has a kernel written by hand, but not here
     known = recognise(graph, lambda n: claims(n, device is not CPU), opened)
     opened += refusals(known, device is not CPU)
-    simple = optimize(known, gpu=device is not CPU)
+    large: list[tuple[str, str]] = []
+    simple = optimize(known, gpu=device is not CPU, notes=large)
     clock.append(time.perf_counter())
     family, shared = sizes.enter(simple) if sizes is not None and device is CPU else (None, False)
     plan, fused = schedule(simple, name, family.decisions if shared and family is not None else None, gpu=device is not CPU)
@@ -71,8 +80,10 @@ def compile_graph(
         assert fused.decisions is not None
         family.examples, family.decisions = plan.kernels, fused.decisions
         if (other := example()) is not None:
-            family.examples = schedule(optimize(other), name, family.decisions)[0].kernels
-            shared = True
+            other = optimize(other)
+            if sizes is not None and sizes.enter(other)[0] is family:  # it may have other chunks
+                family.examples = schedule(other, name, family.decisions)[0].kernels
+                shared = True
     clock.append(time.perf_counter())
     counts = load.COUNTS if device is CPU else launch.COUNTS
     compiled, calls = counts["compiled"], load.COUNTS["calls"]
@@ -83,7 +94,8 @@ def compile_graph(
     clock.append(time.perf_counter())
     ms = {stage: round((b - a) * 1e3, 3) for stage, a, b in zip(("simplify", "schedule", "load"), clock, clock[1:], strict=False)}
     cached = len(plan.kernels) - (counts["compiled"] - compiled)
-    exe.stages |= {"opened": opened, "graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
+    exe.stages |= {"opened": opened, "large": large}
+    exe.stages |= {"graph": graph, "simplified": simple, "fused": fused, "plan": plan, "ms": ms, "cached": cached}
     exe.stages["calls"] = load.COUNTS["calls"] - calls
     return exe
 

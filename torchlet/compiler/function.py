@@ -454,6 +454,7 @@ def describe(f: CompiledFunction) -> Explanation:
                     f"    {op} is computed by its parts, not as one kernel, because {why}".ljust(48) + f" {short(where)}"
                     for op, why, where in exe.stages.get("opened", [])
                 )
+                lines.extend(f"    {text}".ljust(48) + f" {short(where)}" for text, where in exe.stages.get("large", []))
     if missing() and config.c_walk:
         lines.append(f"known paths are followed in Python, which is slower: {missing().splitlines()[0]}")
     if HOST_CALLS:

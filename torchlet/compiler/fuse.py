@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from torchlet import dtypes
+from torchlet.compiler.chunk import is_large
 from torchlet.compiler.claim import group_key
 from torchlet.compiler.graph import Graph, Names, Node
 from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
@@ -130,7 +131,8 @@ def named_nodes(graph: Graph) -> list[Node]:
             continue
         several = len(readers[n]) > 1 and (cost[n] >= CHEAP or len(leaves[n]) > 2 or _ends_a_result(n, readers))
         repeated = cost[n] >= CHEAP and any(r.spec.numel >= 4 * n.spec.numel for r in readers[n] if not _has_loops(r))
-        if n.spec.shape and (several or repeated or cost[n] > LONGEST or _joins_results(n, leaves[n], readers[n])):
+        adds_up = n.op.name == "add" and any(x.op is not None and x.op.name == "wide_matmul" for x in n.args())
+        if n.spec.shape and (several or repeated or adds_up or cost[n] > LONGEST or _joins_results(n, leaves[n], readers[n])):
             named.add(n)
     return [n for n in users if n in named]
 
@@ -427,6 +429,8 @@ class _Search:
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
         g = self.joined(a, b, shared)
+        if self.hold(a, b):
+            raise Refused("a large value would be held until there is another")
         built = self._build(g)
         if len(built.kernels[-1].buffers) > MAX_BUFFERS:
             raise Refused("too many buffers")
@@ -442,6 +446,11 @@ class _Search:
                 raise Refused("another kernel stands between them")
             pairs = self.shared_reads(a, b, shared)
         return merge(a, b, pairs, self.order, self.known is not None)
+
+    def hold(self, a: Group, b: Group) -> bool:
+        """True where each of the two reads a large value of its own, while little passes between them."""
+        mine, theirs = ({x for x in self.reads(g) if x in self.group and is_large(x)} for g in (a, b))
+        return bool(mine - theirs and theirs - mine) and not (mine & set(b.nodes) or theirs & set(a.nodes))
 
     def reads(self, g: Group) -> Mapping[Node, tuple[Coords, ...]]:
         """At which elements a group reads other nodes."""

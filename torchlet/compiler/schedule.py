@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from torchlet.compiler import chunk
 from torchlet.compiler.fuse import Decisions, Fused, fuse
 from torchlet.compiler.graph import Graph, Node
 from torchlet.compiler.group import form_of, grouped
@@ -233,26 +233,61 @@ class _Scheduler:
         return False
 
     def order(self) -> list[Group]:
-        """Makers before users, and among those that are ready the one that was written first."""
+        """Makers before users, and among those that are ready the one that was written first, or all that read a large value."""
         rank = {g: max(self.fused.order[n] for n in g.nodes) for g in self.groups}
         after: dict[Group, list[Group]] = {g: [] for g in self.groups}
         waiting = {g: len(self.before[g]) for g in self.groups}
         for g, makers in self.before.items():
             for m in makers:
                 after[m].append(g)
-        ready = [(rank[g], i) for i, g in enumerate(self.groups) if not waiting[g]]
-        number = {g: i for i, g in enumerate(self.groups)}
-        heapq.heapify(ready)
+        ready = {g for g in self.groups if not waiting[g]}
+        readers = self._readers()
+        large = [n for n in readers if chunk.is_large(n)]
+        now: set[Group] = set()  # what runs before all else
         out: list[Group] = []
+        done: set[Group] = set()
         while ready:
-            g = self.groups[heapq.heappop(ready)[1]]
+            g = min(ready & now or ready, key=rank.__getitem__)
+            ready.remove(g)
+            now.discard(g)
+            done.add(g)
             out.append(g)
+            for n in self.reads[g]:
+                if n in readers:
+                    readers[n].discard(g)
             for h in after[g]:
                 waiting[h] -= 1
                 if not waiting[h]:
-                    heapq.heappush(ready, (rank[h], number[h]))
+                    ready.add(h)
+            now = now or self._freeing(large, readers, done)
         assert len(out) == len(self.groups), "the kernels wait for each other"
         return out
+
+    def _readers(self) -> dict[Node, set[Group]]:
+        """Who reads each value that takes a place in the arena."""
+        found: dict[Node, set[Group]] = {}
+        for g in self.groups:
+            for n in self.reads[g]:
+                if n in self.group and self.fused.homes[n].buffer not in self.slots:
+                    found.setdefault(n, set()).add(g)
+        return found
+
+    def _freeing(self, large: list[Node], readers: Mapping[Node, set[Group]], done: set[Group]) -> set[Group]:
+        """What could run now, after which a large value is not needed any more, nor more memory than before."""
+        for n in large:
+            left = readers[n]
+            if not left or self.group[n] not in done:
+                continue
+            wanted, stack = set[Group](), list(left)
+            while stack:
+                g = stack.pop()
+                if g not in wanted and g not in done:
+                    wanted.add(g)
+                    stack += self.before[g]
+            freed = sum(_nbytes(x) for x, others in readers.items() if others and others <= wanted and self.group[x] in done)
+            if sum(_nbytes(x) for g in wanted for x in g.nodes if x in readers) <= freed + chunk.LARGE // 64:
+                return wanted
+        return set()
 
     # -------------------------------------------------------------------------------------------- memory
 
@@ -265,7 +300,7 @@ class _Scheduler:
             if is_extern(g.nodes[0]):
                 n = g.nodes[0]
                 drafts.append((n, [*(homes[x].buffer for x in n.args() if x in homes), homes[n].buffer]))
-                nbytes[homes[n].buffer] = n.spec.numel * n.spec.dtype.itemsize
+                nbytes[homes[n].buffer] = _nbytes(n)
                 continue
             built = build_kernels(g, homes, self.fused.stores, self.fused.names, self.fused.order).kernels
             for kernel in [part for whole in built for part in (split(whole) if self.gpu else [whole])]:
@@ -406,6 +441,10 @@ class _Arena:
             else:
                 ranges.append((o, s))
         self.free = ranges
+
+
+def _nbytes(n: Node) -> int:
+    return n.spec.numel * n.spec.dtype.itemsize
 
 
 def _aligned(nbytes: int) -> int:

@@ -45,6 +45,13 @@ matmul_ = define(
 )
 
 
+wide_matmul_ = define(
+    "wide_matmul", ("a", "b"), lambda a, b: np.matmul(*((x.astype(np.float32) if x.dtype.itemsize == 2 else x) for x in (a, b))),
+    lambda a, b: Spec(_matmul_spec(a, b).shape, dtypes.float32 if a.dtype.itemsize == 2 else a.dtype, a.device), Contract(), samples=_samples,
+    doc="matmul of 16-bit floats that is kept in float32: the compiler's, for products that are added up.",
+)
+
+
 def _weight_grad(a: Tensor, g: Tensor, b_spec: Spec) -> Tensor:
     """The gradient of b; where b is one matrix for a batch of a, one product over all rows instead of a sum of products."""
     if b_spec.ndim == 2 and a.ndim > 2:

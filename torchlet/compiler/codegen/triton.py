@@ -22,7 +22,7 @@ from torchlet import dtypes
 from torchlet.compiler import tile as tiling
 from torchlet.compiler.attention import Attention
 from torchlet.compiler.codegen.triton_boxes import Boxes, Edge
-from torchlet.compiler.codegen.triton_expr import ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
+from torchlet.compiler.codegen.triton_expr import ALIGNED, ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
 from torchlet.compiler.group import BLOCK, Grouped
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
 from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
@@ -99,20 +99,22 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     """The source with header, device functions and signature. `kernel`: as the user gave it."""
     tile = w.tile
     blocks = {f"BLOCK_{d.upper()}": size for d, size in tile.blocks.items()}
-    arguments = [*w.pointers.values(), *w.scalars.values(), *w.sizes, *w.maps, *(f"{b}: tl.constexpr" for b in blocks)]
+    places = {name: n for n, name in (*(w.steps or {}).items(), *(w.starts or {}).items())}
+    sizes = {**w.sizes, **places}
+    arguments = [*w.pointers.values(), *w.scalars.values(), *sizes, *w.maps, *(f"{b}: tl.constexpr" for b in blocks)]
     name, text = _text(kernel, arguments, [*w.prologue, *w.root.lines] or ["pass"], w.helpers)
     signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
     signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
-    signature |= dict.fromkeys(w.sizes, "i32")
+    signature |= dict.fromkeys(sizes, "i32")
     signature |= {map_name: f"tensordesc<{POINTER[kind][1:]}{list(block)}>" for map_name, (_, kind, block) in w.maps.items()}
     signature |= dict.fromkeys(blocks, "constexpr")
     maps = {map_name: m for map_name, (m, _, _) in w.maps.items()}
     attrs = _aligned(kernel)
-    for step, size in (w.steps or {}).items():  # what Triton would see in the number
-        if step % 16 == 0:
-            attrs[(list(signature).index(size),)] = [["tt.divisibility", 16]]
+    for size, n in places.items():  # what Triton would see in the number
+        if n % ALIGNED == 0:
+            attrs[(list(signature).index(size),)] = [["tt.divisibility", ALIGNED]]
     return TritonKernel(
-        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel, maps=maps, sizes=w.sizes
+        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel, maps=maps, sizes=sizes
     )  # fmt: skip
 
 
@@ -138,6 +140,7 @@ def _grouped(kernel: Kernel, body: Grouped) -> TritonKernel:
     helpers = set[str]()
     for full in (True, False):
         w = Writer(body.member, tile, {body.member.grid[0]: Dim("x", None if full else "x_mask", 0, "BLOCK_X")}, 1)
+        w.starts = None
         for phase in body.member.phases:
             w.stores(phase.stores, w.root, w.grid_axes)
         if full:
@@ -463,8 +466,8 @@ def _product(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     light = bm * bn <= 64 * 32 * tile.num_warps or boxes.stored == sum(len(p.stores) for p in flat.phases)
     walks = 0 < tile.programs < shape.programs and mapped and light
     body = matmul.render(shape, w.wide, before, loop, w.root.lines, tile.programs if walks else 0, arguments=mapped)
-    if w.steps is not None:
-        w.sizes = {**matmul.sizes(shape, walks), **{name: step for step, name in w.steps.items()}}
+    if mapped:
+        w.sizes = matmul.sizes(shape, walks)
     w.root.lines = body.splitlines()
     return w, tile.programs if walks else shape.programs
 

@@ -14,6 +14,7 @@ from torchlet.expr import Expr, const_value
 from torchlet.index import Axis, FloorDiv, Index, Mod
 from torchlet.runtime.cuda import TensorMap
 
+ALIGNED = 16  # of what Triton is told that a number is a multiple
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 # what a register holds of each dtype: 16-bit floats are computed in 32 bits
 REGISTER = {"float16": "tl.float32", "bfloat16": "tl.float32", "float32": "tl.float32", "float64": "tl.float64", "bool": "tl.int1"}
@@ -89,7 +90,9 @@ class Writer:
         self.scalars = identifiers((s.name for s in kernel.scalars), "_arg")
         self.maps: dict[str, tuple[TensorMap, str, tuple[int, ...]]] = {}  # name -> the map, the name of its dtype, its block
         self.sizes: dict[str, int] = {}
-        self.steps: dict[int, str] | None = None  # strides that have been printed as arguments; None: they are printed as numbers
+        # strides and starts that have been printed as arguments; None: they are printed as numbers
+        self.steps: dict[int, str] | None = None
+        self.starts: dict[int, str] | None = {}
         self.scalar_dtypes = {s.name: s.dtype for s in kernel.scalars}
         self.wide = wide(kernel)
         self.int = "tl.int64" if self.wide else "tl.int32"
@@ -215,7 +218,7 @@ class Writer:
             part = self.term(term, block)
             if abs(c) != 1:
                 step: int | str = abs(c)
-                if self.steps is not None and isinstance(term, Axis):
+                if self.steps is not None and isinstance(term, Axis) and abs(c) < 2**31:
                     step = self.steps.setdefault(abs(c), f"step{len(self.steps)}")
                 part = f"{part} * {step}"
             text = (f"{text} - {part}" if c < 0 else f"{text} + {part}") if text else f"-{part}" if c < 0 else part
@@ -235,7 +238,11 @@ class Writer:
 
     def address(self, buffer: str, index: Index, axes: frozenset[Axis], block: Block) -> str:
         """Pointers to `buffer[index]`, one for each point of the axes."""
-        text = self.index(index, block)
+        start = index.const
+        if self.starts is not None and start % ALIGNED == 0 and 0 < start < 2**31:  # parts of one tensor share a binary
+            text = f"{self.index(index - start, block)} + {self.starts.setdefault(start, f'start{len(self.starts)}')}"
+        else:
+            text = self.index(index, block)
         have = index_axes(index, self.axes)
         if have != axes and block.shape(axes) != block.shape(have):
             text = f"{text} + tl.zeros({block.shape(axes)}, {self.int})"
