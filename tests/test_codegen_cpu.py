@@ -275,6 +275,22 @@ def sums(m: int, n: int, d: dtype, over: str) -> Case:
     return Case(make("sums", grid, (phase,), arrays), arrays, {k: np.reshape(v, kept or 1) for k, v in expected.items()})
 
 
+@cases("matrix_vector", (1, 9, F32), (2, 300, F32), (7, 784, F32), (130, 33, F32), (9, 9000, F32), (70, 100, F64), (70, 100, BF16))
+def matrix_vector(rows: int, columns: int, d: dtype) -> Case:
+    """Two matrices by one vector, with what follows: rows go several at once, the last ones fewer."""
+    g, r = Axis("g", rows), Axis("r", columns)
+    wide = F32 if d is BF16 else d
+    arrays = {"x": random(columns, d=d), "w": random(rows, columns, d=d), "u": 1 + random(rows, columns, d=d), "b": random(rows, d=wide)}
+    arrays |= {"out": np.zeros(rows, wide.np), "sum": np.zeros(rows, wide.np)}
+    x = call("maximum", cast(load_of("x", ix.of(r), d), wide), const(0.0, wide))
+    products = tuple(Reduction(n, "sum", x * cast(load_of(m, at(g, r), d), wide)) for n, m in (("p", "w"), ("q", "u")))
+    stores = (Store("out", ix.of(g), value("p", wide) + load_of("b", ix.of(g), wide)), Store("sum", ix.of(g), value("q", wide)))
+    kernel = make("matrix_vector", (g,), (Phase((r,), products, stores),), arrays)
+    w, u, x_ = (arrays[n].astype(float) for n in ("w", "u", "x"))
+    x_ = np.maximum(x_, 0)
+    return Case(kernel, arrays, {"out": w @ x_ + arrays["b"], "sum": u @ x_}, tolerance=1e-5 if wide is F32 else 1e-12)
+
+
 @case
 def layer_norm() -> Case:
     g, r1, r2, r3 = Axis("g", 37), Axis("r1", 130), Axis("r2", 130), Axis("r3", 130)
@@ -575,6 +591,12 @@ def test_the_exponentials_of_a_row_ask_for_the_next_row_and_the_rows_result() ->
     ]
     small = BUILT["softmax_257_100"].kernel
     assert "prefetch" not in codegen.emit(small) + codegen.emit(kernel, shared=True)
+
+
+def test_rows_of_a_product_with_a_vector_share_what_they_read_of_it() -> None:
+    source = codegen.emit(BUILT["matrix_vector_130_33_float32"].kernel)
+    assert source.count("tl_maximum(") == 1 and source.count("+= ") == 8 + 1  # two sums of four rows, and the step of the loop over rows
+    assert "every" not in codegen.emit(BUILT["sums_300_70_float32_r"].kernel)  # nothing is shared
 
 
 def test_the_text_names_the_users_line_and_buffers() -> None:

@@ -78,6 +78,26 @@ def test_tensor_copies_and_from_numpy_shares() -> None:
         torch.from_numpy(np.arange(3)[::-1])
 
 
+@pytest.mark.parametrize("make", [
+    lambda: torch.tensor(np.ones((300, 7), np.float32)), lambda: torch.zeros(300, 7), lambda: torch.full((300, 7), 2),
+    lambda: torch.nn.Linear(30, 70).weight, lambda: copy.deepcopy(torch.nn.Linear(30, 70).weight),
+    lambda: torch.compile(lambda x: x + 1)(torch.zeros(300, 7)),
+])  # fmt: skip
+def test_large_tensors_start_at_a_cache_line(make: Any) -> None:
+    kept = [make() for _ in range(4)]  # NumPy alone would reach one at a time by chance
+    assert [t.data_ptr() % 64 for t in kept] == [0] * 4
+
+
+def test_a_view_holds_the_memory_of_a_result_that_is_computed_again() -> None:
+    f = torch.compile(lambda x: x + 1)
+    x = torch.zeros(300, 7)
+    views = []
+    for i in range(6):
+        x.fill_(i)
+        views.append(f(x).numpy()[1:, 2:])
+    assert [v.min() for v in views] == [v.max() for v in views] == [1, 2, 3, 4, 5, 6]
+
+
 def test_integers_cannot_require_grad() -> None:
     with pytest.raises(RuntimeError, match="only Tensors of floating point dtype can require gradients"):
         torch.tensor([1], requires_grad=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Callable
+from pickle import PickleBuffer
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ __all__ = [
 ]
 
 HostArray = np.ndarray[Any, Any]
+LINE = 64  # bytes of a cache line, and of the widest vectors
 in_use = False  # True once a device was opened: until then nobody has to look for device arrays
 
 
@@ -105,15 +109,26 @@ def address(array: Any) -> int:
     return array.address if array.__class__ is DeviceArray else array.__array_interface__["data"][0]
 
 
+def _aligned(make: Callable[..., HostArray], shape: Any, dtype: np.dtype[Any], steps: tuple[int, ...] | None = None) -> HostArray:
+    """An array that starts at a cache line where it has many of them: vectors of NumPy's own, at multiples of 16 bytes, lie in two each."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < 64 * LINE or dtype.hasobject:
+        return make(shape, dtype) if steps is None else np.ndarray(shape, dtype, strides=steps)
+    memory = make(nbytes + LINE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % LINE
+    # over an array, or a memoryview of one, views would hold that one alone, and nobody could see that they use this array
+    return np.ndarray(shape, dtype, PickleBuffer(memory), start, steps)  # type: ignore[arg-type]
+
+
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], place: device = CPU) -> Any:
     """Memory for an array, its contents unknown."""
-    return np.empty(shape, dtype) if place is CPU else _memory().empty(tuple(shape), dtype, place)
+    return _aligned(np.empty, shape, dtype) if place is CPU else _memory().empty(tuple(shape), dtype, place)
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any], place: device = CPU) -> Any:
     """An array of zeros."""
     if place is CPU:
-        return np.zeros(shape, dtype)
+        return _aligned(np.zeros, shape, dtype)
     out = _memory().empty(tuple(shape), dtype, place)
     _memory().clear(out)
     return out
@@ -123,7 +138,7 @@ def empty_strided(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dt
     """Memory for an array whose elements lie dense with the given strides (in elements), its contents unknown."""
     steps = tuple([s * dtype.itemsize for s in strides])
     if place is CPU:
-        return np.ndarray(shape, dtype, strides=steps)
+        return _aligned(np.empty, shape, dtype, steps)
     out = _memory().empty(shape, dtype, place)
     out.strides = steps
     return out
@@ -145,7 +160,11 @@ def contiguous(array: Any) -> Any:
 
 def copy(array: Any) -> Any:
     """The elements in fresh, row-major memory of the same device."""
-    return _eager().copy(array) if array.__class__ is DeviceArray else np.array(array, copy=True, order="C")
+    if array.__class__ is DeviceArray:
+        return _eager().copy(array)
+    out = empty(array.shape, array.dtype)
+    out[...] = array
+    return out
 
 
 def as_host(array: Any) -> HostArray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from torchlet import dtypes
+from torchlet import dtypes, storage
 from torchlet.autograd import inplace
 from torchlet.dtypes import dtype as DType
 from torchlet.expr import Expr, call, cast, expr
@@ -24,9 +24,9 @@ from torchlet.tensor import Tensor, wrap
 
 
 def _full_np(value: Any, shape: tuple[int, ...], dtype: DType) -> Any:
-    if dtype.category == 1 and isinstance(value, int):
-        return np.full(shape, np.array(value, np.int64).astype(dtype.np))
-    return np.full(shape, value, dtype.np)
+    out = storage.empty(shape, dtype.np)
+    np.copyto(out, np.array(value, np.int64) if dtype.category == 1 and isinstance(value, int) else value, casting="unsafe")
+    return out
 
 
 full_ = define(

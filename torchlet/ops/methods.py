@@ -81,7 +81,7 @@ def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, require
         device = data.device
     array = _checked(source, dtype)
     t = wrap(
-        np.array(array, copy=True, order="C")
+        storage.copy(array)
         if array is source or np.may_share_memory(array, source)
         else np.ascontiguousarray(array).reshape(array.shape)
     )

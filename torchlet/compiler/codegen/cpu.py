@@ -3,6 +3,7 @@
 Shapes of the printed nests:
     pointwise   grid loops, the last one vectorized
     rows        grid loops, inside them each phase's reduce loops, the innermost vectorized
+    jammed      the same for a matrix by a vector: JAM rows at once, which read the vector once and do not wait for one running sum
     columns     a block of LANES grid columns, inside it the reduce loops, inside them the columns as vector accumulators
     together    few grid points with long reductions: every thread reduces its part, a barrier, all combine in thread order
     products    codegen/cpu_gemm.py
@@ -14,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchlet import dtypes
 from torchlet.compiler.attention import Attention
 from torchlet.compiler.codegen import c_expr, cpu_attention, cpu_gemm
 from torchlet.compiler.codegen.c_loops import Scopes, identifier, index_exprs, may_vectorize, separates, strides, walk_all
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
-from torchlet.compiler.simplify_loops import collapse_axes, unroll_windows
+from torchlet.compiler.simplify_loops import collapse_axes, substitute_axes, unroll_windows
 from torchlet.expr import Expr, expr, walk
 from torchlet.index import Axis, Index
 
@@ -35,6 +36,7 @@ FETCH_BYTES = 4 << 20  # arrays that are smaller stay in the second-level cache
 KEPT_BYTES = 64 << 10  # stack that a kernel may use to keep values of one phase for a later one
 KEPT_VALUES = 4  # so many, where each has room for any size
 MIN_WORK = 1 << 17  # element operations (about 4 us of vector code) below which waking a second thread costs more than it brings
+JAM = 4  # rows whose sums run together
 TILE = 32  # of a transposing loop: a square of it stays in the first-level cache
 _WEIGHTS = {"div": 4, "sqrt": 4, "rsqrt": 6, "floordiv": 8, "mod": 8, "fmod": 8} | dict.fromkeys(
     (
@@ -291,6 +293,7 @@ class _Loops:
         elif not plan.together:
             c.line("if (tid) return;")
         self._keep_values()
+        jam = self._jam()
         if plan.together:
             c.line("int flip = 0;")
             if self.shared:
@@ -298,7 +301,7 @@ class _Loops:
         for a in plan.outer:
             if a is plan.across:
                 self._tiles(a)
-            else:
+            elif a is not jam:
                 self._grid_loop(a)
         blocked = plan.lane is not None and any(p.reductions or p.reduce for p in self.kernel.phases)
         if blocked:
@@ -306,7 +309,10 @@ class _Loops:
             c.open(f"for (int64_t jb = {low}; jb < {high}; jb += {self._width})")
             c.line(f"const int64_t je = TL_MIN(jb + {self._width}, {high});")
         for phase in self._phases():
-            self._phase(phase)
+            if jam is None:
+                self._phase(phase)
+            else:
+                self._jammed(phase, jam)
         c.close_to(1)
         return [*self.statics, *c.scopes[0].lines]
 
@@ -319,6 +325,49 @@ class _Loops:
             else:
                 out.append(p)
         return out
+
+    def _jam(self) -> Axis | None:
+        """The grid axis whose rows go JAM at once: the innermost one, where sums along memory share what they read; None elsewhere."""
+        plan, phases = self.plan, self._phases()
+        if plan.lane is not None or plan.together or not plan.outer or len(phases) != 1 or not phases[0].reduce or self.kept:
+            return None
+        (phase,), axis = phases, plan.outer[-1]
+        reductions = [_as_reduction(r) for r in phase.reductions]
+        roots = [r.value for r in reductions]
+        loads = [e for e in walk_all(roots) if e.op == "load"]
+        fits = (
+            all(r.combine == "sum" for r in reductions)
+            and len(loads) <= JAM
+            and not any(_in_nest(s, frozenset(phase.reduce)) for s in phase.stores)
+            and may_vectorize(roots, [], phase.reduce[-1])
+            and any(depends_on(e, frozenset((axis,))) for e in loads)
+            and any(not depends_on(e, frozenset((axis,))) and depends_on(e, frozenset((phase.reduce[-1],))) for e in loads)
+        )
+        return axis if fits else None
+
+    def _jammed(self, phase: Phase, axis: Axis) -> None:
+        """The nest for JAM rows, the last ones over again where there are fewer; then the stores of each."""
+        c = self.c
+        low, high = self._range(axis)
+        rows = [Axis(f"{axis.name}{q}", axis.extent) for q in range(JAM)]
+        c.open(f"for (int64_t ib = {low}; ib < {high}; ib += {JAM})", axes=rows)
+        reductions: list[Reduction] = []
+        for q, a in enumerate(rows):
+            c.axis[a] = c.fresh(identifier(a.name))
+            c.line(f"const int64_t {c.axis[a]} = {f'TL_MIN(ib + {q}, {high} - 1)' if q else 'ib'};")
+            one = replace(phase, reductions=tuple(_as_reduction(r) for r in phase.reductions), stores=())
+            one = substitute_axes(replace(self.kernel, grid=(), phases=(one,)), {axis: a}).phases[0]
+            reductions += [replace(r, name=f"{r.name}_{q}") for r in one.reductions if isinstance(r, Reduction)]
+        self._nest(Phase(phase.reduce, tuple(reductions)), [])
+        every = []
+        for r in phase.reductions:
+            every.append(c.fresh(f"every_{identifier(r.name)}"))
+            c.line(f"const {c_expr.VALUE[r.dtype]} {every[-1]}[] = {{{', '.join(c.values[f'{r.name}_{q}'][0] for q in range(JAM))}}};")
+        c.count([s.value for s in phase.stores] + [t for s in phase.stores for t in index_exprs(s.index)])
+        c.loop(axis, "ib", f"TL_MIN(ib + {JAM}, {high})")
+        for r, name in zip(phase.reductions, every, strict=True):
+            c.values[r.name] = (f"{name}[{c.axis[axis]} - ib]", len(c.scopes) - 1)
+        c.stores(phase.stores)
 
     def _split(self, axes: tuple[Axis, ...]) -> None:
         """Give each thread its part of one axis: the first of at least 64 parts, else the one with most."""
