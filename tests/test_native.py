@@ -73,6 +73,8 @@ CASES = [
     ((2, 3, 61), (4, 3, 7), 3, 4, 2, 1, ALL),
     ((1, 2, 5, 9, 10), (3, 2, 3, 2, 3), (1, 2, 1), (1, 0, 1), 1, 1, ALL),
     ((1, 3, 10, 9), (2, 3, 1, 1), 2, 0, 1, 1, ALL),
+    ((5, 1, 28, 28), (32, 1, 3, 3), 1, 1, 1, 1, ALL),  # whole vectors of positions
+    ((3, 11, 12, 19), (1, 11, 3, 5), 1, 2, 1, 1, ALL),  # one output channel: threads share the window
     ((2, 18, 12, 12), (3, 18, 1, 1), 1, 0, 1, 1, set()),  # a plain product
     ((2, 18, 3, 3), (3, 18, 3, 3), 1, 0, 1, 1, set()),  # windows of everything: one result each
 ]  # fmt: skip
@@ -161,6 +163,34 @@ def test_written_out_windows_choose_as_numpy_does() -> None:
 
     for a, b in zip(torch.compile(f)(x), f(x), strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 1), ((1, 3), (2, 1))])
+def test_relu_before_pooling_is_differentiated_at_the_largest_elements(kernel: Any, stride: Any) -> None:
+    x = torch.tensor(np.random.default_rng(5).integers(-2, 3, (4, 3, 10, 12)).astype(np.float32)).requires_grad_()
+
+    def f(x: Any) -> Any:
+        out = F.max_pool2d(torch.relu(x), kernel, stride)
+        g = torch.arange(out.numel(), dtype=torch.float32).reshape(out.shape).remainder(7) - 3
+        (grad,) = torch.autograd.grad(out, x, g)
+        return grad, grad.sum((0, 2, 3)), grad.sum((0, 2))
+
+    compiled = torch.compile(f)
+    for a, b in zip(compiled(x), f(x), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    if kernel == 2:
+        programs = [p for path, _ in compiled_function(compiled).paths for p in path.programs.values()]
+        points = [k.points for p in programs for e in executables(p) for k in e.kernels]
+        assert max(points) == 4 * 3 * 5 * 6  # nothing but the runtime's function goes over all of the gradient
+
+
+@pytest.mark.parametrize("side, row", [(14, 7), (28, 14), (46, 23)])
+def test_rows_shorter_than_a_vector_share_one_loop(side: int, row: int) -> None:
+    x, scale = torch.randn(3, 5, side, side), torch.arange(row) + 1.0
+    f = torch.compile(lambda x, scale: F.max_pool2d(x, 2) * scale)
+    np.testing.assert_array_equal(f(x, scale).numpy(), (F.max_pool2d(x, 2) * scale).numpy())
+    (kernel,) = [k for path, _ in compiled_function(f).paths for p in path.programs.values() for e in executables(p) for k in e.kernels]
+    assert codegen.emit(kernel).count("for (") == (1 if row < 16 else 2)
 
 
 def test_reductions_of_windows_have_no_loops_of_their_own() -> None:

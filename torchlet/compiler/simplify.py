@@ -293,3 +293,41 @@ def _of_single_elements(b: Builder, n: Node) -> Value | None:
     return out if out.spec.shape == n.spec.shape else b.node(OPS["view"], (out,), (n.spec.shape,))
 
 
+@_rule("where")
+def _mask_before_spreading(b: Builder, n: Node) -> Value | None:
+    """relu, then max pooling: whether the largest of a window is above 0 is seen in the result, so its gradient is masked there."""
+    condition, g, zero = n.inputs
+    if not (isinstance(condition, Node) and isinstance(g, Node) and condition.op is OPS["gt"]):
+        return None
+    if not (_is(condition.inputs[1], 0) and _is(zero, 0)):
+        return None
+    pooled = _pooled(g)
+    if pooled is None or pooled is not condition.inputs[0] or n.spec.dtype is not g.spec.dtype:
+        return None
+    assert g.op is not None
+    at = g.args()[1]
+    windows = _only(at)
+    largest = b.node(OPS["amax"], (windows,), (at.attrs[0], False))
+    inner = b.node(OPS["where"], (b.node(OPS["gt"], (largest, condition.inputs[1]), ()), g.inputs[0], zero), ())
+    return b.node(g.op, (inner, at), g.attrs)
+
+
+@_rule("sum")
+def _before_spreading(b: Builder, n: Node) -> Value | None:
+    """Every element that max pooling spreads arrives once: where its plane is summed, so can be the elements."""
+    x = _only(n)
+    if _pooled(x) is None or not set(range(2, x.spec.ndim)) <= set(n.attrs[0]):
+        return None
+    assert n.op is not None
+    return b.node(n.op, x.inputs[:1], n.attrs)
+
+
+def _pooled(spread: Node) -> Node | None:
+    """What was pooled, for a node that brings gradients back to the largest elements of its windows, none of which reach outside."""
+    if spread.op is not OPS["max_pool_spread"]:
+        return None
+    _, kernel, stride, pads, dilation = spread.attrs
+    at = spread.args()[1]
+    windows = _only(at) if at.op is OPS["argmax"] else at
+    whole = windows.op is OPS["windows"] and windows.attrs == (kernel, stride, dilation) and not any(map(any, pads))
+    return _only(windows) if whole else None

@@ -15,9 +15,10 @@ from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_t
 from torchlet.expr import Expr, call, cast, const, expr, rewrite, walk, where
 from torchlet.index import Axis, FloorDiv, Index, Mod
 
-__all__ = ["collapse_axes", "map_kernel", "substitute_axes", "unroll_windows"]
+__all__ = ["collapse_axes", "flatten_short_rows", "map_kernel", "substitute_axes", "unroll_windows"]
 
 Rule = Callable[[Expr], Expr | None]
+SHORT_ROW = 16  # elements: less than a vector
 WINDOW_SIDE, WINDOW_TERMS = 4, 16  # of a reduction that is written out: the windows of pooling
 
 
@@ -111,6 +112,22 @@ def unroll_windows(kernel: Kernel) -> Kernel:
         results |= {r.name: _written_out(r, p.reduce) for r in entered.reductions if isinstance(r, Reduction)}
         phases.append(replace(map_kernel(replace(kernel, phases=(replace(p, reductions=()),)), known).phases[0], reduce=()))
     return replace(kernel, phases=tuple(phases))
+
+
+def flatten_short_rows(kernel: Kernel) -> Kernel:
+    """A kernel without reductions whose last axis is shorter than a vector, with one axis for it and the one before, where all stores
+    walk these as one: what loads do not is a quotient or a remainder, and gathering them is faster than a loop without vectors."""
+    if len(kernel.grid) < 2 or any(p.reduce or p.reductions for p in kernel.phases):
+        return kernel
+    *others, outer, inner = kernel.grid
+    size = outer.extent * inner.extent
+    if inner.extent >= SHORT_ROW or not 4 * SHORT_ROW <= size < 2**31 or any(True for i in _indices(kernel) for _ in data_terms(i)):
+        return kernel
+    wide = Axis(f"{outer.name}_{inner.name}", size)
+    new = {outer: ix.floordiv(ix.of(wide), inner.extent), inner: ix.mod(ix.of(wide), inner.extent)}
+    flat = map_kernel(kernel, lambda e: None, lambda t: new.get(t) if isinstance(t, Axis) else None)
+    plain = all(s.mode == "set" and s.index.is_affine() and s.index.coefficient(wide) == 1 for p in flat.phases for s in p.stores)
+    return replace(flat, grid=(*others, wide)) if plain else kernel
 
 
 def _written_out(r: Reduction, axes: tuple[Axis, ...]) -> Expr:

@@ -22,7 +22,7 @@ from torchlet.compiler.attention import Attention
 from torchlet.compiler.codegen import c_expr, cpu_attention, cpu_gemm
 from torchlet.compiler.codegen.c_loops import Scopes, identifier, index_exprs, may_vectorize, separates, strides, walk_all
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
-from torchlet.compiler.simplify_loops import collapse_axes, substitute_axes, unroll_windows
+from torchlet.compiler.simplify_loops import collapse_axes, flatten_short_rows, substitute_axes, unroll_windows
 from torchlet.expr import Expr, expr, walk
 from torchlet.index import Axis, Index
 
@@ -76,7 +76,7 @@ def emit(kernel: Kernel, shared: bool = False, together: bool | None = None) -> 
     else:
         simple = collapse_axes(kernel)
         if not shared:  # how many terms there are is a size
-            simple = unroll_windows(simple)
+            simple = flatten_short_rows(unroll_windows(simple))
         product = cpu_gemm.product_of(simple, shared)
         body = cpu_gemm.emit_product(simple, product) if product else _Loops(simple, shared, together).function()
     header = [f"// {kernel.name}" + (f": {', '.join(kernel.origin)}" if kernel.origin else "")]

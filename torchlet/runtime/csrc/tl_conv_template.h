@@ -4,6 +4,8 @@
 #define VEC N_(vec)
 #define UVEC N_(uvec)
 #define COLUMNS 16  // distance of the steps of a packed block of rows; MR <= 16
+#define DOT_ROWS 3
+#define DOT_COLUMNS (MR > 6 ? 9 : 3)  // sums of DOT_ROWS x DOT_COLUMNS products, with their factors, fit in registers
 
 // c[mr][NR] (+)= sum over p of a[p][i] * x[offset[p] ...]
 TL_INLINE void N_(taps)(const int mr, int64_t k, const T *restrict a, const T *restrict x, const int64_t *restrict offset, T *restrict c, int64_t ldc, int add) {
@@ -61,33 +63,50 @@ static void N_(turn)(const T *from, int64_t distance, int64_t rows, int64_t read
         for (int64_t i = whole; i < rows; i++) to[q * ld + i] = from[i * distance + q];
 }
 
-// One row of a padded plane: to[i] = from[i * stride + start], 0 outside [0, n)
-static void N_(spread_row)(const T *from, int64_t n, int64_t stride, int64_t start, int64_t count, T *restrict to) {
-    const int64_t low = TL_MIN(count, start >= 0 ? 0 : (-start + stride - 1) / stride);
-    const int64_t high = TL_MAX(low, TL_MIN(count, n > start ? (n - start + stride - 1) / stride : 0));
-    for (int64_t i = 0; i < low; i++) to[i] = 0;
-    for (int64_t i = high; i < count; i++) to[i] = 0;
-    if (stride == 1) {
-        if (high > low) memcpy(to + low, from + start + low, sizeof(T) * (size_t)(high - low));
+// to[i] = from[i], or with `plus` from[i] + add: vectors, of which the last two may overlap
+TL_INLINE void N_(copy_run)(const int plus, const T *restrict from, int64_t n, T add, T *restrict to) {
+    typedef T part __attribute__((vector_size(VECTOR_BYTES / 2), aligned(sizeof(T)), may_alias));
+    enum { HALF = LANES / 2 };
+    if (n >= LANES) {
+        for (int64_t i = 0; i < n; i += LANES) {
+            const int64_t at = TL_MIN(i, n - LANES);
+            VEC v = *(const UVEC *)(from + at);
+            if (plus) v += add;
+            *(UVEC *)(to + at) = v;
+        }
+    } else if (n >= HALF) {
+        part low = *(const part *)from, high = *(const part *)(from + n - HALF);
+        if (plus) low += add, high += add;
+        *(part *)to = low;
+        *(part *)(to + n - HALF) = high;
     } else
-        for (int64_t i = low; i < high; i++) to[i] = from[i * stride + start];
+        for (int64_t i = 0; i < n; i++) to[i] = plus ? from[i] + add : from[i];
 }
 
-// The padded planes of one sample, [phase][z][y][x] of each channel: element i of phase p is x[i * stride + p - before].
+// The padded planes of one sample, [phase][z][y][x] of each channel: element i of phase p is x[i * stride + p - before]. What lies outside
+// is 0 there already: it does so for every sample.
 static void N_(pad)(const tl_planes *p, const T *x, int64_t channels, T *to) {
-    const int64_t plane = p->extent[0] * p->extent[1] * p->extent[2];
-    for (int64_t c = 0; c < channels; c++, x += p->size[0] * p->size[1] * p->size[2])
-        for (int64_t pz = 0; pz < p->stride[0]; pz++)
-            for (int64_t py = 0; py < p->stride[1]; py++)
-                for (int64_t px = 0; px < p->stride[2]; px++, to += plane)
-                    for (int64_t z = 0; z < p->extent[0]; z++)
-                        for (int64_t y = 0; y < p->extent[1]; y++) {
-                            const int64_t i = z * p->stride[0] + pz - p->before[0], j = y * p->stride[1] + py - p->before[1];
-                            const int inside = i >= 0 && i < p->size[0] && j >= 0 && j < p->size[1];
-                            const T *from = x + (inside ? (i * p->size[1] + j) * p->size[2] : 0);
-                            T *row = to + (z * p->extent[1] + y) * p->extent[2];
-                            N_(spread_row)(from, inside ? p->size[2] : 0, p->stride[2], px - p->before[2], p->extent[2], row);
-                        }
+    const int64_t *size = p->size, *stride = p->stride, *extent = p->extent, plane = extent[0] * extent[1] * extent[2];
+    const int64_t phases = stride[0] * stride[1] * stride[2];
+    for (int64_t phase = 0; phase < phases; phase++) {
+        const int64_t at[3] = {phase / (stride[1] * stride[2]), phase / stride[2] % stride[1], phase % stride[2]};
+        int64_t start[3], low[3], high[3];  // of each dimension, the elements that are not padding
+        for (int d = 0; d < 3; d++) {
+            start[d] = at[d] - p->before[d];
+            low[d] = TL_MIN(extent[d], start[d] >= 0 ? 0 : (-start[d] + stride[d] - 1) / stride[d]);
+            high[d] = TL_MAX(low[d], TL_MIN(extent[d], size[d] > start[d] ? (size[d] - start[d] + stride[d] - 1) / stride[d] : 0));
+        }
+        const int64_t n = high[2] - low[2], first = low[2] * stride[2] + start[2];
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t z = low[0]; z < high[0]; z++)
+                for (int64_t y = low[1]; y < high[1]; y++) {
+                    const T *from = x + ((c * size[0] + z * stride[0] + start[0]) * size[1] + y * stride[1] + start[1]) * size[2] + first;
+                    T *row = to + (c * phases + phase) * plane + (z * extent[1] + y) * extent[2] + low[2];
+                    if (stride[2] == 1) N_(copy_run)(0, from, n, 0, row);
+                    else
+                        for (int64_t i = 0; i < n; i++) row[i] = from[i * stride[2]];
+                }
+    }
 }
 
 // One part of the results: those at first + i * step, which `count` taps reach, all at the same distances.
@@ -110,7 +129,7 @@ static void N_(correlate)(const tl_planes *p, const N_(part) *parts, int n_parts
     T *packed = tl_scratch(2, (int64_t)sizeof(T) * groups * blocks * each + groups * blocks);
     char *there = (char *)(packed + groups * blocks * each);
     memset(there, 0, (size_t)(groups * blocks));
-    memset(padded + in * planes, 0, sizeof(T) * 2 * NR);
+    memset(padded, 0, sizeof(T) * (size_t)(in * planes + 2 * NR));
     int64_t have = -1;
     for (int64_t task = from; task < to; task++) {
         const int64_t block = task % blocks, g = task / blocks % groups, n = task / blocks / groups;
@@ -141,8 +160,7 @@ static void N_(correlate)(const tl_planes *p, const N_(part) *parts, int n_parts
                         const int64_t at = ((part->first[0] + z * part->step[0]) * size[1] + part->first[1] + y * part->step[1]) * size[2];
                         T *restrict result = whole + at + part->first[2];
                         const int64_t step = part->step[2];
-                        if (step == 1)
-                            for (int64_t l = 0; l < counts[2]; l++) result[l] = row[l] + add;
+                        if (step == 1) N_(copy_run)(1, row, counts[2], add, result);
                         else
                             for (int64_t l = 0; l < counts[2]; l++) result[l * step] = row[l] + add;
                     }
@@ -225,51 +243,130 @@ void N_(tl_conv_transpose)(char *const *restrict b, const int64_t *restrict s, i
     free(number);
 }
 
-// b: x (n, groups * in, size), grad (n, groups * outs, counts); out (groups * outs, in, kernel). Channels of x lie next to each other, or
-// where they are few, all that a window covers does: a product over positions then has rows of the gradient and columns of x. Threads
-// share output channels, and where these are few, taps.
+// to[i][j] = sum over q of g[i][q] * x[j][q], a vector of sums each; n in whole vectors
+static void N_(dots)(int64_t n, const T *const *g, const T *const *x, VEC (*restrict to)[DOT_COLUMNS]) {
+    VEC sum[DOT_ROWS][DOT_COLUMNS];
+#pragma GCC unroll 4
+    for (int i = 0; i < DOT_ROWS; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < DOT_COLUMNS; j++) sum[i][j] = (VEC){0};
+    for (int64_t q = 0; q < n; q += LANES) {
+        VEC row[DOT_ROWS];
+#pragma GCC unroll 4
+        for (int i = 0; i < DOT_ROWS; i++) row[i] = *(const UVEC *)(g[i] + q);
+#pragma GCC unroll 16
+        for (int j = 0; j < DOT_COLUMNS; j++) {
+            const VEC column = *(const UVEC *)(x[j] + q);
+#pragma GCC unroll 4
+            for (int i = 0; i < DOT_ROWS; i++) sum[i][j] += row[i] * column;
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < DOT_ROWS; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < DOT_COLUMNS; j++) to[i][j] = sum[i][j];
+}
+
+// tl_conv_weight for few channels: all that a window covers lies unfolded, one run over the positions for each of its elements, and a
+// weight's gradient is the product of such a run with the gradient of an output channel. Threads share output channels, and where these
+// are few, elements of the window.
+static void N_(weight_of_few)(const tl_shape *f, const tl_planes *p, const T *x, const T *grad, T *out, int tid, int nth) {
+    const int64_t taps = f->kernel[0] * f->kernel[1] * f->kernel[2], positions = f->counts[0] * f->counts[1] * f->counts[2];
+    const int64_t width = f->in * taps, whole = tl_planes_size(p), run = (positions + LANES - 1) / LANES * LANES;
+    const int64_t full = positions / LANES * LANES;
+    const int64_t across = TL_MAX(1, TL_MIN(nth, (f->outs + DOT_ROWS - 1) / DOT_ROWS)), down = TL_MAX(1, TL_MIN(nth / across, width));
+    const int64_t column = tid / down, row = tid % down;
+    if (column >= across) return;
+    const int64_t o0 = f->outs * column / across, o1 = f->outs * (column + 1) / across;
+    const int64_t i0 = width * row / down, i1 = width * (row + 1) / down;
+    T *planes = tl_scratch(0, (int64_t)sizeof(T) * whole * f->in), *runs = tl_scratch(1, (int64_t)sizeof(T) * run * (i1 - i0));
+    VEC *sums = tl_scratch(2, (int64_t)sizeof(VEC) * TL_MAX(1, (o1 - o0) * (i1 - i0)));
+    memset(planes, 0, sizeof(T) * (size_t)(whole * f->in));
+    memset(runs, 0, sizeof(T) * (size_t)(run * (i1 - i0)));
+    for (int64_t g = 0; g < f->groups; g++) {
+        memset(sums, 0, sizeof(VEC) * (size_t)((o1 - o0) * (i1 - i0)));
+        for (int64_t n = 0; n < f->samples; n++) {
+            const T *from = grad + (n * f->groups + g) * f->outs * positions;
+            N_(pad)(p, x + (n * f->groups + g) * f->in * f->size[0] * f->size[1] * f->size[2], f->in, planes);
+            for (int64_t i = i0; i < i1; i++)
+                for (int64_t line = 0; line < f->counts[0] * f->counts[1]; line++) {
+                    const int64_t inside = (line / f->counts[1] * p->extent[1] + line % f->counts[1]) * p->extent[2];
+                    const T *at = planes + i / taps * whole + tl_tap(f, p, i % taps) + inside;
+                    N_(copy_run)(0, at, f->counts[2], 0, runs + (i - i0) * run + line * f->counts[2]);
+                }
+            for (int64_t i = i0; i < i1; i += DOT_COLUMNS)
+                for (int64_t o = o0; o < o1; o += DOT_ROWS) {
+                    const T *rows[DOT_ROWS], *columns[DOT_COLUMNS];  // the last ones over again where there are fewer
+                    VEC part[DOT_ROWS][DOT_COLUMNS], rest[DOT_ROWS][DOT_COLUMNS];
+                    T ends[DOT_ROWS][LANES];
+                    for (int64_t j = 0; j < DOT_COLUMNS; j++) columns[j] = runs + (TL_MIN(i + j, i1 - 1) - i0) * run;
+                    for (int64_t j = 0; j < DOT_ROWS; j++) rows[j] = from + TL_MIN(o + j, o1 - 1) * positions;
+                    N_(dots)(full, rows, columns, part);
+                    if (full < run) {
+                        memset(ends, 0, sizeof ends);
+                        for (int64_t j = 0; j < DOT_ROWS; j++) {
+                            memcpy(ends[j], rows[j] + full, sizeof(T) * (size_t)(positions - full));
+                            rows[j] = ends[j];
+                        }
+                        for (int64_t j = 0; j < DOT_COLUMNS; j++) columns[j] += full;
+                        N_(dots)(LANES, rows, columns, rest);
+                    }
+                    for (int64_t k = o; k < TL_MIN(o + DOT_ROWS, o1); k++)
+                        for (int64_t j = i; j < TL_MIN(i + DOT_COLUMNS, i1); j++) {
+                            VEC *sum = sums + (k - o0) * (i1 - i0) + j - i0;
+                            *sum += part[k - o][j - i];
+                            if (full < run) *sum += rest[k - o][j - i];
+                        }
+                }
+        }
+        for (int64_t o = o0; o < o1; o++)
+            for (int64_t i = i0; i < i1; i++) {
+                const VEC sum = sums[(o - o0) * (i1 - i0) + i - i0];
+                T total = 0;
+                for (int q = 0; q < LANES; q++) total += sum[q];
+                out[(g * f->outs + o) * width + i] = total;
+            }
+    }
+}
+
+// b: x (n, groups * in, size), grad (n, groups * outs, counts); out (groups * outs, in, kernel). Channels of x lie next to each other: a
+// product over positions then has rows of the gradient and columns of x. Threads share output channels, and where these are few, taps.
 void N_(tl_conv_weight)(char *const *restrict b, const int64_t *restrict s, int tid, int nth) {
     const tl_shape f = tl_shape_of(s);
     const tl_planes p = tl_windows(&f);
+    if (f.in < LANES) {
+        N_(weight_of_few)(&f, &p, (const T *)b[0], (const T *)b[1], (T *)b[2], tid, nth);
+        return;
+    }
     const int64_t taps = f.kernel[0] * f.kernel[1] * f.kernel[2], positions = f.counts[0] * f.counts[1] * f.counts[2];
-    const int unfold = f.in < LANES;
-    const int64_t width = unfold ? f.in * taps : f.in, room = (width + NR - 1) / NR * NR, kinds = unfold ? 1 : taps;
-    const int64_t across = TL_MAX(1, TL_MIN(nth, (f.outs + 7) / 8)), down = TL_MAX(1, TL_MIN(nth / across, kinds));
+    const int64_t room = (f.in + NR - 1) / NR * NR;
+    const int64_t across = TL_MAX(1, TL_MIN(nth, (f.outs + 7) / 8)), down = TL_MAX(1, TL_MIN(nth / across, taps));
     const int64_t column = tid / down, row = tid % down;
     if (column >= across) return;
-    const int64_t o0 = f.outs * column / across, o1 = f.outs * (column + 1) / across, t0 = kinds * row / down, t1 = kinds * (row + 1) / down;
+    const int64_t o0 = f.outs * column / across, o1 = f.outs * (column + 1) / across, t0 = taps * row / down, t1 = taps * (row + 1) / down;
     const int64_t whole = tl_planes_size(&p), blocks = (o1 - o0 + MR - 1) / MR;
-    const int64_t length = unfold ? positions : whole;  // of what the gradient is multiplied with: rows of `room` elements, and columns
-    T *padded = tl_scratch(0, (int64_t)sizeof(T) * (length * (room + width + LANES) + (unfold ? whole * f.in : 0)));
-    T *columns = padded + length * room, *planes = unfold ? columns + length * (width + LANES) : columns;
-    memset(columns + length * width, 0, sizeof(T) * (size_t)(length * LANES));
+    T *padded = tl_scratch(0, (int64_t)sizeof(T) * whole * (room + f.in + LANES)), *planes = padded + whole * room;
+    memset(planes, 0, sizeof(T) * (size_t)(whole * (f.in + LANES)));
     T *sums = tl_scratch(1, (int64_t)sizeof(T) * (t1 - t0) * (o1 - o0) * room), *rows = tl_scratch(2, (int64_t)sizeof(T) * COLUMNS * positions);
     T *out = (T *)b[2];
-    int64_t *reach = tl_scratch(3, (int64_t)sizeof(int64_t) * (f.in * taps + positions)), *place = reach + f.in * taps;
-    for (int64_t i = 0; i < f.in * taps; i++) reach[i] = i / taps * whole + tl_tap(&f, &p, i % taps);
+    int64_t *place = tl_scratch(3, (int64_t)sizeof(int64_t) * positions);
     for (int64_t i = 0; i < positions; i++) {
-        const int64_t line = i / f.counts[2], inside = (line / f.counts[1] * p.extent[1] + line % f.counts[1]) * p.extent[2] + i % f.counts[2];
-        place[i] = (unfold ? i : inside) * room;
+        const int64_t line = i / f.counts[2];
+        place[i] = ((line / f.counts[1] * p.extent[1] + line % f.counts[1]) * p.extent[2] + i % f.counts[2]) * room;
     }
     for (int64_t g = 0; g < f.groups; g++) {
         memset(sums, 0, sizeof(T) * (size_t)((t1 - t0) * (o1 - o0) * room));
         for (int64_t n = 0; n < f.samples; n++) {
-            const T *x = (const T *)b[0] + (n * f.groups + g) * f.in * f.size[0] * f.size[1] * f.size[2];
-            N_(pad)(&p, x, f.in, planes);
-            for (int64_t i = 0; unfold && i < width; i++)
-                for (int64_t line = 0; line < f.counts[0] * f.counts[1]; line++) {
-                    const T *from = planes + reach[i] + (line / f.counts[1] * p.extent[1] + line % f.counts[1]) * p.extent[2];
-                    memcpy(columns + i * length + line * f.counts[2], from, sizeof(T) * (size_t)f.counts[2]);
-                }
-            N_(turn)(columns, length, width, width + LANES, length, padded, room);
+            N_(pad)(&p, (const T *)b[0] + (n * f.groups + g) * f.in * f.size[0] * f.size[1] * f.size[2], f.in, planes);
+            N_(turn)(planes, whole, f.in, f.in + LANES, whole, padded, room);
             for (int64_t block = 0; block < blocks; block++) {
                 const int64_t i0 = (o1 - o0) * block / blocks, height = (o1 - o0) * (block + 1) / blocks - i0;
                 const T *from = (const T *)b[1] + ((n * f.groups + g) * f.outs + o0 + i0) * positions;
                 N_(turn)(from, positions, height, ((f.samples - n) * f.groups - g) * f.outs - o0 - i0, positions, rows, COLUMNS);
                 for (int64_t t = t0; t < t1; t++)
-                    for (int64_t c = 0; c < width; c += NR) {
+                    for (int64_t c = 0; c < f.in; c += NR) {
                         T *to = sums + ((t - t0) * (o1 - o0) + i0) * room + c;
-                        N_(taps_of)[height](positions, rows, padded + (unfold ? 0 : reach[t] * room) + c, place, to, room, 1);
+                        N_(taps_of)[height](positions, rows, padded + tl_tap(&f, &p, t) * room + c, place, to, room, 1);
                     }
             }
         }
@@ -277,7 +374,7 @@ void N_(tl_conv_weight)(char *const *restrict b, const int64_t *restrict s, int 
             for (int64_t t = t0; t < t1; t++) {
                 const T *from = sums + ((t - t0) * (o1 - o0) + o - o0) * room;
                 T *to = out + (g * f.outs + o) * f.in * taps;
-                for (int64_t i = 0; i < width; i++) to[unfold ? i : i * taps + t] = from[i];
+                for (int64_t i = 0; i < f.in; i++) to[i * taps + t] = from[i];
             }
     }
 }
@@ -306,11 +403,15 @@ void N_(tl_pool_spread)(char *const *restrict b, const int64_t *restrict s, int 
             for (int64_t y = 0; y < f.counts[1]; y++, g += f.counts[2], at += f.counts[2]) {
                 const int64_t i = z * f.stride[0], j = y * f.stride[1];
                 T *row = out + (i * f.size[1] + j) * f.size[2];
+                if (inside) {
+                    for (int64_t x = 0; x < f.counts[2]; x++) row[x * f.stride[2] + reach[at[x]][0]] += g[x];
+                    continue;
+                }
                 for (int64_t x = 0; x < f.counts[2]; x++) {
                     const int64_t *r = reach[at[x]], l = x * f.stride[2];
                     const int there = (uint64_t)(i + r[1]) < (uint64_t)f.size[0] && (uint64_t)(j + r[2]) < (uint64_t)f.size[1] &&
                                       (uint64_t)(l + r[3]) < (uint64_t)f.size[2];
-                    if (inside || there) row[l + r[0]] += g[x];
+                    if (there) row[l + r[0]] += g[x];
                 }
             }
     }
@@ -320,3 +421,5 @@ void N_(tl_pool_spread)(char *const *restrict b, const int64_t *restrict s, int 
 #undef VEC
 #undef UVEC
 #undef COLUMNS
+#undef DOT_ROWS
+#undef DOT_COLUMNS
