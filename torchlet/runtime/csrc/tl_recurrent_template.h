@@ -2,6 +2,7 @@
 #define N_(name) JOIN(name, S)
 #define NR (VECTOR_BYTES / (int)sizeof(T) * 2)
 #define OPERAND JOIN(tl_operand, S)
+#define TOGETHER 4  // parts of rows that meet a panel one after the other
 
 // The part of one thread: rows [r0, r1) of the batch, and blocks [b0, b1) of NR hidden units each. It meets every weight of its units
 // at every step, so their panels are packed once.
@@ -35,11 +36,26 @@ static T *N_(pack_gates)(const N_(layer) *l, const T *w, T *to) {
     return to;
 }
 
-// sums[rows][NR] = a[rows][k] @ panel[k][NR]
-static void N_(multiply)(const T *a, int64_t lda, int64_t rows, int64_t k, const T *panel, T *sums, int64_t ld) {
-    enum { STEP = 2048 / sizeof(T) };
+// Rows of NR elements, a stream of memory that is fetched during a product because what follows it needs them.
+static void N_(expect)(fetch *f, const T *at, int64_t distance) {
+    f->at[f->streams] = (const char *)at;
+    f->row[f->streams] = distance * (int64_t)sizeof(T);
+    f->last[f->streams++] = (NR - 1) * (int64_t)sizeof(T);
+}
+
+// sums[rows][NR] = a[rows][k] @ panel[k][NR], for the rows of parts [p0, p1): all of them meet a slice of the panel while it is in the
+// first-level cache. `f`: what is fetched meanwhile, from the first of these rows on.
+static void N_(multiply)(const N_(layer) *l, int64_t p0, int64_t p1, const T *a, int64_t lda, int64_t k, const T *panel, T *sums,
+                         int64_t ld, const fetch *f) {
+    enum { STEP = 1024 / sizeof(T) };
     for (int64_t k0 = 0; k0 < k; k0 += STEP)
-        N_(kernels)[1][rows](lda, TL_MIN(STEP, k - k0), a + k0, panel + k0 * NR, NR, sums, ld, k0 > 0, &nothing);
+        for (int64_t part = p0; part < p1; part++) {
+            const int64_t i = N_(row)(l, part) - N_(row)(l, p0), rows = N_(row)(l, part + 1) - N_(row)(l, part);
+            fetch mine = k0 + STEP < k ? nothing : *f;
+            mine.rows = rows;
+            for (int64_t q = 0; q < mine.streams; q++) mine.at[q] += i * mine.row[q];
+            N_(kernels)[1][rows](lda, TL_MIN(STEP, k - k0), a + i * lda + k0, panel + k0 * NR, NR, sums + i * ld, ld, k0 > 0, &mine);
+        }
 }
 
 // Rows of the hidden state with a distance that spreads them over the sets of the cache.
@@ -55,18 +71,23 @@ void N_(tl_recurrent)(char *const *restrict b, const int64_t *restrict s, int ti
     const int64_t *lengths = s[7] ? (const int64_t *)b[4] : 0;
     T *out = (T *)b[s[7] ? 5 : 4];
     T *panels = tl_scratch(3, (int64_t)sizeof(T) * (TL_MAX(0, l.b1 - l.b0) * l.g * h * NR + NR));
-    T *a = tl_scratch(0, (int64_t)sizeof(T) * MR * ld), *sums = tl_scratch(1, (int64_t)sizeof(T) * MR * sl);
+    T *a = tl_scratch(0, (int64_t)sizeof(T) * TOGETHER * MR * ld), *sums = tl_scratch(1, (int64_t)sizeof(T) * TOGETHER * MR * sl);
     N_(pack_gates)(&l, (const T *)b[1], panels);
     for (int64_t step = 0; step < l.steps; step++) {
         const int64_t t = l.reverse ? l.steps - 1 - step : step;
         const T *old = step ? out + (l.reverse ? t + 1 : t - 1) * l.n * wide : initial;
         T *new = out + t * l.n * wide;
-        for (int64_t part = 0; part < l.parts; part++) {
-            const int64_t i0 = N_(row)(&l, part), rows = N_(row)(&l, part + 1) - i0;
+        for (int64_t part = 0; part < l.parts; part += TOGETHER) {
+            const int64_t end = TL_MIN(part + TOGETHER, l.parts), i0 = N_(row)(&l, part), rows = N_(row)(&l, end) - i0;
             N_(copy_rows)(old + i0 * wide, wide, rows, h, a, ld);
             for (int64_t block = l.b0; block < l.b1; block++) {
                 const int64_t u = block * NR, w = TL_MIN(NR, h - u);
-                for (int64_t q = 0; q < l.g; q++) N_(multiply)(a, ld, rows, h, panels + ((block - l.b0) * l.g + q) * h * NR, sums + q * NR, sl);
+                for (int64_t q = 0; q < l.g; q++) {
+                    fetch ahead = nothing;
+                    N_(expect)(&ahead, gates + (t * l.n + i0) * width + q * h + u, width);
+                    if (q < l.states) N_(expect)(&ahead, new + i0 * wide + q * h + u, wide);
+                    N_(multiply)(&l, part, end, a, ld, h, panels + ((block - l.b0) * l.g + q) * h * NR, sums + q * NR, sl, &ahead);
+                }
                 for (int64_t i = 0; i < rows; i++) {
                     const T *restrict x = gates + (t * l.n + i0 + i) * width + u, *restrict c = bias + u, *restrict p = sums + i * sl;
                     const T *restrict before = old + (i0 + i) * wide + u;
@@ -115,8 +136,8 @@ void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, i
     const int64_t *lengths = s[7] ? (const int64_t *)b[6] : 0;
     T *out = (T *)b[s[7] ? 7 : 6];
     const int64_t units = TL_MAX(0, l.b1 - l.b0) * NR, mine = units * l.states;
-    T *panels = tl_scratch(3, (int64_t)sizeof(T) * (2 * units * width + NR)), *a = tl_scratch(0, (int64_t)sizeof(T) * MR * ld);
-    T *sums = tl_scratch(1, (int64_t)sizeof(T) * MR * sl), *carry = tl_scratch(2, (int64_t)sizeof(T) * ((l.r1 - l.r0) * mine + NR));
+    T *panels = tl_scratch(3, (int64_t)sizeof(T) * (2 * units * width + NR)), *a = tl_scratch(0, (int64_t)sizeof(T) * TOGETHER * MR * ld);
+    T *sums = tl_scratch(1, (int64_t)sizeof(T) * TOGETHER * MR * sl), *carry = tl_scratch(2, (int64_t)sizeof(T) * ((l.r1 - l.r0) * mine + NR));
     T *back = N_(pack_gates)(&l, weight, panels);
     for (int64_t block = l.b0; block < l.b1; block++) {
         const OPERAND all = {weight, 1, h, 0};
@@ -126,12 +147,21 @@ void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, i
     for (int64_t step = l.steps - 1; step >= 0; step--) {
         const int64_t t = l.reverse ? l.steps - 1 - step : step;
         const T *old = step ? states + (l.reverse ? t + 1 : t - 1) * l.n * wide : initial;
-        for (int64_t part = 0; part < l.parts; part++) {
-            const int64_t i0 = N_(row)(&l, part), rows = N_(row)(&l, part + 1) - i0;
+        for (int64_t part = 0; part < l.parts; part += TOGETHER) {
+            const int64_t end = TL_MIN(part + TOGETHER, l.parts), i0 = N_(row)(&l, part), rows = N_(row)(&l, end) - i0;
             N_(copy_rows)(old + i0 * wide, wide, rows, h, a, ld);
             for (int64_t block = l.b0; block < l.b1; block++) {
                 const int64_t u = block * NR, w = TL_MIN(NR, h - u);
-                for (int64_t q = 0; q < l.g; q++) N_(multiply)(a, ld, rows, h, panels + ((block - l.b0) * l.g + q) * h * NR, sums + q * NR, sl);
+                for (int64_t q = 0; q < l.g; q++) {
+                    fetch ahead = nothing;
+                    N_(expect)(&ahead, gates + (t * l.n + i0) * width + q * h + u, width);
+                    N_(expect)(&ahead, out + (t * l.n + i0) * room + q * h + u, room);
+                    if (q < l.states) {
+                        N_(expect)(&ahead, grad + (t * l.n + i0) * wide + q * h + u, wide);
+                        N_(expect)(&ahead, states + (t * l.n + i0) * wide + q * h + u, wide);
+                    }
+                    N_(multiply)(&l, part, end, a, ld, h, panels + ((block - l.b0) * l.g + q) * h * NR, sums + q * NR, sl, &ahead);
+                }
                 for (int64_t i = 0; i < rows; i++) {
                     const T *restrict x = gates + (t * l.n + i0 + i) * width + u, *restrict c = bias + u, *restrict p = sums + i * sl;
                     const T *restrict before = old + (i0 + i) * wide + u, *restrict y = states + (t * l.n + i0 + i) * wide + u;
@@ -180,15 +210,15 @@ void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, i
             }
         }
         tl_barrier(nth);  // the gradients of all units are there
-        for (int64_t part = 0; part < l.parts; part++) {
-            const int64_t i0 = N_(row)(&l, part), rows = N_(row)(&l, part + 1) - i0;
+        for (int64_t part = 0; part < l.parts; part += TOGETHER) {
+            const int64_t end = TL_MIN(part + TOGETHER, l.parts), i0 = N_(row)(&l, part), rows = N_(row)(&l, end) - i0;
             const T *from = out + (t * l.n + i0) * room;
             if (l.b0 < l.b1) {
                 N_(copy_rows)(from, room, rows, gru ? 2 * h : width, a, ld);
                 if (gru) N_(copy_rows)(from + 3 * h, room, rows, h, a + 2 * h, ld);
             }
             for (int64_t block = l.b0; block < l.b1; block++) {
-                N_(multiply)(a, ld, rows, width, back + (block - l.b0) * width * NR, sums, NR);
+                N_(multiply)(&l, part, end, a, ld, width, back + (block - l.b0) * width * NR, sums, NR, &nothing);
                 for (int64_t i = 0; i < rows; i++) {
                     T *restrict k = carry + (i0 - l.r0 + i) * mine + (block - l.b0) * NR;
                     for (int64_t j = 0; j < NR; j++) k[j] += sums[i * NR + j];
@@ -210,3 +240,4 @@ void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, i
 #undef N_
 #undef NR
 #undef OPERAND
+#undef TOGETHER
