@@ -58,7 +58,7 @@ static int64_t now_ns(void) {
 
 // spins, and yields where the machine is busier than its cores allow
 static inline void relax(int *spins) {
-    if (++*spins & 31) PAUSE();
+    if (++*spins & 127) PAUSE();
     else sched_yield();
 }
 
@@ -112,9 +112,7 @@ static void *worker(void *arg) {
         int64_t start = now_ns();
         for (int k = 1; atomic_load_explicit(&epoch, memory_order_acquire) == seen; k++) {
             PAUSE();
-            if (k % 32) continue;
-            sched_yield();  // where both threads share a processor, the one that waits would keep the one that works from it
-            if (now_ns() - start > SPIN_NS) {
+            if (k % 64 == 0 && now_ns() - start > SPIN_NS) {
                 pthread_mutex_lock(&sleep_lock);
                 atomic_fetch_add(&sleepers, 1);
                 while (atomic_load(&epoch) == seen) pthread_cond_wait(&wake, &sleep_lock);
