@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "torchlet"
 LAYERS = [  # from the ground up; a module may import from its own layer and those below
-    "absent errors config dtypes record spec expr index storage",
+    "absent errors config dtypes record spec expr index storage window",
     "tensor printing types overrides",
     "op",
     "autograd",

@@ -353,7 +353,7 @@ def edge_of(t: Any) -> Edge:
         return t._node, t._out
     if t._np is None:
         return t._run.edge_of(t)
-    return t
+    return t if t._stands_for is None else edge_of(t._stands_for)
 
 
 def is_leaf(t: Tensor) -> bool:
@@ -558,6 +558,8 @@ def backward(
 ) -> None:
     """Accumulate into `.grad` of the leaves (or only of `inputs`) the gradient of the sum of `tensors`."""
     run = STATE.run
+    if run is not None and run.copies:
+        run.look_again()
     if run is not None and run.follow_backward(tensors, gradients, retain_graph, create_graph, inputs):
         return
     record = None if run is None else run.begin_backward(tensors, gradients, retain_graph, create_graph, inputs)
@@ -574,6 +576,9 @@ def grad(
 
     Raises RuntimeError when an input does not require grad or was not used (unless `allow_unused`).
     """
+    run = STATE.run
+    if run is not None and run.copies:
+        run.look_again()
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     seeds = [grad_outputs] if isinstance(grad_outputs, Tensor) or grad_outputs is None else list(grad_outputs)
@@ -823,6 +828,8 @@ def users_code() -> Iterator[None]:
         yield
     finally:
         run.constants = before
+    if run.copies:
+        run.look_again()
 
 
 class RemovableHandle:

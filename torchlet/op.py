@@ -339,6 +339,7 @@ class _State(threading.local):
 
 
 STATE = _State()
+RUNS: list[Callable[[], Any]] = []  # weak references to all captures: other threads ask them to launch what reads certain memory
 AUTOCASTING: list[
     object
 ] = []  # one entry for each thread and region inside autocast: the check in `apply` costs nothing where there is none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torchlet import dtypes, storage
 from torchlet.dtypes import dtype
 from torchlet.spec import CPU, Size, Spec, contiguous_strides, device
 from torchlet.storage import DeviceArray
+from torchlet.window import ALONE, FOREVER, LOCK, Sight, references
 
 Array = np.ndarray[Any, Any]
 
@@ -82,13 +84,45 @@ class Meta:
 
 
 class Storage:
-    """The identity of memory that tensors share: a version that counts in-place writes, and whether NumPy can see it."""
+    """The identity of memory that tensors share: a version that counts in-place writes, and whether NumPy can see it.
 
-    __slots__ = ("version", "exported")
+    It can while somebody holds one of the windows that it was given (`sight` knows), or holds the array, not ours, that the memory
+    belongs to (`lent`, see `from_numpy`). The C walk asks for `exported` where one of the two is not None.
+    """
+
+    __slots__ = ("version", "sight", "lent")
 
     def __init__(self) -> None:
         self.version = 0
-        self.exported = False
+        self.sight: Any = None  # a weak reference to what the windows hold
+        self.lent: Array | None = None
+
+    @property
+    def exported(self) -> bool:
+        """True while anybody can read or write the memory without asking its tensors."""
+        sight = self.sight
+        if sight is not None and sight() is not None:
+            return True
+        return self.lent is not None and references(self.lent) not in ALONE
+
+    def export(self) -> Any:
+        """The memory is seen for as long as somebody holds what this returns."""
+        made = Sight()
+        mine = weakref.ref(made)
+        while True:
+            known = self.sight
+            found = None if known is None else known()
+            if found is not None:
+                return found
+            with LOCK:
+                if self.sight is known:  # no other thread, nor a finalizer in this one, was here in the meantime
+                    self.sight = mine
+                    return made
+
+    def export_for_good(self) -> None:
+        """The memory is seen from now on."""
+        with LOCK:
+            self.sight = FOREVER
 
 
 class Tensor:
@@ -116,6 +150,7 @@ class Tensor:
     _ptr: int  # address of the first element, once it was asked for
     _accumulated_hooks: dict[int, Callable[[Tensor], None]] | None = None
     _retains_grad = False
+    _stands_for: Tensor | None = None  # of a copy that a compiled call reads in place of memory that NumPy can see
     __array_priority__ = 1000
 
     # identity: `==` is elementwise, so hashing is by object

@@ -43,9 +43,20 @@ class Meta:
 
 class Storage:
     version: _int
-    exported: _bool
+    sight: Any
+    lent: Array | None
 
     def __init__(self) -> None:
+        ...
+
+    @property
+    def exported(self) -> _bool:
+        ...
+
+    def export(self) -> Any:
+        ...
+
+    def export_for_good(self) -> None:
         ...
 
 class Tensor:
@@ -62,6 +73,7 @@ class Tensor:
     _ptr: _int
     _accumulated_hooks: dict[_int, Callable[[Tensor], None]] | None
     _retains_grad = False
+    _stands_for: Tensor | None
     __array_priority__ = 1000
     __hash__ = object.__hash__
 

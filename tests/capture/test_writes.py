@@ -693,6 +693,38 @@ def layers_that_work_in_place(compile):
     return [catch(f, randn(5, 4)) for _ in range(3)], state(model)
 
 
+@program
+def second_derivatives_through_a_segment_that_overwrote_its_inputs(compile):
+    total = torch.ones(3)
+
+    @compile
+    def before(x):
+        total.add_(1)
+        return (x * total).sin().sum()
+
+    @compile
+    def after(x):
+        y = (x + total).sin().sum()
+        total.add_(1)
+        return y
+
+    @compile
+    def both(x):
+        y = (x + total).sin()
+        total.add_(1)
+        y = y * (x + total).cos()
+        total.mul_(2)
+        return y.sum()
+
+    out = []
+    for f in (before, after, both, before):
+        for _ in range(2):
+            x = randn(3, seed=1, grad=True)
+            (g,) = torch.autograd.grad(f(x), x, create_graph=True)
+            out += [g.detach(), torch.autograd.grad(g.sum(), x)]
+    return out, total
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program_does_what_plain_python_does(name):
     compare(PROGRAMS[name])

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -48,16 +48,19 @@ from torchlet.compiler.trie import (
     view_steps,
 )
 from torchlet.errors import CompileError
-from torchlet.op import OPS, STATE, TWINS, Composite, Generate, Op, Pointwise, View, apply, as_spec, result_strides
+from torchlet.op import OPS, RUNS, STATE, TWINS, Composite, Generate, Op, Pointwise, View, apply, as_spec, result_strides
 from torchlet.ops.view import REPLACEABLE
 from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
-from torchlet.tensor import Meta, Storage, Tensor, new
+from torchlet.tensor import Meta, Storage, Tensor, address, new
+from torchlet.window import same_bits, twin_of
 
 MAX_STEPS = 2000  # a longer segment is cut: compile time grows faster than the gain
 MAX_PATHS = 256  # of one function; those not used for longest are forgotten
 MAX_PROGRAMS = 8  # of one path: sets of outputs that someone still holds
+MAX_COPY = 1 << 25  # bytes of an operand that NumPy can see: above it, to end the segment costs less memory and no more time than a copy
 MAX_ASIDE = 16  # operations that are computed twice, so that positions are known before they are used
+SEEN = "memory that NumPy can see (help: drop the array, or hand out a copy of it)"
 _is, _get_store = operator.is_, operator.attrgetter("_store")
 
 
@@ -104,7 +107,9 @@ class Run:
         self.weak: dict[int, ScalarSlot] = {}
         self.replaced: list[tuple[Tensor, Any]] = []  # (leaf, its .grad before) of backward passes in this segment
         self.arguments: Any = None  # of the running call, for the names in the dump
+        self.copies: dict[int, list[Tensor]] = {}  # of memory that NumPy can see, by the tensor they stand for; this segment reads them
         self.grads: dict[int, Any] | None = None  # a dry run notes here the .grad that a backward pass replaces
+        RUNS.append(weakref.ref(self, RUNS.remove))
 
     # ------------------------------------------------------------------------------------------------ following
 
@@ -220,6 +225,11 @@ class Run:
         if self.cur is HELD:
             self._wait()
         self._settle((target, *inputs))
+        at_once = is_shown(target)
+        if any(is_shown(x) for x in inputs):
+            inputs = self._unseen(inputs, (target,))
+            if self._follow_write(op, target, inputs, attrs):
+                return target
         if op.check is not None:
             self._test(op, inputs, attrs)
         self._cut()
@@ -250,6 +260,8 @@ class Run:
                 s.turns = tuple([(slot, m.replace(requires_grad=True)) for slot, m in metas if not m.requires_grad])
         self._take(s)
         self._note_write(s)
+        if at_once:
+            self.flush(f"in-place {op.name}_ on {SEEN}")
         return target
 
     def _follow_write(self, op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> bool:
@@ -300,8 +312,10 @@ class Run:
 
     def _why_write_now(self, target: Tensor, inputs: Sequence[Any], recording: bool) -> str:
         """In words: why an in-place operation cannot wait; empty if it can."""
-        if any(isinstance(x, Tensor) and self._is_exported(x) for x in (target, *inputs)):
-            return "on memory that NumPy can see, or on complex numbers"
+        if any(isinstance(x, Tensor) and x._meta.dtype.is_complex for x in (target, *inputs)):
+            return "on complex numbers"
+        if any(is_shown(x) and (x is not target or x._meta.device is not CPU) for x in (target, *inputs)):
+            return f"on {SEEN}"
         if target._np is not None:
             if recording:
                 return "on a tensor that autograd follows, made before this segment"
@@ -314,10 +328,6 @@ class Run:
         if recording and any(not (v.grad and v.op.vjp) for v in views):
             return "through a view that autograd does not follow"
         return ""
-
-    def _is_exported(self, x: Tensor) -> bool:
-        """True for what a compiled program must not hold: memory that NumPy can see, complex numbers (they run eagerly)."""
-        return x._meta.dtype.is_complex or (x._np is not None and x._store.exported)
 
     def update(self, op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
         """Dispatch of an update operator: one step, however many tensors."""
@@ -332,10 +342,15 @@ class Run:
             self._wait()
         self._settle(inputs)
         targets = [t for i in op.writes for t in lists[i]]
+        shown = [t for t in targets if is_shown(t)]
+        if any(is_shown(x) for x in inputs):
+            lists = [self._unseen(ts, targets) for ts in lists]
+            inputs = list(chain(*lists, scalars))
+        together = overlap(shown) or any(is_shown(x) and all(x is not t for t in shown) for x in inputs)
         for t in targets:
-            now = t._step.op.is_view if t._np is None else (t._store.exported or t._base is not None)
-            if now or t._meta.dtype.is_complex:
-                self.flush(f"{op.name} on a view, on complex numbers, or on memory that NumPy can see")
+            now = t._step.op.is_view if t._np is None else t._base is not None
+            if now or t._meta.dtype.is_complex or together or (shown and t._meta.device is not CPU):
+                self.flush(f"{op.name} on {SEEN if shown or together else 'a view, or on complex numbers'}")
                 STATE.run = None
                 try:
                     autograd.execute_update(op, lists, scalars, attrs)
@@ -351,6 +366,8 @@ class Run:
             s.known = tuple(slot for slot, _ in s.checks[:n]), tuple(kind for _, kind in s.checks[n:])  # type: ignore[assignment,misc]
         self._take(s)
         self._note_update()
+        if shown:
+            self.flush(f"{op.name} on {SEEN}")
 
     def _note_update(self) -> None:
         self.writes_pending = True
@@ -377,6 +394,93 @@ class Run:
         if self.cur is HELD:
             self._wait()
         self._settle(inputs)
+        if any(is_shown(x) for x in inputs):
+            return self._record_seen(op, inputs, attrs)
+        return self._record(op, inputs, attrs)
+
+    def _record_seen(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
+        """An operation on memory that NumPy can see: later code may write there, and the operation must not see it.
+
+        A view reads nothing. What is small is copied. What is large is read at once: the segment ends behind the operation, or before
+        it where a gradient may be computed from the operands again, because eager execution would not see what is written until then.
+        """
+        if op.is_view:
+            return execute(op, inputs, attrs)
+        needs = any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs) and STATE.grad
+        if _runs_at_once(op, inputs, attrs) or (needs and not op.vjp and isinstance(op.lower, Composite)):
+            return self._record(op, inputs, attrs)
+        inputs = self._unseen(inputs)
+        if not any(is_shown(x) for x in inputs):
+            return self.step(op, inputs, attrs)
+        if needs or any(isinstance(x, Tensor) and x._meta.device is not CPU for x in inputs):
+            self.flush(f"{op.name} on {SEEN}")
+            return execute(op, inputs, attrs)
+        t = self._record(op, inputs, attrs)
+        self.flush(f"{op.name} on more than {MAX_COPY >> 20} MiB of {SEEN}")
+        return t
+
+    def _unseen(self, inputs: Sequence[Any], targets: Sequence[Tensor] = ()) -> tuple[Any, ...]:
+        """The operands, with copies of those that NumPy can see, unless they are large or about to be overwritten."""
+        return tuple([self._copy(x) if is_shown(x) and all(x is not t for t in targets) else x for x in inputs])
+
+    def _copy(self, x: Tensor) -> Tensor:
+        """A copy that stands for `x`: the one that this segment reads, if nobody has written to `x` since; `x` itself if it is large."""
+        array = x._np
+        if not isinstance(array, np.ndarray) or array.nbytes > MAX_COPY:
+            return x
+        made = self.copies.setdefault(id(x), [])
+        if made and same_bits(made[-1]._np, array):  # type: ignore[arg-type]
+            return made[-1]
+        c = new(Tensor)
+        c._np, c._meta, c._stands_for, c._store = twin_of(array), x._meta.replace(shared=False), x, Storage()
+        c._store.version = x._store.version
+        made.append(c)
+        return c  # type: ignore[no-any-return]
+
+    def _hand_over(self, path: Path | None) -> None:
+        """The copies have been read: who goes on to hold one (a graph, for a backward pass) holds the memory of the tensor itself."""
+        for s in path.steps if path is not None else ():
+            for h in s.fresh:
+                t = h.t
+                if t is not None and t._stands_for is not None and h not in path.copied:  # type: ignore[union-attr]
+                    path.copied[h] = s.source, tuple(t._meta.shape), t._np.nbytes  # type: ignore[union-attr]
+        for made in self.copies.values():
+            for c in made:
+                x = c._stands_for
+                assert x is not None and c._np is not None
+                c._np, c._store, c._meta, c._ptr = x._np, x._store, x._meta, 0
+        self.copies.clear()
+
+    def look_again(self) -> None:
+        """A backward pass is about to read what operations were given: it sees what NumPy has written since."""
+        for made in self.copies.values():
+            c = made[-1]
+            if len(made) > 1 or not same_bits(c._np, c._stands_for._np):  # type: ignore[arg-type,union-attr]
+                self.flush("NumPy wrote to memory that a backward pass reads")
+                return
+
+    def show(self, store: Storage) -> None:
+        """NumPy sees this memory from now on: what is pending, in whatever thread, reads it before."""
+        if not self._reads(store):  # what is matched just now sees the mark, or is no later than what NumPy does
+            return
+        if self.thread == _thread_id():
+            self.flush("memory was shown to NumPy")
+        else:
+            self._from_outside("memory was shown to NumPy by another thread", lambda: self._reads(store))
+
+    def _reads(self, store: Storage) -> bool:
+        """True if an outside tensor of the pending part of the segment lies there, or if that part is being launched."""
+        s: Step | None = self.cur
+        if s is HELD:
+            return True
+        while s is not None:
+            if any(h.t is not None and h.t._store is store for h in s.fresh):
+                return True
+            s = s.parent
+        return False
+
+    def _record(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
+        """Find another edge for the operation, or add one; its operands are as they have to be."""
         if op.check is not None:
             s = self.cur.next
             if s is not None and s.op is op and s.kind == "op" and s.attrs == attrs and self._match(s, inputs):
@@ -388,13 +492,9 @@ class Run:
         needs = any(isinstance(x, Tensor) and x._meta.requires_grad for x in inputs) and STATE.grad
         if needs and not op.vjp and isinstance(op.lower, Composite):
             return open_composite(op, inputs, attrs)  # type: ignore[no-any-return]
-        if (
-            op.barrier
-            or any(self._is_exported(x) if isinstance(x, Tensor) else isinstance(x, complex) for x in inputs)
-            or any(isinstance(a, dtypes.dtype) and a.is_complex for a in attrs)
-        ):
+        if _runs_at_once(op, inputs, attrs):
             self._unbind()
-            self.flush(f"{op.name}: its result depends on data" if op.barrier else f"{op.name} on memory that NumPy can see")
+            self.flush(f"{op.name}: its result depends on data" if op.barrier else f"{op.name} on complex numbers")
             return execute(op, inputs, attrs)
         self._cut()
         s = self._edge("op", op, inputs, attrs)
@@ -619,17 +719,17 @@ class Run:
         if self.thread == _thread_id():
             self.flush("a value was read")
         else:
-            self._force_from_outside(t)
+            self._from_outside("a value was read by another thread", lambda: t._np is None and t._run is self)
         if t._np is None:
             Lost(RuntimeError("it was no longer pending")).force(t)
 
-    def _force_from_outside(self, t: Tensor) -> None:
-        """Another thread wants a value: launch what is pending on the owner's behalf, while its cursor stands on a step without edges."""
-        while t._np is None and t._run is self:
+    def _from_outside(self, reason: str, wanted: Callable[[], bool]) -> None:
+        """Another thread wants a launch: do it on the owner's behalf, while its cursor stands on a step without edges."""
+        while wanted():
             with self.lock:
                 end = self._hold()
                 if end is not None and self._is_outside():
-                    self.flush("a value was read by another thread", end=end)
+                    self.flush(reason, end=end)
                     continue
                 if end is not None:
                     self._give_back(end)
@@ -737,12 +837,16 @@ class Run:
         self.root = self.cur = self.start
         self.scalars, self.tape, self.replaced = [], None, []
         self._turn_back()
+        if self.copies:
+            self._hand_over(None)
         self.writes_pending = self.moved = self.constants = False
         self.walking = 0
 
     def _begin(self, end: Step, last: bool, mine: bool) -> None:
         """The segment up to `end` is done; stand at the root of the next."""
         self._unbind(end)
+        if self.copies:
+            self._hand_over(end.path)
         if self.tape is not None:
             self.tape.settle(self.scalars)
         if self.turned:
@@ -918,7 +1022,7 @@ class Run:
         m = self.cur.macros.get((tensors[0]._step, retain_graph)) if tensors[0]._np is None else None
         if m is None:
             return False
-        leaves = list(map(get_t, m.slots))
+        leaves = list(map(get_t, m.slots)) if not self.copies else [original(h.t) for h in m.slots]
         if len(set(map(id, leaves))) != len(leaves):
             return False
         if m.accumulates:
@@ -964,6 +1068,36 @@ class Run:
         return BackwardRecord(self, tensors[0]._step if simple else None, retain_graph, simple)
 
 
+def is_shown(x: Any) -> bool:
+    """True for a computed tensor whose memory NumPy can see."""
+    return isinstance(x, Tensor) and x._meta.shared and x._np is not None and x._store.exported
+
+
+def original(t: Tensor) -> Tensor:
+    """The tensor that a copy stands for; any other tensor itself."""
+    return t if t._stands_for is None else t._stands_for
+
+
+def overlap(tensors: Sequence[Tensor]) -> bool:
+    """True if two of these tensors may lie on the same bytes."""
+    spans = []
+    for t in tensors:
+        first, m = address(t), t._meta
+        length = sum((n - 1) * s for n, s in zip(m.shape, m.strides, strict=True)) + 1 if m.numel else 0
+        spans.append((first, first + length * m.dtype.itemsize))
+    spans.sort()
+    return any(end > begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def _runs_at_once(op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> bool:
+    """True for operations that no compiled program holds: the shape of their result depends on data, or they are about complex numbers."""
+    return (
+        op.barrier
+        or any(x._meta.dtype.is_complex if isinstance(x, Tensor) else isinstance(x, complex) for x in inputs)
+        or any(isinstance(a, dtypes.dtype) and a.is_complex for a in attrs)
+    )
+
+
 def _is_plain(leaf: Tensor) -> bool:
     """True if a backward pass may give this leaf its gradient without looking further."""
     return not (leaf._hooks or leaf._accumulated_hooks) and leaf._node is None and leaf._base is None
@@ -1005,7 +1139,7 @@ class BackwardRecord:
             run.event("release", tuple(sorted(set(self.visited))))
         if not self.simple or run.root is not self.segment:
             return
-        slots = {id(h.t): h for h in run._slots()}
+        slots = {id(original(h.t)): h for h in run._slots()}
         before = {id(h) for h in slots_between(self.begin, self.segment)}
         m = Macro(run.cur)
         new_here = []
@@ -1031,7 +1165,7 @@ class BackwardRecord:
 _thread_id = threading.get_ident
 _POSITIONS = {"argsort": 0, "topk": 1, "argmax": 0, "argmin": 0}  # what gives positions, and which attribute holds their dimensions
 HELD = Run.cur = Step(None)  # what the owner finds while another thread launches: a step without edges
-_WAITING = {Run._wait.__code__, Run._force_from_outside.__code__}
+_WAITING = {Run._wait.__code__, Run._from_outside.__code__}
 _FREE = _calibrate()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torchlet import errors
 from torchlet.autograd import _set_grad
 from torchlet.compiler import debug
-from torchlet.compiler.capture import MAX_PATHS, Run, run_class
+from torchlet.compiler.capture import MAX_PATHS, Run, original, run_class
 from torchlet.compiler.codegen import triton
 from torchlet.compiler.execute import Executable, optimize
 from torchlet.compiler.interpret import interpret
@@ -140,9 +140,10 @@ class CompiledFunction:
         found = {}
         given = {id(t) for t in _tensors(run.arguments)}
         for i, slot in enumerate(path.slots):
-            if slot.t is not None and id(slot.t) in given:
-                every = range(len(slot.t._meta.shape)) if self.dynamic else ()
-                found[i] = tuple(sorted({*every, *slot.t.__dict__.get(_MARK, ())}))
+            t = None if slot.t is None else original(slot.t)
+            if t is not None and id(t) in given:
+                every = range(len(t._meta.shape)) if self.dynamic else ()
+                found[i] = tuple(sorted({*every, *t.__dict__.get(_MARK, ())}))
         return found if any(found.values()) else {}
 
     def reset(self) -> None:
@@ -175,7 +176,7 @@ class _Namer:
             seen = [(name, value) for name, value in self._visible() if not isinstance(value, types.ModuleType)]
             for name, value in sorted(seen, key=lambda entry: hasattr(entry[1], "param_groups")):  # modules name parameters best
                 self._enter(name, value)
-        found = self.table.get(id(t))
+        found = self.table.get(id(original(t)))
         return found or ""
 
     def _visible(self) -> Iterator[tuple[str, Any]]:
@@ -429,6 +430,9 @@ def describe(f: CompiledFunction) -> Explanation:
             lines.append(f"  recorded because something was different: {short_cause(path.cause)}")
         lines.extend(f"  ended also at {short(where)}: {why or 'launched'}" for why, where in list(path.reasons.items())[1:])
         lines.extend(f"  not compiled, run step by step: {why}" for why in path.stepwise_because)
+        if path.copied:
+            copied = ", ".join(f"{list(shape)} ({nbytes} bytes) at {short(where)}" for where, shape, nbytes in path.copied.values())
+            lines.append(f"  copied in calls where NumPy can see it (help: drop the array, or hand out a copy of it): {copied}")
         for p in path.programs.values():
             for exe in executables(p):
                 natives = getattr(exe, "natives", [])

@@ -32,6 +32,7 @@ from torchlet.runtime.cuda import CudaError
 from torchlet.spec import CPU, contiguous_strides, device, memory_order
 from torchlet.tensor import Meta, Tensor, address, new, share, wrap
 from torchlet.tensor import Node as TapeNode
+from torchlet.window import same_bits, twin_of
 
 _refcount = sys.getrefcount
 
@@ -343,6 +344,7 @@ class Program:
         watched = [s.t for s in self.backward.watched] if self.backward is not None else ()
         inputs = [s.t for s in self.input_slots]
         released = [(s.t, node) for s, node in self.released.items()]
+        before = {} if self.backward is None else {k: wrap(storage.copy(force(inputs[k]))) for k in self.backward.old}
         entries = self.launch(scalars)
         if self.views:
             self._make_views(entries)
@@ -351,7 +353,7 @@ class Program:
             t._np, t._ptr = entries[k]
             s.t = None  # a visible tensor is not a placeholder any more
         if self.backward is not None:
-            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars], watched)
+            self.backward.attach(on_tape, inputs, entries, [scalars[i] for i in self.segment.scalars], watched, before)
         for t, node in released:
             t._node, t._out = node, 0
 
@@ -441,6 +443,10 @@ class Backward:
         self._read: dict[tuple[bool, ...], frozenset[int]] = {}
         self.on_compiled: Callable[[], None] | None = None  # who wants to see the executable once it is there
         self.written = {k for k, i in enumerate(seg.inputs) if i in seg.written}
+        # whoever computes the segment again finds what it has overwritten: the new values, and of these inputs copies of the old ones
+        self.new = {n: k for n, k in zip(graph.outputs, graph.targets, strict=True) if k is not None}
+        again = self.again()
+        self.old = [k for k in self.written if graph.inputs[k] in again]
         kept_by = keeping(program.path)
         self.keeping = {k: kept_by[s] for s, k in zip(on_tape, self.output_of, strict=True) if s in kept_by}
 
@@ -463,6 +469,21 @@ class Backward:
             inputs[k] for slot, k in input_of.items()
             if slot not in every and (program.segment.inputs[k] in written or not slot.t._meta.requires_grad)
         ]
+
+    def again(self) -> list[Node]:
+        """The nodes, in order, that lead to the outputs from the inputs and from what the segment has written into inputs."""
+        order: list[Node] = []
+        seen: set[Node] = set()
+        stack = [(n, False) for n in reversed(self._distinct)]
+        while stack:
+            n, done = stack.pop()
+            if done:
+                order.append(n)
+            elif n not in seen:
+                seen.add(n)
+                stack.append((n, True))
+                stack.extend((x, False) for x in n.args() if n not in self.new)
+        return order
 
     @property
     def executable(self) -> Executable | None:
@@ -518,7 +539,8 @@ class Backward:
         return [CPU if k in self.program.host_inputs else self.program.place for k, has in zip(self.wrt, self.has_grad, strict=True) if has]
 
     def attach(
-        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any], watched: Sequence[Tensor]
+        self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any], watched: Sequence[Tensor],
+        before: dict[int, Tensor],
     ) -> None:
         """Put the segment on the tape: its visible outputs get a node, those that share no computation one of their own."""
         made: dict[int, SegmentNode] = {}
@@ -526,7 +548,7 @@ class Backward:
         for t, k in zip(outputs, self.output_of, strict=True):
             group = self.group_of[k]
             if group not in made:
-                made[group] = SegmentNode(self, group, inputs, entries, scalars, seen)
+                made[group] = SegmentNode(self, group, inputs, entries, scalars, seen, before)
             t._node, t._out = made[group], k
 
 
@@ -579,15 +601,18 @@ def _differentiated(n: Node) -> list[Node]:
 class SegmentNode(TapeNode):
     """A segment, or one of its groups of outputs, on the tape: its gradients are computed by one compiled program."""
 
-    __slots__ = ("half", "group", "seen", "kept", "inputs", "scalars", "freed", "arrays")
+    __slots__ = ("half", "group", "seen", "kept", "inputs", "scalars", "freed", "arrays", "copies", "before")
 
     def __init__(
-        self, half: Backward, group: int, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any], seen: list[Saved]
+        self, half: Backward, group: int, inputs: Sequence[Tensor], entries: Sequence[Any], scalars: list[Any], seen: list[Saved],
+        before: dict[int, Tensor],
     ):
         reached = set().union(*[r for r, g in zip(half.reaches, half.group_of, strict=True) if g == group])
         super().__init__(tuple(edge_of(inputs[k]) if j in reached else None for j, k in enumerate(half.wrt)), tuple(half.seed_metas))
         self.half, self.group, self.seen, self.scalars, self.freed = half, group, seen, scalars, False
-        self.inputs = [Saved(t) for t in inputs]
+        self.inputs, self.before = [Saved(t) for t in inputs], before
+        # of memory that NumPy can see: what was read there.  The copies themselves turn into what they stand for after the launch
+        self.copies: list[tuple[int, Any]] = [(k, t._np) for k, t in enumerate(inputs) if t._stands_for is not None]
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
         self.arrays = [entries[n][0] for is_input, n in half.kept if not is_input]  # held, so that the pools leave them alone
 
@@ -611,8 +636,9 @@ class SegmentNode(TapeNode):
         half, given = self.half, tuple([g is not None for g in grads])
         read = half.read(given)
         self._check(grads, read)
-        if STATE.grad:
-            return self._differentiable(grads)
+        written = any(not same_bits(force(self.inputs[k].tensor), a) for k, a in self.copies)
+        if STATE.grad or written:
+            return self._differentiable(grads, STATE.grad, written)
         executable = half.compiled(given)
         seeds = []
         for g, m in zip(grads, self.metas, strict=True):
@@ -631,34 +657,59 @@ class SegmentNode(TapeNode):
         found = [next(it) if has else None for has in half.has_grad]
         return [g if j in reached else None for j, g in enumerate(found)]  # what no given gradient reaches has none, not zeros
 
-    def _differentiable(self, grads: list[Tensor | None]) -> list[Tensor | None]:
+    def _differentiable(self, grads: list[Tensor | None], create_graph: bool, written: bool) -> list[Tensor | None]:
+        """The gradients, operation by operation. `written`: by NumPy since the segment ran; what was computed then stays as it is."""
+        run = STATE.run if written else None
+        if run is not None:  # what is written below must not be read later
+            run.flush("NumPy wrote to memory that a backward pass reads")
+            STATE.run = None
+        before = STATE.grad
+        STATE.grad = True
+        try:
+            return self._walked(grads, create_graph, dict(self.copies) if written else {})
+        finally:
+            STATE.grad = before
+            if run is not None:
+                STATE.run = run
+
+    def _walked(self, grads: list[Tensor | None], create_graph: bool, copies: dict[int, Any]) -> list[Tensor | None]:
         half = self.half
         seg = half.program.segment
-        values: dict[Node, Any] = {}
-        sources = []
-        for k, (n, saved) in enumerate(zip(seg.graph.inputs, self.inputs, strict=True)):
-            t = saved.get(_SEGMENT)
-            values[n] = t
-            if k in half.wrt:
-                values[n] = apply(OPS["alias"], (t,))  # gradients are wanted at this node's edge, not further down
-                sources.append(values[n])
-        values.update(zip(seg.graph.scalars, self.scalars, strict=True))
-        nodes = list(dict.fromkeys(seg.alive_nodes[s] for s in half.of))
-        for n in Graph("", (), (), tuple(nodes), (None,) * len(nodes)).nodes():
-            if n not in values:
+        values: dict[Node, Any] = dict(zip(seg.graph.scalars, self.scalars, strict=True))
+        number = {n: k for k, n in enumerate(seg.graph.inputs)}
+        sources: dict[int, Tensor] = {}
+        later: list[tuple[Tensor, Tensor]] = []
+        for n in half.again():
+            if n in half.new:  # what the segment has written into an input is found there
+                values[n] = self.inputs[half.new[n]].get(_SEGMENT)
+            elif n in number:
+                k = number[n]
+                t = self.before[k] if k in self.before else self.inputs[k].get(_SEGMENT)
+                if k in copies:
+                    now, t = t, wrap(twin_of(copies[k]))
+                    t._meta, t._stands_for = now._meta.replace(shared=False), now._stands_for
+                    later.append((t, now))
+                if k in half.wrt:
+                    t = sources[k] = apply(OPS["alias"], (t,))  # gradients are wanted at this node's edge, not further down
+                values[n] = t
+            elif n not in values:
                 assert n.op is not None
                 values[n] = apply(n.op, tuple([values[x] if isinstance(x, Node) else x for x in n.inputs]), n.attrs)
+        nodes = list(dict.fromkeys(seg.alive_nodes[s] for s in half.of))
         seeds = [(edge_of(values[n]), g) for n, g in zip(nodes, grads, strict=True) if g is not None]
+        for t, now in later:  # the rules read what is there now
+            t._np[...] = now._np  # type: ignore[index]
         found: dict[int, Tensor] = {}
-        walk_back(seeds, True, True, found, sources, None)
-        return [found.get(i) for i in range(len(sources))]
+        walk_back(seeds, True, create_graph, found, list(sources.values()), None)
+        of = dict(zip(sources, map(found.get, range(len(sources))), strict=True))
+        return [of.get(k) for k in half.wrt]
 
     def release(self) -> None:
         """A second backward raises where eager execution would have kept something; where it raises for all outputs, let go of it."""
         ours = [k for k, group in enumerate(self.half.group_of) if group == self.group]
         self.freed = any(k in self.half.keeping for k in ours)
         if all(k in self.half.keeping for k in ours):
-            self.kept, self.inputs, self.arrays = [], [], []
+            self.kept, self.inputs, self.arrays, self.copies, self.before = [], [], [], [], {}
 
 
 def _shadow(t: Tensor) -> Tensor:

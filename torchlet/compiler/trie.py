@@ -97,7 +97,7 @@ class Path:
 
     __slots__ = (
         "steps", "slots", "producers", "written", "written_outside", "turned", "released", "root", "end", "scalar_count", "is_empty",
-        "programs", "quiet", "reasons", "cause", "launches", "used", "stepwise", "stepwise_because",
+        "programs", "quiet", "reasons", "cause", "launches", "used", "stepwise", "stepwise_because", "copied",
     )
 
     def __init__(self, root: Step, end: Step):
@@ -126,6 +126,7 @@ class Path:
         self.used = 0  # number of the call that launched it last
         self.stepwise = 0
         self.stepwise_because: list[str] = []
+        self.copied: dict[Slot, tuple[str, tuple[int, ...], int]] = {}  # what NumPy could see: place, shape, bytes of the copy
 
 
 class Quiet:

@@ -10,7 +10,7 @@ import numpy as np
 from torchlet import autograd, dtypes, printing, storage
 from torchlet.autograd import OpNode, edge_of, force, inplace
 from torchlet.dtypes import dtype as DType
-from torchlet.op import STATE, apply
+from torchlet.op import RUNS, STATE, apply
 from torchlet.ops.create import finish, full_
 from torchlet.ops.place import place_of, to_device_
 from torchlet.ops.pointwise import cast, cast_, clone_, clone_in_order_
@@ -21,7 +21,8 @@ from torchlet.spec import broadcast_shapes as common_shape
 from torchlet.spec import device as Device
 from torchlet.spec import result_type as common_dtype
 from torchlet.storage import DeviceArray, as_host
-from torchlet.tensor import Array, Node, Tensor, address, share, wrap
+from torchlet.tensor import Array, Node, Tensor, address, new, share, wrap
+from torchlet.window import may_be_lent, window
 
 # ------------------------------------------------------------------------------------------------ from data to tensors
 
@@ -106,9 +107,9 @@ def asarray(obj: Any, *, dtype: DType | None = None, device: Any = None, copy: b
 
 @public(method=False)
 def from_numpy(ndarray: Array) -> Tensor:
-    """A tensor over the memory of a NumPy array: changes show on both sides, so operations on it are never deferred.
+    """A tensor over the memory of a NumPy array: changes show on both sides.
 
-    Raises TypeError for something else than an array, or an element type that torchlet lacks.
+    Compiled calls read a copy of it for as long as somebody else holds the array. Raises TypeError for something else than an array, or an element type that torchlet lacks.
     """
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: expected np.ndarray (got {type(ndarray).__name__})")
@@ -123,9 +124,17 @@ def from_numpy(ndarray: Array) -> Tensor:
             f"{ndarray.itemsize}\nhelp: copy the array first"
         )
     if not ndarray.flags.writeable:
-        ndarray = ndarray.copy()  # a tensor can always be written
-    t = wrap(ndarray)
-    t._store.exported = True
+        return wrap(np.array(ndarray, order="K"))  # a tensor can always be written
+    return _over(ndarray)
+
+
+def _over(array: Array) -> Tensor:
+    """A tensor over memory that others may hold."""
+    t = wrap(window(array))
+    if may_be_lent(array):
+        t._store.lent = array
+    else:
+        t._store.export_for_good()
     share(t)
     return t
 
@@ -177,9 +186,18 @@ def numpy(self: Tensor, *, force: bool = False) -> Array:
         raise TypeError(
             f"can't convert {self._meta.device} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
         )
-    self._store.exported = True
-    share(self)
-    return a
+    sight = self._store.export()
+    _show(self)
+    return window(a, sight)
+
+
+def _show(t: Tensor) -> None:
+    """NumPy can see the memory of `t` now."""
+    share(t)
+    for weak in list(RUNS):
+        run = weak()
+        if run is not None:
+            run.show(t._store)
 
 
 def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -188,7 +206,8 @@ def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> Array:
 
 
 def _array_wrap(self: Tensor, array: Any, context: Any = None, return_scalar: bool = False) -> Tensor:
-    return wrap(np.asarray(array))  # what a NumPy function makes of a tensor is a tensor
+    made = np.asarray(array)  # what a NumPy function makes of a tensor is a tensor
+    return wrap(made) if made.base is None else _over(made)
 
 
 def _one(self: Tensor, wanted: str) -> Any:
@@ -315,10 +334,10 @@ def storage_offset(self: Tensor) -> int:
 
 @public(function=False)
 def data_ptr(self: Tensor) -> int:
-    """The address of the first element. From now on operations on this memory are never deferred."""
+    """The address of the first element. Whoever knows it may write there: compiled calls read copies of this memory from now on."""
     force(self)
-    self._store.exported = True
-    share(self)
+    self._store.export_for_good()
+    _show(self)
     return address(self)
 
 
@@ -777,6 +796,16 @@ def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
     return out
 
 
+def _copy(self: Tensor) -> Tensor:
+    """Another leaf over the same memory."""
+    out: Tensor = new(self.__class__)
+    out._np, out._store = force(self), self._store
+    share(self)
+    out._meta = self._meta
+    out.__dict__.update(self.__dict__)
+    return out
+
+
 def _rebuild(array: Any, requires_grad: bool, place: str = "cpu") -> Tensor:
     t = wrap(array if place == "cpu" else storage.transfer(array, place_of(place)))
     t._meta = t._meta.replace(requires_grad=requires_grad)
@@ -784,7 +813,12 @@ def _rebuild(array: Any, requires_grad: bool, place: str = "cpu") -> Tensor:
 
 
 def _reduce(self: Tensor, protocol: Any) -> Any:
-    array = np.ascontiguousarray(as_host(force(self))).reshape(self._meta.shape)
+    array = as_host(force(self))
+    if self._meta.device is CPU:  # a pickle may leave the bytes where they are (PickleBuffer)
+        sight = self._store.export()
+        _show(self)
+        array = window(array, sight)
+    array = np.ascontiguousarray(array).reshape(self._meta.shape)
     return _rebuild, (array, self._meta.requires_grad, str(self._meta.device))
 
 
@@ -792,7 +826,7 @@ def _dlpack(self: Tensor, **kwargs: Any) -> Any:
     return numpy(self).__dlpack__(**kwargs)
 
 
-METHODS |= {"__deepcopy__": _deepcopy, "__reduce_ex__": _reduce, "__dlpack__": _dlpack, "__dlpack_device__": lambda self: (1, 0) if self._meta.device is CPU else (2, self._meta.device.index)}
+METHODS |= {"__copy__": _copy, "__deepcopy__": _deepcopy, "__reduce_ex__": _reduce, "__dlpack__": _dlpack, "__dlpack_device__": lambda self: (1, 0) if self._meta.device is CPU else (2, self._meta.device.index)}
 
 
 @public(method=False)

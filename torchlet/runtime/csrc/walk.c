@@ -16,7 +16,7 @@
 
 #define TENSOR_FIELDS(X) \
     X(Tensor, _np) X(Tensor, _meta) X(Tensor, _store) X(Tensor, _run) X(Tensor, _step) X(Tensor, _node) X(Tensor, _out) X(Tensor, _grad) \
-    X(Tensor, _hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, exported)
+    X(Tensor, _hooks) X(Tensor, _base) X(Tensor, _ptr) X(Storage, version) X(Storage, sight) X(Storage, lent)
 
 #define FIELDS(X) \
     X(Slot, t) X(Step, next) X(Step, functional) X(Step, op) X(Step, kind) X(Step, attrs) X(Step, checks) X(Step, known) \
@@ -31,7 +31,7 @@ FIELDS(OFFSET)
 
 #define NAMES(X) \
     X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(_accumulated_hooks) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
-    X(is_plain) X(launch) X(made) X(ask) X(_update) X(param_groups) X(state) X(autocast) X(_execute) X(_hooked) X(forward) X(__dict__) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
+    X(is_plain) X(exported) X(launch) X(made) X(ask) X(_update) X(param_groups) X(state) X(autocast) X(_execute) X(_hooked) X(forward) X(__dict__) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME
@@ -104,9 +104,15 @@ static inline PyObject *store_of(PyObject *x) {
     return store && (PyObject *)Py_TYPE(store) == Storage ? store : NULL;
 }
 
-static inline int is_exported(PyObject *t) {
+static int is_exported(PyObject *t) {
     PyObject *store = store_of(t);
-    return !store || FIELD(store, Storage, exported) != Py_False;
+    if (!store || !FIELD(store, Storage, sight) || !FIELD(store, Storage, lent)) return 1;
+    if (FIELD(store, Storage, sight) == Py_None && FIELD(store, Storage, lent) == Py_None) return 0;
+    PyObject *exported = PyObject_GetAttr(store, n_exported);
+    if (!exported) PyErr_Clear();
+    int is = exported != Py_False;
+    Py_XDECREF(exported);
+    return is;
 }
 
 // a pending tensor: what `new` fills, and what Run._place gives it
@@ -118,7 +124,8 @@ static PyObject *fresh_tensor(PyObject *run, PyObject *step, PyObject *meta) {
         return NULL;
     }
     FIELD(store, Storage, version) = Py_NewRef(zero);
-    FIELD(store, Storage, exported) = Py_NewRef(Py_False);
+    FIELD(store, Storage, sight) = Py_NewRef(Py_None);
+    FIELD(store, Storage, lent) = Py_NewRef(Py_None);
     FIELD(t, Tensor, _store) = store;
     FIELD(t, Tensor, _run) = Py_NewRef(run);
     FIELD(t, Tensor, _step) = Py_NewRef(step);
@@ -137,11 +144,11 @@ static PyObject *fresh_tensor(PyObject *run, PyObject *step, PyObject *meta) {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *tape, *turned, *replaced, *cause, *calls, *thread, *arguments;
+    PyObject *cur, *root, *start, *scalars, *moved, *writes_pending, *tape, *turned, *replaced, *cause, *calls, *thread, *arguments, *copies;
     int inside;
 } Walk;
 
-#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(tape) X(turned) X(replaced) X(cause) X(calls) X(thread) X(arguments)
+#define WALK_OBJECTS(X) X(cur) X(root) X(start) X(scalars) X(moved) X(writes_pending) X(tape) X(turned) X(replaced) X(cause) X(calls) X(thread) X(arguments) X(copies)
 
 static int walk_traverse(Walk *w, visitproc visit, void *arg) {
 #define VISIT(name) Py_VISIT(w->name);
@@ -416,7 +423,7 @@ static int stride(Walk *w, PyObject *m) {
 
 // tensors, gradients, retain_graph, create_graph, inputs
 static PyObject *walk_follow_backward(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
-    if (nargs != 5 || w->cur == HELD || !PyTuple_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[0]) != 1 ||
+    if (nargs != 5 || w->cur == HELD || !w->copies || PyDict_GET_SIZE(w->copies) || !PyTuple_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[0]) != 1 ||
         PyTuple_GET_ITEM(args[1], 0) != Py_None || !PyBool_Check(args[2]) || args[3] != Py_False || args[4] != Py_None ||
         !is_tensor(PyTuple_GET_ITEM(args[0], 0)) || !FIELD(PyTuple_GET_ITEM(args[0], 0), Tensor, _step))
         return twin(n_follow_backward, w, args, nargs, NULL);
@@ -511,7 +518,7 @@ static PyObject *flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, PyObjec
     PyObject *reason = nargs ? args[0] : empty, *end = w->cur, *path, *quiet;
     int last = kwnames && PyTuple_GET_SIZE(kwnames) == 1 && PyTuple_GET_ITEM(kwnames, 0) == n_last && args[nargs] == Py_True;
     if (nargs > 1 || (kwnames && !last) || end == HELD || end == w->root || (path = FIELD(end, Step, path)) == Py_None ||
-        w->tape != Py_None || w->moved != Py_False || (!last && FIELD(end, Step, after) == Py_None))
+        w->tape != Py_None || w->moved != Py_False || !w->copies || PyDict_GET_SIZE(w->copies) || (!last && FIELD(end, Step, after) == Py_None))
         return twin(n_flush, w, args, nargs, kwnames);
     quiet = FIELD(path, Path, quiet);
     if (quiet == Py_None || FIELD(quiet, Quiet, program) == Py_None || PyLong_AsSsize_t(FIELD(path, Path, scalar_count)) != PyList_GET_SIZE(w->scalars))
