@@ -3,7 +3,9 @@
 import copy
 import gc
 import pickle
+import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -712,6 +714,45 @@ def test_another_thread_writes_through_an_array_in_the_middle_of_a_call():
     y, z = f(True)
     thread.join()
     assert y.tolist() == [4.0] * 3 and z.tolist() == [101.0] * 3 and seen[0].tolist() == [3.0] * 3
+
+
+def test_windows_open_and_close_while_another_thread_trains():
+    x, w = torch.ones(4), torch.ones(4, requires_grad=True)
+    wrong, done = [], threading.Event()
+
+    @torch.compile
+    def f(n):
+        y = x * w
+        for _ in range(n):
+            y = y * 1.0 + 0
+        y.sum().backward()
+        x.mul_(1.0)
+        return y
+
+    def train():
+        try:
+            for i in range(300):
+                w.grad = None
+                if f(3 + i % 3).tolist() != [1.0] * 4 or w.grad.tolist() != [1.0] * 4:
+                    wrong.append(i)
+        except BaseException as error:
+            wrong.append(error)
+        done.set()
+
+    f(3)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        thread = threading.Thread(target=train)
+        thread.start()
+        while not done.is_set():
+            for _ in range(20):
+                x.numpy()
+            time.sleep(1e-3)
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong and not exported(x)
 
 
 # ------------------------------------------------------------------------------------------------ speed, as segments

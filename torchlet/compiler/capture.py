@@ -376,15 +376,14 @@ class Run:
 
     def event(self, kind: str, *value: Any) -> None:
         """A fact that later steps depend on (the grad mode), as a step of the path, so that no step has to check it."""
-        if self.cur is HELD:
-            self._wait()
-        s = self.cur.next
+        at = self._here()
+        s = at.next
         if s is None or s.kind != "event" or s.op != kind or s.attrs != value:
-            found = self.cur.edges.get((kind, value))
+            found = at.edges.get((kind, value))
             if found is None:
-                found = Step(self.cur, "event", kind, value)
-                self.cur.edges[kind, value] = found
-            self.cur.next = s = found
+                found = Step(at, "event", kind, value)
+                at.edges[kind, value] = found
+            at.next = s = found
         self.cur = s
 
     # ------------------------------------------------------------------------------------------------ recording
@@ -474,7 +473,7 @@ class Run:
         if s is HELD:
             return True
         while s is not None:
-            if any(h.t is not None and h.t._store is store for h in s.fresh):
+            if any(t is not None and t._store is store for t in map(get_t, s.fresh)):  # its owner may empty slots meanwhile
                 return True
             s = s.parent
         return False
@@ -482,7 +481,7 @@ class Run:
     def _record(self, op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
         """Find another edge for the operation, or add one; its operands are as they have to be."""
         if op.check is not None:
-            s = self.cur.next
+            s = self._here().next
             if s is not None and s.op is op and s.kind == "op" and s.attrs == attrs and self._match(s, inputs):
                 self._test(op, inputs, attrs, s)
                 self.cur = s
@@ -525,7 +524,7 @@ class Run:
         return bool(views) and base_slot(x._step).t._meta.requires_grad and all(v.grad and v.op.vjp for v in views)
 
     def _cut(self) -> None:
-        if self.cur.position >= MAX_STEPS:
+        if self._here().position >= MAX_STEPS:
             self.flush(f"{MAX_STEPS} steps")
 
     def _test(self, op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...], matched: Step | None = None) -> None:
@@ -620,7 +619,7 @@ class Run:
 
     def _writes(self) -> Iterator[Slot]:
         """What is overwritten by the pending part of the segment."""
-        s = self.cur
+        s = self._here()
         while s is not self.root:
             yield from s.writes
             assert s.parent is not None
@@ -629,7 +628,7 @@ class Run:
     def _edge(self, kind: str, op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> Step:
         """The edge with these operands from here; made if it is not there. Nothing changes if the operands are refused."""
         self._unbind()
-        parent = self.cur
+        parent = self._here()
         bound = {id(h.t): h for h in self._slots()}
         checks: list[tuple[Slot | None, Any]] = []
         key: list[Any] = [kind, op, attrs]
@@ -676,12 +675,13 @@ class Run:
         return found
 
     def _take(self, s: Step) -> None:
-        self.cur.next = s
+        assert s.parent is not None
+        s.parent.next = s
         self.cur = s
 
     def _unbind(self, at: Step | None = None) -> None:
         """A half-matched step leaves nothing behind."""
-        expected = (at or self.cur).next
+        expected = (at or self._here()).next
         if expected is not None:
             for slot in expected.fresh:
                 slot.t = None
@@ -689,7 +689,7 @@ class Run:
     def _slots(self) -> list[Slot]:
         """The outside tensors bound so far in this segment."""
         out: list[Slot] = []
-        s = self.cur
+        s = self._here()
         while s is not self.root:
             out.extend(s.fresh)
             assert s.parent is not None
@@ -727,8 +727,8 @@ class Run:
         """Another thread wants a launch: do it on the owner's behalf, while its cursor stands on a step without edges."""
         while wanted():
             with self.lock:
-                end = self._hold()
-                if end is not None and self._is_outside():
+                end = self._hold() if self._is_outside() else None
+                if end is not None and self._is_outside() and self.cur is HELD:  # it has begun no step since, or has ended it
                     self.flush(reason, end=end)
                     continue
                 if end is not None:
@@ -744,7 +744,7 @@ class Run:
         self.__dict__.setdefault("cur", end)
 
     def _is_outside(self) -> bool:
-        """True if the owner's thread is not in the middle of a step."""
+        """True if the owner's thread is in code of the user's, or waits for another thread."""
         if self.inside:
             return False
         frame = sys._current_frames().get(self.thread)
@@ -755,7 +755,13 @@ class Run:
             if code.co_filename == __file__:
                 return False
             frame = frame.f_back  # type: ignore[assignment]
-        return True
+        return not self.constants  # a gradient rule computes with what belongs to this segment
+
+    def _here(self) -> Step:
+        """Where the walk stands; another thread may have the cursor in its hand, looking whether this one is in the middle of a step."""
+        while (at := self.cur) is HELD:
+            self._wait()
+        return at
 
     def _wait(self) -> None:
         """Another thread is launching what is pending here."""
@@ -766,9 +772,7 @@ class Run:
     def flush(self, reason: str = "", last: bool = False, stepwise: str = "", end: Step | None = None) -> None:
         """Launch what is pending. The next segment starts at a root of its own."""
         if end is None:
-            if self.cur is HELD:
-                self._wait()
-            end = self.cur
+            end = self._here()
         if end is self.root:
             self.cur = self.root
             if last:
@@ -822,9 +826,11 @@ class Run:
             raise
         finally:
             STATE.run = outer
-            self._begin(end, last, outer is self)
+            if self.copies:
+                self._hand_over(path)
             for h in slots:
                 h.t = None
+            self._begin(end, last, outer is self)  # from here on an owner that another thread has held goes on
 
     def _realign(self, path: Path) -> None:
         """An interrupt came between a number and its step. Where the call ends with it, nothing is lost."""
@@ -845,8 +851,6 @@ class Run:
     def _begin(self, end: Step, last: bool, mine: bool) -> None:
         """The segment up to `end` is done; stand at the root of the next."""
         self._unbind(end)
-        if self.copies:
-            self._hand_over(end.path)
         if self.tape is not None:
             self.tape.settle(self.scalars)
         if self.turned:
@@ -1019,7 +1023,7 @@ class Run:
             return False
         if self.cur is HELD:
             self._wait()
-        m = self.cur.macros.get((tensors[0]._step, retain_graph)) if tensors[0]._np is None else None
+        m = self._here().macros.get((tensors[0]._step, retain_graph)) if tensors[0]._np is None else None
         if m is None:
             return False
         leaves = list(map(get_t, m.slots)) if not self.copies else [original(h.t) for h in m.slots]
@@ -1108,7 +1112,7 @@ class BackwardRecord:
 
     def __init__(self, run: Run, root: Step | None, retain_graph: bool, simple: bool):
         self.run, self.root, self.retain_graph, self.simple = run, root, retain_graph, simple
-        self.begin, self.segment = run.cur, run.root
+        self.begin, self.segment = run._here(), run.root
         self.leaves: list[tuple[Tensor, Tensor | None, Tensor]] = []
         self.visited: list[int] = []
 
@@ -1139,9 +1143,10 @@ class BackwardRecord:
             run.event("release", tuple(sorted(set(self.visited))))
         if not self.simple or run.root is not self.segment:
             return
-        slots = {id(original(h.t)): h for h in run._slots()}
+        bound = run._slots()
+        slots = {id(original(h.t)): h for h in bound}
         before = {id(h) for h in slots_between(self.begin, self.segment)}
-        m = Macro(run.cur)
+        m = Macro(run._here())
         new_here = []
         for leaf, old, g in self.leaves:
             slot = slots.get(id(leaf))
@@ -1157,7 +1162,7 @@ class BackwardRecord:
                 if fresh:
                     new_here.append(h)
                 m.leaf(slot, None, h, old._meta if fresh else None)
-        if any(id(h) not in before and h not in new_here for h in slots.values()):
+        if any(id(h) not in before and h not in new_here for h in bound):
             return  # an outside tensor that the facts above do not bind
         self.begin.macros[self.root, self.retain_graph] = m
 

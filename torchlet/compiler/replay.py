@@ -58,7 +58,7 @@ class WatchedRun(Run):
 
     def stepping(self, optimizer: Any) -> None:
         """An optimizer begins a step."""
-        self.optimizers.append((optimizer, self.cur))
+        self.optimizers.append((optimizer, self._here()))
 
     def disturb(self, reason: str) -> None:
         """Python state changes that a replayed call would leave as it is."""
@@ -88,6 +88,8 @@ class Observation:
     def __init__(self, run: WatchedRun, tensors: Sequence[Tensor], numbers: list[Any], result: Any, without: dict[int, bool]):
         path = run.path
         self.refused = run.refused or ("it does nothing with tensors" if path is None else "")
+        if path is not None and any(t._stands_for is not None for t in run.bound):
+            self.refused = self.refused or "it reads memory that NumPy can see"
         self.numbers, self.arguments = [], numbers
         if self.refused or path is None:
             return

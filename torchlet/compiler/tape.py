@@ -32,7 +32,7 @@ class Tape:
 
     def _extend(self) -> None:
         steps: list[Step] = []
-        s = self.run.cur
+        s = self.run._here()
         while s is not self.run.root:
             steps.append(s)
             s = s.parent

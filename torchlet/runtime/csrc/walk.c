@@ -495,7 +495,9 @@ static PyObject *run_program(Walk *w, PyObject *path, PyObject *alive, PyObject 
     if (plain < 0) return NULL;
     PyObject *stack[] = {(PyObject *)w, path, alive, program}, *launched[] = {program, w->scalars};
     if (!plain) return PyObject_VectorcallMethod(n__run, stack, 4, NULL);
+    w->inside++;  // it has no frame, and lets other threads run
     PyObject *done = PyObject_VectorcallMethod(n_launch, launched, 2, NULL);
+    w->inside--;
     if (done || !PyErr_ExceptionMatches(PyExc_Exception)) return done;
     PyObject *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
