@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from torchlet.compiler.offline import compile_kernel
 from torchlet.compiler.schedule import Plan, schedule
 from torchlet.compiler.tile import MACHINES
 from torchlet.op import OPS, STATE
+from torchlet.runtime import interpreter
 
 pytestmark = pytest.mark.slow  # kernels in Triton's interpreter, and its compiler
 
@@ -157,6 +159,110 @@ def test_the_logarithms_of_row_sums_alone() -> None:
     assert "OUT=False" in emit(plan.kernels[0]).source
 
 
+# ------------------------------------------------------------------------------------------------ tensor maps
+
+
+def halves(*shape: int, d: Any = ml_dtypes.bfloat16) -> np.ndarray:
+    return normal(*shape).astype(d)
+
+
+def mapped(plan: Plan) -> dict[str, list[str]]:
+    """The operands of each attention kernel that tensor maps move on Hopper."""
+    found = [(k.body.part, emit(k).maps) for k in plan.kernels if isinstance(k.body, Attention)]
+    return {part: [name.removesuffix("_map") for name in maps] for part, maps in found}
+
+
+ALL = {"forward": ["q", "k", "v"], "query_gradient": ["g", "q", "k", "v"], "key_gradient": ["g", "q", "k", "v"]}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 3, 70, 32), (2, 3, 70, 32), (2, 3, 70, 32)),
+        ((1, 2, 37, 64), (1, 2, 91, 64), (1, 2, 91, 40)),
+        ((2, 20, 48), (2, 90, 48), (2, 90, 48)),
+        ((150, 32), (140, 32), (140, 32)),
+        ((2, 1, 17, 256), (2, 1, 40, 256), (2, 1, 40, 256)),
+    ],
+)
+def test_heads_of_16_bit_numbers_come_by_tensor_maps_with_zeros_beyond_their_ends(shapes: Any, causal: bool) -> None:
+    plan = check_training(functools.partial(F.scaled_dot_product_attention, is_causal=causal), [halves(*s) for s in shapes], 1e-2)
+    assert mapped(plan) == ALL
+
+
+@pytest.mark.parametrize("shared", [2, 1])
+def test_shared_heads_come_by_tensor_maps(shared: int) -> None:
+    f = functools.partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+    plan = check_training(f, [halves(2, 6, 40, 32), halves(2, shared, 40, 32), halves(2, shared, 40, 32)], 1e-2)
+    assert mapped(plan) == ALL
+
+
+def wide_packed(qkv: Any) -> Any:
+    q, k, v = qkv.view(2, 70, 3, 2, 32).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(2, 70, 64)
+
+
+@pytest.mark.parametrize("d,tolerance", [(ml_dtypes.bfloat16, 1e-2), (np.float16, 2e-3)])
+def test_packed_heads_are_maps_of_one_buffer_by_its_strides(d: Any, tolerance: float) -> None:
+    plan = check_training(wide_packed, [halves(2, 70, 192, d=d)], tolerance)
+    assert mapped(plan) == ALL
+    maps = emit(next(k for k in plan.kernels if k.body)).maps
+    assert {m.strides for m in maps.values()} == {(70 * 192, 32, 192, 1)} and [m.start for m in maps.values()] == [0, 64, 128]
+    assert len({m.buffer for m in maps.values()}) == 1
+
+
+def test_maps_and_pointers_read_the_same_numbers() -> None:
+    for part in ALL:
+        kernel = next(
+            k for k in schedule(optimize(training(wide_packed, halves(2, 70, 192)), gpu=True), "f", gpu=True)[0].kernels
+            if isinstance(k.body, Attention) and k.body.part == part
+        )  # fmt: skip
+        results = []
+        for maps in (True, False):
+            arrays = [np.random.default_rng(i).standard_normal(b.size).astype(b.dtype.np) for i, b in enumerate(kernel.buffers)]
+            tk = emit(kernel, maps=maps)
+            assert bool(tk.maps) == maps
+            interpreter.run(tk, arrays)
+            results.append(arrays)
+        for a, b in zip(*results, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=part)
+
+
+def test_what_tensor_maps_cannot_reach_is_read_through_pointers() -> None:
+    attend = functools.partial(F.scaled_dot_product_attention, is_causal=True)
+    cases: dict[str, tuple[Any, list[np.ndarray], list[str]]] = {
+        "rows of 40 bytes": (attend, [halves(1, 2, 20, 20)] * 3, []),
+        "columns apart": (lambda q, k: attend(q, k.mT, q), [halves(1, 2, 24, 32), halves(1, 2, 32, 24)], ["q", "v"]),
+        "three stacks": (attend, [halves(2, 2, 2, 20, 32)] * 3, []),
+        "one query": (attend, [halves(1, 2, 1, 32), halves(1, 2, 20, 32), halves(1, 2, 20, 32)], ["k", "v"]),
+        "float32": (attend, [normal(1, 2, 20, 32)] * 3, []),
+    }  # fmt: skip
+    for name, (f, arrays, wanted) in cases.items():
+        plan, _ = schedule(optimize(graph_of(f, *arrays), gpu=True), "f", gpu=True)
+        assert mapped(plan)["forward"] == wanted, name
+        np.testing.assert_allclose(
+            *[x[0].astype(float) for x in (run_interpreted_triton(plan, arrays), run_plan(plan, arrays))], atol=2e-2, err_msg=name
+        )
+    kernel = next(k for k in schedule(optimize(graph_of(wide_packed, halves(2, 70, 192)), gpu=True), "f", gpu=True)[0].kernels if k.body)
+    assert not any(emit(kernel, target).maps for target in ("cuda:80", "cuda:120", "hip:gfx942")) and emit(kernel, "cuda:100").maps
+
+
+@pytest.mark.skipif(CC is None, reason="no C compiler to build the stand-in driver with")
+def test_launches_carry_the_heads_maps_and_unaligned_heads_get_a_kernel_without() -> None:
+    host = torch.randn(2, 70, 192).bfloat16()
+    wanted = wide_packed(host).float().numpy()
+    with stand_in() as gpu:
+        memory = torch.zeros(host.numel() + 16, dtype=torch.bfloat16).cuda()
+        f = torch.compile(wide_packed)
+        for start in (0, 8, 3, 0, 0, 0):  # launched one by one, then as a graph
+            x = memory[start : start + host.numel()].view(2, 70, 192)
+            x.copy_(host.cuda())
+            np.testing.assert_allclose(f(x).float().cpu().numpy(), wanted, rtol=2e-2, atol=2e-2)
+        found = {bool(k.maps) for k in gpu.kernels.values() if k.name.startswith("attention")}
+        assert found == {True, False} and gpu.maps >= 3
+
+
 # ------------------------------------------------------------------------------------------------ choice
 
 
@@ -233,11 +339,21 @@ def canonical(part: str, d: int, kind: torch.dtype) -> Any:
     return next(k for k in plan.kernels if isinstance(k.body, Attention) and k.body.part == part)
 
 
+@pytest.mark.parametrize("d", [64, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", ["forward", "query_gradient", "key_gradient"])
-def test_heads_of_64_use_tensor_cores_without_spills_on_sm90(part: str) -> None:
-    built = compile_kernel(emit(canonical(part, 64, torch.bfloat16)), "cuda:90")
-    assert built.spill_bytes == 0 and "wgmma" in (built.ptx or "")
+def test_heads_use_tensor_cores_and_tensor_maps_without_spills_or_waits_between_products_on_sm90(part: str, d: int) -> None:
+    built = compile_kernel(emit(canonical(part, d, torch.bfloat16)), "cuda:90")
+    assert {"HGMMA", "UTMALDG"} <= set(re.findall(r"\b(HGMMA|UTMALDG)\b", built.sass or "")), built.sass
+    assert "wgmma" in (built.ptx or "") and built.flaw == 0
     assert built.flops and built.roofline_us
+    pointers = compile_kernel(emit(canonical(part, d, torch.bfloat16), maps=False), "cuda:90")
+    assert "UTMALDG" not in (pointers.sass or "") and pointers.flaw == 0
+
+
+@pytest.mark.parametrize("part", ["forward", "query_gradient", "key_gradient"])
+def test_heads_use_tensor_maps_on_blackwell(part: str) -> None:
+    built = compile_kernel(emit(canonical(part, 64, torch.bfloat16), "cuda:100"), "cuda:100")
+    assert "UTMALDG" in (built.sass or "") and "UTCHMMA" in (built.sass or "") and built.spill_bytes == 0
 
 
 @pytest.mark.slow

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from torchlet.compiler.loops import Buffer, Handwritten
+from torchlet.compiler.tile import MACHINES, TENSOR_MAPS, Tile
 from torchlet.errors import UnsupportedError
+from torchlet.runtime.cuda import TensorMap
 
 __all__ = ["Attention", "Operand"]
 
@@ -26,6 +28,7 @@ PARTS = {  # what each kernel reads and may write
     "gradients": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dq", "dk", "dv")),  # on the CPU
 }
 _ROWS_ONLY = ("lse", "delta")  # one number a row
+_SHARED = ("k", "v", "dk", "dv")  # one matrix for each shared head; its lines are keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,16 @@ class Operand:
     stack: tuple[int, ...]
     row: int
     column: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a Triton kernel is printed from: its lines, the device functions they call, the programs, tensor maps and their blocks."""
+
+    lines: list[str]
+    helpers: list[str]
+    programs: int
+    maps: dict[str, tuple[TensorMap, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,9 @@ class Attention(Handwritten):
 
     # -------------------------------------------------------------------------------------------- Triton
 
-    def _tile(self, target: str, itemsize: int) -> tuple[int, int, int, int]:
-        """(queries, keys, warps, stages) of a program, by width and bytes of an element: what keeps the sums in registers."""
+    def tiles(self, buffers: Sequence[Buffer], target: str) -> list[Tile]:
+        """Queries (m) and keys (n) of a program, by width and bytes of an element: what keeps the sums in registers. The best first."""
+        itemsize = buffers[self._operand("q").buffer].dtype.itemsize
         width = _power_of_two(max(self.d, self.dv))
         hip = target.startswith("hip")
         if self.part == "forward":
@@ -73,14 +87,16 @@ class Attention(Handwritten):
         m, n, warps, stages = table[itemsize].get(max(width, 64), (16, 16, 4, 1))
         if hip:
             m, n, stages = min(m, 64), min(n, 64), 1
-        return min(m, max(16, _power_of_two(self.rows))), min(n, max(16, _power_of_two(self.columns))), warps, stages
+        blocks = {"m": min(m, max(16, _power_of_two(self.rows))), "n": min(n, max(16, _power_of_two(self.columns)))}
+        room = MACHINES[target].shared_bytes if itemsize == 2 and target in TENSOR_MAPS else 0
+        tile = Tile("attention", blocks, warps, stages, map_bytes=room)
+        return [tile, replace(tile, map_bytes=0)] if room else [tile]
 
-    def emit(self, buffers: Sequence[Buffer], target: str) -> tuple[list[str], list[str], int, int, int]:
-        """(lines of the entry point, device functions it calls, programs, warps, stages). Raises UnsupportedError for the CPU's part."""
+    def emit(self, buffers: Sequence[Buffer], target: str, tile: Tile) -> Entry:
+        """The entry point. Raises UnsupportedError for the CPU's part."""
         if self.part == "gradients":
             raise UnsupportedError("triton: all gradients of attention in one launch is what the CPU does")
-        kinds = [b.dtype.name for b in buffers]
-        m, n, warps, stages = self._tile(target, buffers[self._operand("q").buffer].dtype.itemsize)
+        m, n = tile.blocks["m"], tile.blocks["n"]
         reads, writes = PARTS[self.part]
         tiles = -(-self.columns // n) if self.part == "key_gradient" else -(-self.rows // m)
         stack = self._problems()
@@ -92,29 +108,35 @@ class Attention(Handwritten):
         for i, extent in reversed(list(enumerate(stack))):
             if extent > 1:
                 lines.append(f"i{i} = {rest} % {extent}" if any(e > 1 for e in stack[:i]) else f"i{i} = {rest}")
-                digits.append((i, extent))
+                digits.append(i)
                 if any(e > 1 for e in stack[:i]):
                     lines.append(f"rest{i} = {rest} // {extent}")
                     rest = f"rest{i}"
         known = {o.name: o for o in self.operands}
+        maps: dict[str, tuple[TensorMap, tuple[int, ...]]] = {}
         for name in (*reads, *writes):
             o = known.get(name)
             if o is None:  # not there: any pointer will do
                 lines.append(f"{name} = b{self.operands[0].buffer}")
                 continue
+            # a program of the key gradient is at a shared head; elsewhere it is at a head, which belongs to a shared one
+            places, factors = {i: f"i{i}" for i in digits}, dict(zip(digits, (o.stack[i] for i in digits), strict=True))
+            last = len(stack) - 1
+            if self.group > 1 and last in places:
+                if self.part == "key_gradient" and name not in _SHARED:
+                    places[last], factors[last] = f"i{last} * {self.group}", o.stack[last]
+                elif self.part != "key_gradient" and name in _SHARED:
+                    places[last] = f"(i{last} // {self.group})"
+            if tile.map_bytes and (tensor_map := self._map(o, buffers[o.buffer].dtype.itemsize)):
+                maps[f"{name}_map"] = tensor_map, (1, 1, n if name in _SHARED else m, _lanes(tensor_map.shape[-1]))
+                where = [f"({places[i]}).to(tl.int32)" if i in places else "0" for i, n in enumerate(self._stack_of(name)) if n > 1]
+                lines.append(f"{name} = {name}_map, {', '.join(['0', '0', *where][-2:])}")
+                continue
             terms = [f"b{o.buffer}", *([str(o.start)] if o.start else [])]
-            for i, _ in digits:
-                # a program of the key gradient is at a shared head; elsewhere it is at a head, which belongs to a shared one
-                shared = name in ("k", "v", "dk", "dv")
-                last = i == len(stack) - 1 and self.group > 1
-                if last and self.part == "key_gradient" and not shared:
-                    factor, digit = o.stack[i] * self.group, f"i{i}"
-                else:
-                    factor, digit = o.stack[i], f"i{i} // {self.group}" if last and shared and self.part != "key_gradient" else f"i{i}"
-                if factor:
-                    terms.append(f"({digit}) * {factor}" if "/" in digit else f"{digit} * {factor}")
+            terms += [f"{places[i]} * {factors[i]}" for i in digits if factors[i]]
             lines.append(f"{name} = {' + '.join(terms)}")
-        constants = self._constants(known, kinds)
+        constants = self._constants(known, [b.dtype.name for b in buffers])
+        constants |= {f"{name[0].upper()}_ROW": None for name in maps}
         constants |= {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": _lanes(self.d), "BLOCK_DV": _lanes(self.dv)}
         four = buffers[self._operand("q").buffer].dtype.itemsize == 4
         constants["PRECISION"] = "ieee" if target.startswith("hip") or not four else "tf32x3"
@@ -127,7 +149,19 @@ class Attention(Handwritten):
                 lines.append(line)
                 line = "   "
             line += word
-        return [*lines, line, ")"], [f"attention_{self.part}"], tiles * math.prod(stack), warps, stages
+        return Entry([*lines, line, ")"], [f"attention_{self.part}"], tiles * math.prod(stack), maps)
+
+    def _map(self, o: Operand, itemsize: int) -> TensorMap | None:
+        """A map over two dimensions of the stack, rows and columns; None where there is none, or the operand is no matrix of it."""
+        if o.name not in ("q", "k", "v", "g") or itemsize != 2 or o.column != 1:
+            return None
+        stack = [(extent, step) for extent, step in zip(self._stack_of(o.name), o.stack, strict=True) if extent > 1]
+        if len(stack) > 2:
+            return None
+        stack = [(1, o.row)] * (2 - len(stack)) + stack
+        shape = (self.columns if o.name in _SHARED else self.rows, self.dv if o.name in ("v", "g") else self.d)
+        found = TensorMap(o.buffer, o.start, (*(n for n, _ in stack), *shape), (*(s for _, s in stack), o.row, 1))
+        return found if found.fits(itemsize) else None
 
     def _constants(self, known: Mapping[str, Operand], kinds: Sequence[str]) -> dict[str, Any]:
         mask = known.get("mask")
@@ -154,14 +188,15 @@ class Attention(Handwritten):
                 out[f"{name.upper()}_HEAD"] = o.stack[-1] if o and o.stack and self.group > 1 else 0
         return out
 
+    def _stack_of(self, name: str) -> tuple[int, ...]:
+        return (*self.stack[:-1], self.stack[-1] // self.group) if name in _SHARED and self.stack else self.stack
+
     def _operand(self, name: str) -> Operand:
         return next(o for o in self.operands if o.name == name)
 
     def _problems(self) -> tuple[int, ...]:
         """The stack that programs run over: shared heads for the gradient of keys, else heads."""
-        if self.part == "key_gradient" and self.stack:
-            return (*self.stack[:-1], self.stack[-1] // self.group)
-        return self.stack
+        return self._stack_of("k" if self.part == "key_gradient" else "q")
 
     # -------------------------------------------------------------------------------------------- meaning and cost
 
@@ -199,11 +234,8 @@ class Attention(Handwritten):
                 known[name][...] = full
 
     def _view(self, o: Operand, flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        stack = self.stack
-        if o.name in ("k", "v", "dk", "dv") and stack:
-            stack = (*stack[:-1], stack[-1] // self.group)
-        rows = self.columns if o.name in ("k", "v", "dk", "dv") else self.rows
-        shape, strides = (*stack, rows), (*o.stack, o.row)
+        rows = self.columns if o.name in _SHARED else self.rows
+        shape, strides = (*self._stack_of(o.name), rows), (*o.stack, o.row)
         if o.name not in _ROWS_ONLY:
             shape += (self.columns if o.name == "mask" else self.dv if o.name in ("v", "out", "g", "dv") else self.d,)
             strides += (o.column,)
@@ -213,7 +245,7 @@ class Attention(Handwritten):
         """Each element of each operand once."""
         total = 0
         for o in self.operands:
-            shared = o.name in ("k", "v", "dk", "dv")
+            shared = o.name in _SHARED
             n = math.prod(e for e, s in zip(self.stack, o.stack, strict=True) if s) // (self.group if shared else 1)
             n *= (self.columns if shared else self.rows) if o.row else 1
             if o.name not in _ROWS_ONLY:

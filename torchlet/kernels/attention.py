@@ -2,6 +2,9 @@
 
 Scores live in units of log 2, so that exp2 serves. Rows of queries and of keys beyond their ends are never stored, and count
 as zeros where they are read. MASK: 0 none, 1 True where attention is allowed, 2 added to the scores.
+
+Products of warp groups overlap only in loops that surely run: otherwise ptxas 12.8, which Triton 3.6 brings, puts a wait after each.
+So the loops over keys always take a step, one that is forgotten or adds nothing where there was none to take.
 """
 
 from __future__ import annotations
@@ -11,16 +14,31 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tile(x, start, line, e, STEP: tl.constexpr, E: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, FULL: tl.constexpr):
-    """Elements (start + line, e) of a matrix; `line` and `e` are a column and a row, or the other way round. FULL: no end is near."""
-    base = x + tl.cast(start, tl.int64) * STEP
-    if FULL:
-        if WIDTH & (WIDTH - 1) == 0:
+def load_tile(
+    x, start, STEP: tl.constexpr, E: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, LINES: tl.constexpr, LANES: tl.constexpr,
+    FULL: tl.constexpr,
+):  # fmt: skip
+    """LINES lines of a matrix from `start`. STEP None: x is a tensor map and the matrix's place in it. FULL: no end is near."""
+    if STEP is None:
+        return x[0].load([x[1], x[2], start, 0]).reshape(LINES, LANES)
+    else:
+        base = x + tl.cast(start, tl.int64) * STEP
+        line, e = tl.arange(0, LINES)[:, None], tl.arange(0, LANES)[None, :]
+        if not FULL:
+            return tl.load(base + line * STEP + e * E, mask=(start + line < COUNT) & (e < WIDTH), other=0.0)
+        elif WIDTH & (WIDTH - 1) == 0:
             return tl.load(base + line * STEP + e * E)
         else:
             return tl.load(base + line * STEP + e * E, mask=e < WIDTH, other=0.0)
+
+
+@triton.jit
+def of_head(x, head, STEP: tl.constexpr, HEAD: tl.constexpr):
+    """The matrix that is `head` places after x in its stack."""
+    if STEP is None:
+        return x[0], x[1], x[2] + head
     else:
-        return tl.load(base + line * STEP + e * E, mask=(start + line < COUNT) & (e < WIDTH), other=0.0)
+        return x + tl.cast(head, tl.int64) * HEAD
 
 
 @triton.jit
@@ -51,18 +69,19 @@ def forward_blocks(
     MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values from `low` to `high`: the sum of weights, the largest score and the weighted values so far."""
+    """Keys and values from `low` to `high`, which is more: the sum of weights, the largest score and the weighted values so far."""
+    tl.assume(low < high)
     row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     for start in range(low, high, BLOCK_N):
-        keys = load_tile(k, start, column, tl.arange(0, BLOCK_D)[:, None], K_ROW, K_E, COLUMNS, D, not CHECK)
-        s = tl.dot(q, keys, input_precision=PRECISION) * (SCALE * 1.4426950408889634)
+        keys = load_tile(k, start, K_ROW, K_E, COLUMNS, D, BLOCK_N, BLOCK_D, not CHECK)
+        s = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
         s = masked_scores(s, mask, row, row_start, column, start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
         higher = tl.maximum(top, tl.max(s, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing allowed so far
         p = tl.exp2(s - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(p, 1)
-        values = load_tile(v, start, tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_DV)[None, :], V_ROW, V_E, COLUMNS, DV, not CHECK)
+        values = load_tile(v, start, V_ROW, V_E, COLUMNS, DV, BLOCK_N, BLOCK_DV, not CHECK)
         acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
         top = higher
     return total, top, acc
@@ -80,21 +99,24 @@ def attention_forward(
     start = tile * BLOCK_M
     row = tl.arange(0, BLOCK_M)
     ev = tl.arange(0, BLOCK_DV)[None, :]
-    queries = load_tile(q, start, row[:, None], tl.arange(0, BLOCK_D)[None, :], Q_ROW, Q_E, ROWS, D, False)
+    queries = load_tile(q, start, Q_ROW, Q_E, ROWS, D, BLOCK_M, BLOCK_D, False)
     total, top = tl.zeros([BLOCK_M], tl.float32), tl.full([BLOCK_M], float("-inf"), tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     if CAUSAL:  # blocks below the diagonal first, then those that it crosses
         free, end = min(start + 1, COLUMNS) // BLOCK_N * BLOCK_N, min(start + BLOCK_M, COLUMNS)
     else:
         free, end = COLUMNS // BLOCK_N * BLOCK_N, COLUMNS
-    total, top, acc = forward_blocks(
-        total, top, acc, queries, k, v, mask, start, 0, free, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK, MASK_ROW, MASK_COLUMN,
-        CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
-    )  # fmt: skip
+    if COLUMNS >= BLOCK_N:
+        total, top, acc = forward_blocks(
+            total, top, acc, queries, k, v, mask, start, 0, max(free, BLOCK_N), ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK,
+            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
+        )  # fmt: skip
+        if CAUSAL:
+            total, top, acc = tl.where(free > 0, total, 0.0), tl.where(free > 0, top, float("-inf")), tl.where(free > 0, acc, 0.0)
     if CAUSAL or COLUMNS % BLOCK_N != 0:
         total, top, acc = forward_blocks(
-            total, top, acc, queries, k, v, mask, start, free, end, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK, MASK_ROW,
-            MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
+            total, top, acc, queries, k, v, mask, start, free, max(end, free + 1), ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK,
+            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
         )  # fmt: skip
     divisor = tl.where(total == 0.0, 1.0, total)  # a query that may look at nothing gets zeros
     if OUT:
@@ -111,15 +133,16 @@ def query_blocks(
     MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    """What the keys from `low` to `high` add to the gradient of a block of queries."""
-    row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)
+    """What the keys from `low` to `high`, which is more, add to the gradient of a block of queries."""
+    tl.assume(low < high)
+    row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     for start in range(low, high, BLOCK_N):
-        keys = load_tile(k, start, column[:, None], tl.arange(0, BLOCK_D)[None, :], K_ROW, K_E, COLUMNS, D, not CHECK)
-        values = load_tile(v, start, column[None, :], tl.arange(0, BLOCK_DV)[:, None], V_ROW, V_E, COLUMNS, DV, not CHECK)
+        keys = load_tile(k, start, K_ROW, K_E, COLUMNS, D, BLOCK_N, BLOCK_D, not CHECK)
+        values = load_tile(v, start, V_ROW, V_E, COLUMNS, DV, BLOCK_N, BLOCK_DV, not CHECK)
         s = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
-        s = masked_scores(s, mask, row, row_start, column[None, :], start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
+        s = masked_scores(s, mask, row, row_start, column, start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
         p = tl.exp2(s - shift)
-        ds = p * (tl.dot(g, values, input_precision=PRECISION) - delta)
+        ds = p * (tl.dot(g, tl.trans(values), input_precision=PRECISION) - delta)
         dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=PRECISION)
     return dq
 
@@ -137,8 +160,8 @@ def attention_query_gradient(
     row = tl.arange(0, BLOCK_M)[:, None]
     e = tl.arange(0, BLOCK_D)[None, :]
     inside = start + row < ROWS
-    queries = load_tile(q, start, row, e, Q_ROW, Q_E, ROWS, D, False)
-    grads = load_tile(g, start, row, tl.arange(0, BLOCK_DV)[None, :], G_ROW, G_E, ROWS, DV, False)
+    queries = load_tile(q, start, Q_ROW, Q_E, ROWS, D, BLOCK_M, BLOCK_D, False)
+    grads = load_tile(g, start, G_ROW, G_E, ROWS, DV, BLOCK_M, BLOCK_DV, False)
     shift = tl.load(lse + (start + row) * LSE_ROW, mask=inside, other=0.0) * 1.4426950408889634
     shift = tl.where(shift == float("-inf"), float("inf"), shift)  # a row without weights
     rows_delta = tl.load(delta + (start + row) * DELTA_ROW, mask=inside, other=0.0).to(tl.float32)
@@ -147,14 +170,17 @@ def attention_query_gradient(
         free, end = min(start + 1, COLUMNS) // BLOCK_N * BLOCK_N, min(start + BLOCK_M, COLUMNS)
     else:
         free, end = COLUMNS // BLOCK_N * BLOCK_N, COLUMNS
-    sums = query_blocks(
-        sums, queries, grads, shift, rows_delta, k, v, mask, start, 0, free, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK, MASK_ROW,
-        MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
-    )  # fmt: skip
+    if COLUMNS >= BLOCK_N:
+        sums = query_blocks(
+            sums, queries, grads, shift, rows_delta, k, v, mask, start, 0, max(free, BLOCK_N), ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E,
+            MASK, MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
+        )  # fmt: skip
+        if CAUSAL:
+            sums = tl.where(free > 0, sums, 0.0)
     if CAUSAL or COLUMNS % BLOCK_N != 0:
         sums = query_blocks(
-            sums, queries, grads, shift, rows_delta, k, v, mask, start, free, end, ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK,
-            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
+            sums, queries, grads, shift, rows_delta, k, v, mask, start, free, max(end, free + 1), ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW,
+            V_E, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
         )  # fmt: skip
     at = dq + tl.cast(start, tl.int64) * DQ_ROW + row * DQ_ROW + e * DQ_E
     tl.store(at, (sums * SCALE).to(dq.dtype.element_ty), mask=inside & (e < D))
@@ -170,19 +196,20 @@ def key_blocks(
 ):  # fmt: skip
     """What the queries from `low` to `high` add to the gradients of a block of keys and values; scores stand transposed."""
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)[:, None]
-    for start in range(low, high, BLOCK_M):
-        queries = load_tile(q, start, row[:, None], tl.arange(0, BLOCK_D)[None, :], Q_ROW, Q_E, ROWS, D, not CHECK)
-        grads = load_tile(g, start, row[:, None], tl.arange(0, BLOCK_DV)[None, :], G_ROW, G_E, ROWS, DV, not CHECK)
-        inside = start + row < ROWS
-        shift = tl.load(lse + (start + row) * LSE_ROW, mask=inside, other=0.0) * 1.4426950408889634
-        shift = tl.where(shift == float("-inf"), float("inf"), shift)
-        rows_delta = tl.load(delta + (start + row) * DELTA_ROW, mask=inside, other=0.0).to(tl.float32)
-        s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
-        s = masked_scores(s, mask, row[None, :], start, column, column_start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
-        p = tl.exp2(s - shift[None, :])
-        dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision=PRECISION)
-        ds = p * (tl.dot(values, tl.trans(grads), input_precision=PRECISION) - rows_delta[None, :])
-        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION)
+    if low < high:  # around the loop, this too keeps its products asynchronous
+        for start in range(low, high, BLOCK_M):
+            queries = load_tile(q, start, Q_ROW, Q_E, ROWS, D, BLOCK_M, BLOCK_D, not CHECK)
+            grads = load_tile(g, start, G_ROW, G_E, ROWS, DV, BLOCK_M, BLOCK_DV, not CHECK)
+            inside = start + row < ROWS
+            shift = tl.load(lse + (start + row) * LSE_ROW, mask=inside, other=0.0) * 1.4426950408889634
+            shift = tl.where(shift == float("-inf"), float("inf"), shift)
+            rows_delta = tl.load(delta + (start + row) * DELTA_ROW, mask=inside, other=0.0).to(tl.float32)
+            s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
+            s = masked_scores(s, mask, row[None, :], start, column, column_start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
+            p = tl.exp2(s - shift[None, :])
+            dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision=PRECISION)
+            ds = p * (tl.dot(values, tl.trans(grads), input_precision=PRECISION) - rows_delta[None, :])
+            dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION)
     return dk, dv
 
 
@@ -200,8 +227,8 @@ def attention_key_gradient(
     start = tile * BLOCK_N
     column = tl.arange(0, BLOCK_N)[:, None]
     e, ev = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
-    keys = load_tile(k, start, column, e, K_ROW, K_E, COLUMNS, D, False)
-    values = load_tile(v, start, column, ev, V_ROW, V_E, COLUMNS, DV, False)
+    keys = load_tile(k, start, K_ROW, K_E, COLUMNS, D, BLOCK_N, BLOCK_D, False)
+    values = load_tile(v, start, V_ROW, V_E, COLUMNS, DV, BLOCK_N, BLOCK_DV, False)
     key_sums, value_sums = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     low, crossed = 0, 0
     if CAUSAL:  # the queries before the block do not look at it; those that the diagonal crosses come first
@@ -213,9 +240,9 @@ def attention_key_gradient(
             crossed = max(low, ROWS // BLOCK_M * BLOCK_M)
     free = max(crossed, ROWS // BLOCK_M * BLOCK_M)
     for head in range(GROUP):
-        h = tl.cast(head, tl.int64)
-        g_head, lse_head, delta_head, q_head = g + h * G_HEAD, lse + h * LSE_HEAD, delta + h * DELTA_HEAD, q + h * Q_HEAD
-        mask_head = mask + h * MASK_HEAD
+        g_head, q_head = of_head(g, head, G_ROW, G_HEAD), of_head(q, head, Q_ROW, Q_HEAD)
+        lse_head, delta_head = of_head(lse, head, LSE_ROW, LSE_HEAD), of_head(delta, head, DELTA_ROW, DELTA_HEAD)
+        mask_head = of_head(mask, head, MASK_ROW, MASK_HEAD)
         if CAUSAL or COLUMNS % BLOCK_N != 0:
             key_sums, value_sums = key_blocks(
                 key_sums, value_sums, keys, values, g_head, lse_head, delta_head, q_head, mask_head, start, low, crossed, ROWS, COLUMNS, D,

@@ -69,14 +69,14 @@ class TritonKernel:
 
 def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps: bool = True) -> TritonKernel:
     """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps, `maps`: tensor maps may be used."""
-    if isinstance(kernel.body, Attention):
-        return _handwritten(kernel, kernel.body, target)
     if isinstance(kernel.body, Grouped):
         return _grouped(kernel, kernel.body)
-    simple = _without_unit_reductions(collapse_axes(kernel))
-    tile = tile or tiling.choose(simple, target)
+    simple = kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel))
+    tile = tile or _tiles(simple, target)[0]
     if not maps:
         tile = replace(tile, map_bytes=0, programs=0)
+    if isinstance(kernel.body, Attention):
+        return _handwritten(kernel, kernel.body, target, tile)
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
     writer, programs = printer(simple, tile) if kernel.points else (Writer(simple, tile, {}), 0)
     return _finish(writer, programs, kernel)
@@ -84,15 +84,19 @@ def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps
 
 def emit_choices(kernel: Kernel, target: str) -> Iterator[TritonKernel]:
     """The kernel with each tile that may be good, the best by formula first; each is printed when it is asked for."""
-    if kernel.body is not None or not kernel.points:
+    if isinstance(kernel.body, Grouped) or not kernel.points:
         yield emit(kernel, target)
         return
     seen = set()
-    for tile in tiling.choices(_without_unit_reductions(collapse_axes(kernel)), target):
+    for tile in _tiles(kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel)), target):
         found = emit(kernel, target, tile)
         if (found.source, found.num_warps, *found.constexprs.values()) not in seen:
             seen.add((found.source, found.num_warps, *found.constexprs.values()))
             yield found
+
+
+def _tiles(kernel: Kernel, target: str) -> list[Tile]:
+    return kernel.body.tiles(kernel.buffers, target) if isinstance(kernel.body, Attention) else tiling.choices(kernel, target)
 
 
 def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
@@ -106,7 +110,7 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     signature = {w.pointers[b.name]: POINTER[b.dtype.name] for b in kernel.buffers}
     signature |= {w.scalars[s.name]: SCALAR[s.dtype.name] for s in kernel.scalars}
     signature |= dict.fromkeys(sizes, "i32")
-    signature |= {map_name: f"tensordesc<{POINTER[kind][1:]}{list(block)}>" for map_name, (_, kind, block) in w.maps.items()}
+    signature |= {map_name: _map_type(kind, block) for map_name, (_, kind, block) in w.maps.items()}
     signature |= dict.fromkeys(blocks, "constexpr")
     maps = {map_name: m for map_name, (m, _, _) in w.maps.items()}
     attrs = _aligned(kernel)
@@ -118,13 +122,20 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     )  # fmt: skip
 
 
-def _handwritten(kernel: Kernel, body: Attention, target: str) -> TritonKernel:
+def _handwritten(kernel: Kernel, body: Attention, target: str, tile: Tile) -> TritonKernel:
     """The entry point of a kernel of `torchlet.kernels` with the device functions it calls."""
-    lines, helpers, programs, warps, stages = body.emit(kernel.buffers, target)
+    entry = body.emit(kernel.buffers, target, tile)
     signature = {f"b{i}": POINTER[b.dtype.name] for i, b in enumerate(kernel.buffers)}
-    lines = [f"# b{i}: {b.name}, {b.dtype.name}[{b.size}], {b.role}" for i, b in enumerate(kernel.buffers)] + lines
-    name, text = _text(kernel, list(signature), lines, helpers)
-    return TritonKernel(name, text, signature, {}, (programs, 1, 1), warps, stages, _aligned(kernel), kernel)
+    signature |= {name: _map_type(kernel.buffers[m.buffer].dtype.name, block) for name, (m, block) in entry.maps.items()}
+    lines = [f"# b{i}: {b.name}, {b.dtype.name}[{b.size}], {b.role}" for i, b in enumerate(kernel.buffers)] + entry.lines
+    name, text = _text(kernel, list(signature), lines, entry.helpers)
+    maps = {map_name: m for map_name, (m, _) in entry.maps.items()}
+    grid = (entry.programs, 1, 1)
+    return TritonKernel(name, text, signature, {}, grid, tile.num_warps, tile.num_stages, _aligned(kernel), kernel, maps=maps)
+
+
+def _map_type(kind: str, block: Sequence[int]) -> str:
+    return f"tensordesc<{POINTER[kind][1:]}{list(block)}>"
 
 
 def _grouped(kernel: Kernel, body: Grouped) -> TritonKernel:

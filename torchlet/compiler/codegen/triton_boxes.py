@@ -10,10 +10,7 @@ from torchlet.compiler.codegen.triton_expr import MEMORY, Block, Writer, identif
 from torchlet.compiler.loops import Store
 from torchlet.expr import Expr
 from torchlet.index import Axis, Index
-from torchlet.runtime.cuda import TensorMap
-
-_UNIT = 16  # bytes: what starts and strides are multiples of
-_FARTHEST = 1 << 40  # bytes: what strides are less than
+from torchlet.runtime.cuda import UNIT, TensorMap
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,13 @@ class Boxes:
         order = (rows, columns) if steps.get(columns) == 1 else (columns, rows)
         kind = self.w.buffers[buffer].dtype
         over = ((self.stack,) if self.stack in steps else ()) + order
-        strides = tuple([steps.get(a, 0) for a in over])
-        steps_fit = all(0 < s * kind.itemsize < _FARTHEST and s * kind.itemsize % _UNIT == 0 for s in strides[:-1])
-        if strides[-1] != 1 or not steps_fit or index.const * kind.itemsize % _UNIT or not all(a.extent for a in over):
-            return None
-        if any(self.edges[a].size > 256 for a in order) or self.edges[order[1]].size * kind.itemsize < _UNIT:
+        number = list(self.w.buffers).index(buffer)
+        found = TensorMap(number, index.const, tuple([a.extent for a in over]), tuple([steps.get(a, 0) for a in over]))
+        boxed = all(self.edges[a].size <= 256 for a in order) and self.edges[order[1]].size * kind.itemsize >= UNIT
+        if not (boxed and found.fits(kind.itemsize)):
             return None
         name = f"{identifier(buffer)}_map{len(self.w.maps)}"
-        number = list(self.w.buffers).index(buffer)
         block = tuple([1 if a is self.stack else self.edges[a].size for a in over])
-        self.w.maps[name] = TensorMap(number, index.const, tuple([a.extent for a in over]), strides), kind.name, block
+        self.w.maps[name] = found, kind.name, block
         z = "z.to(tl.int32)" if self.w.wide else "z"
         return name, f"[{', '.join([z if a is self.stack else self.edges[a].start for a in over])}]", order

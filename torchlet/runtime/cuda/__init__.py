@@ -21,10 +21,10 @@ from torchlet.runtime.cuda.devices import (
 )
 from torchlet.runtime.cuda.driver import RECENT, CudaError, DriverError, OutOfMemoryError, note
 from torchlet.runtime.cuda.launch import Function, Launch, LaunchGraph, LaunchInfo, TableLaunch
-from torchlet.runtime.cuda.tensor_map import MapForm, TensorMap
+from torchlet.runtime.cuda.tensor_map import UNIT, MapForm, TensorMap
 
 __all__ = [
-    "RECENT", "Block", "CudaError", "Device", "DriverError", "Event", "Function", "Launch", "LaunchGraph", "LaunchInfo", "MapForm",
+    "RECENT", "UNIT", "Block", "CudaError", "Device", "DriverError", "Event", "Function", "Launch", "LaunchGraph", "LaunchInfo", "MapForm",
     "OutOfMemoryError", "Properties", "Stream", "TableLaunch", "TensorMap", "clear", "device", "device_count", "download", "empty",
     "is_pinned", "note", "opened", "pinned_empty", "upload", "write",
 ]

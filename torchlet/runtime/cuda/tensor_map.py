@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torchlet.runtime.cuda.driver import call, driver_version
 
 MAP_BYTES, MAP_ALIGN = 128, 64
+UNIT = 16  # bytes: what starts and strides are multiples of, and the least length of a line of a box
+_FARTHEST = 1 << 40  # bytes: what strides are less than
 # CUtensorMapDataType of what Triton's metadata calls elem_type: its numbering is that of the device, which differs in three places
 _HOST_TYPES = {8: 10, 9: 8, 10: 9}
 _L2_128 = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
@@ -26,6 +28,12 @@ class TensorMap:
     start: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+    def fits(self, itemsize: int) -> bool:
+        """True where starts and strides are what the accelerator takes, and there is something to copy."""
+        steps = [s * itemsize for s in self.strides[:-1]]
+        aligned = self.strides[-1] == 1 and self.start * itemsize % UNIT == 0 and all(0 < s < _FARTHEST and s % UNIT == 0 for s in steps)
+        return aligned and all(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
