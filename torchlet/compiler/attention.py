@@ -28,6 +28,38 @@ PARTS = {  # what each kernel reads and may write
     "gradients": (("g", "lse", "delta", "q", "k", "v", "mask"), ("dq", "dk", "dv")),  # on the CPU
 }
 _ROWS_ONLY = ("lse", "delta")  # one number a row
+# (queries, keys, warps, stages) by kernel, bytes of an element and width; with tensor maps the best by formula and alternates. None of
+# them spills or waits between products on cuda:90, compiled by Triton 3.6 and 3.9; their order has not been measured on a device
+_TILES: Mapping[str, Mapping[int, Mapping[int, tuple[int, int, int, int]]]] = {
+    "forward": {
+        2: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
+        4: {64: (64, 32, 4, 2), 128: (32, 32, 4, 2)},
+    },
+    "query_gradient": {
+        2: {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+        4: {64: (32, 32, 4, 1), 128: (32, 16, 8, 1)},
+    },
+    "key_gradient": {
+        2: {64: (64, 128, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)},
+        4: {64: (32, 32, 4, 1), 128: (16, 32, 8, 1)},
+    },
+}
+_SMALL = (16, 16, 4, 1)
+_MAPPED: Mapping[str, Mapping[int, list[tuple[int, int, int, int]]]] = {
+    "forward": {
+        64: [(128, 64, 4, 3), (128, 128, 8, 2), (128, 64, 8, 3)],
+        128: [(128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 8, 2)],
+    },
+    "query_gradient": {
+        64: [(128, 64, 8, 2), (64, 64, 4, 2), (128, 64, 8, 3)],
+        128: [(64, 64, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2)],
+        256: [(64, 32, 8, 2)],
+    },
+    "key_gradient": {
+        64: [(64, 128, 8, 2), (64, 64, 4, 2), (64, 128, 8, 3)],
+        128: [(64, 64, 8, 2), (64, 64, 8, 3), (32, 128, 8, 2)],
+    },
+}
 _SHARED = ("k", "v", "dk", "dv")  # one matrix for each shared head; its lines are keys
 
 
@@ -73,24 +105,18 @@ class Attention(Handwritten):
 
     # -------------------------------------------------------------------------------------------- Triton
 
-    def tiles(self, buffers: Sequence[Buffer], target: str) -> list[Tile]:
+    def tiles(self, buffers: Sequence[Buffer], target: str, maps: bool = True) -> list[Tile]:
         """Queries (m) and keys (n) of a program, by width and bytes of an element: what keeps the sums in registers. The best first."""
         itemsize = buffers[self._operand("q").buffer].dtype.itemsize
-        width = _power_of_two(max(self.d, self.dv))
-        hip = target.startswith("hip")
-        if self.part == "forward":
-            table = {2: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)}, 4: {64: (64, 32, 4, 2), 128: (32, 32, 4, 2)}}
-        elif self.part == "query_gradient":
-            table = {2: {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)}, 4: {64: (32, 32, 4, 1), 128: (32, 16, 8, 1)}}
-        else:
-            table = {2: {64: (64, 128, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 1)}, 4: {64: (32, 32, 4, 1), 128: (16, 32, 8, 1)}}
-        m, n, warps, stages = table[itemsize].get(max(width, 64), (16, 16, 4, 1))
-        if hip:
-            m, n, stages = min(m, 64), min(n, 64), 1
-        blocks = {"m": min(m, max(16, _power_of_two(self.rows))), "n": min(n, max(16, _power_of_two(self.columns)))}
-        room = MACHINES[target].shared_bytes if itemsize == 2 and target in TENSOR_MAPS else 0
-        tile = Tile("attention", blocks, warps, stages, map_bytes=room)
-        return [tile, replace(tile, map_bytes=0)] if room else [tile]
+        width = max(64, _power_of_two(max(self.d, self.dv)))
+        found = [Tile("attention", {"m": m, "n": n}, w, stages) for m, n, w, stages in [_TILES[self.part][itemsize].get(width, _SMALL)]]
+        if target.startswith("hip"):
+            found = [replace(t, blocks={d: min(n, 64) for d, n in t.blocks.items()}, num_stages=1) for t in found]
+        if maps and target in TENSOR_MAPS and any(self._map(o, buffers[o.buffer].dtype.itemsize) for o in self.operands):
+            more = [Tile("attention", {"m": m, "n": n}, w, stages) for m, n, w, stages in _MAPPED[self.part].get(width, [])]
+            found = [replace(t, map_bytes=MACHINES[target].shared_bytes) for t in more or found] + found
+        most = {"m": max(16, _power_of_two(self.rows)), "n": max(16, _power_of_two(self.columns))}
+        return [replace(t, blocks={d: min(n, most[d]) for d, n in t.blocks.items()}) for t in found]
 
     def emit(self, buffers: Sequence[Buffer], target: str, tile: Tile) -> Entry:
         """The entry point. Raises UnsupportedError for the CPU's part."""

@@ -72,7 +72,7 @@ def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps
     if isinstance(kernel.body, Grouped):
         return _grouped(kernel, kernel.body)
     simple = kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel))
-    tile = tile or _tiles(simple, target)[0]
+    tile = tile or _tiles(simple, target, maps)[0]
     if not maps:
         tile = replace(tile, map_bytes=0, programs=0)
     if isinstance(kernel.body, Attention):
@@ -95,8 +95,8 @@ def emit_choices(kernel: Kernel, target: str) -> Iterator[TritonKernel]:
             yield found
 
 
-def _tiles(kernel: Kernel, target: str) -> list[Tile]:
-    return kernel.body.tiles(kernel.buffers, target) if isinstance(kernel.body, Attention) else tiling.choices(kernel, target)
+def _tiles(kernel: Kernel, target: str, maps: bool = True) -> list[Tile]:
+    return kernel.body.tiles(kernel.buffers, target, maps) if isinstance(kernel.body, Attention) else tiling.choices(kernel, target)
 
 
 def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
