@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class StandIn:
         self.library.stub_limit.argtypes = [ctypes.c_size_t]
         self.kernels: dict[int, TritonKernel] = {}
         self.runs: list[str] = []
+        self.ticks: Callable[[TritonKernel], int] = lambda kernel: 0  # what a launch adds to the clock that events read
         self.cubin_of: Any = None  # the real one, while a test's launches need no machine code
         word, sizes = ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint)
         runner = ctypes.CFUNCTYPE(ctypes.c_int, word, sizes, sizes, ctypes.c_uint, ctypes.POINTER(word))
@@ -107,6 +108,7 @@ class StandIn:
                     return 700
                 arrays.append(np.frombuffer((ctypes.c_char * nbytes).from_address(p), b.dtype.np) if nbytes else np.empty(0, b.dtype.np))
             interpret_kernel(kernel.kernel, arrays, scalars)
+            self.set(now=self.now + self.ticks(kernel))
             self.runs.append(kernel.name)
             return 0
         except BaseException:
@@ -179,7 +181,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     path.write_bytes(_built())  # a file of its own each time, so that the library starts anew
     caches = (driver.load, driver.launcher, device_module.device_count)
     tables: list[Any] = [device_module._DEVICES, launch._FUNCTIONS, eager._OPS, launch.HOST_CALLS]
-    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of, launch._key, launch.precompile
+    before = [dict(t) for t in tables], storage.in_use, launch.cubin_of, launch._key, launch.precompile, launch.compile_later
     for c in caches:
         c.cache_clear()
     for t in tables:
@@ -197,6 +199,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
     if not real_cubins:
         launch.cubin_of = fake_cubin
         launch.precompile = lambda kernels, target: None
+        launch.compile_later = lambda kernels, target: lambda: True
     try:
         with config(libcuda=str(path)):
             yield standin
@@ -211,7 +214,7 @@ def stand_in(real_cubins: bool = False) -> Iterator[StandIn]:
                 d.close()
     finally:
         launch.ON_LOAD.remove(watch)
-        launch.cubin_of, launch._key, launch.precompile = before[2:]
+        launch.cubin_of, launch._key, launch.precompile, launch.compile_later = before[2:]
         storage.in_use = before[1]
         device_module.THREAD.context = None
         device_module.THREAD.streams.clear()

@@ -49,6 +49,9 @@ class Config:
     cpu_float32_dot  TORCHLET_CPU_FLOAT32_DOT: how CPUs with AMX multiply large float32 matrices: bf16x6 (each factor as three bfloat16
                   numbers, as exact as float32); bf16x3 (as two); bf16 (as one, 8 bits of mantissa); ieee (without AMX, bfloat16
                   matrices, too); read when a kernel is compiled
+    deterministic TORCHLET_DETERMINISTIC: 1 chooses kernels by formulas alone, so that each run computes in the same order;
+                  read when a graph is compiled
+    tune          TORCHLET_TUNE: 0 never times alternates of hot GPU kernels, and uses no measurement that was kept
     c_walk        TORCHLET_C_WALK: 0 follows known paths in Python, without the C code that does the same faster; read at first use
     """
 
@@ -62,6 +65,8 @@ class Config:
         "cuda_graphs",
         "float32_dot",
         "cpu_float32_dot",
+        "deterministic",
+        "tune",
         "c_walk",
     )
 
@@ -75,6 +80,8 @@ class Config:
         self.cuda_graphs = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)
         self.float32_dot = _one_of("TORCHLET_FLOAT32_DOT", FLOAT32_DOTS, "ieee")
         self.cpu_float32_dot = _one_of("TORCHLET_CPU_FLOAT32_DOT", CPU_FLOAT32_DOTS, "bf16x6")
+        self.deterministic = _switch("TORCHLET_DETERMINISTIC", _truth, False)
+        self.tune = _switch("TORCHLET_TUNE", _truth, True)
         self.c_walk = _switch("TORCHLET_C_WALK", _truth, True)
 
     @contextmanager

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 is_autocast_enabled, get_autocast_dtype = amp.is_autocast_enabled, amp.get_autocast_dtype
-_chosen: dict[str, Any] = {"precision": "highest", "deterministic": False, "warn_always": False, "interop": 1}
+_chosen: dict[str, Any] = {"precision": "highest", "warn_always": False, "interop": 1}
 
 
 def set_default_device(device: Any) -> None:
@@ -116,23 +116,23 @@ def get_float32_matmul_precision() -> str:
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
-    """Kept and told back: results do not depend on scheduling here."""
-    _chosen["deterministic"] = bool(mode)
+    """Results never depend on scheduling here; with True, GPU kernels are chosen by formulas alone, never by measuring."""
+    config.deterministic = bool(mode)
 
 
 def are_deterministic_algorithms_enabled() -> bool:
     """What was set."""
-    return bool(_chosen["deterministic"])
+    return config.deterministic
 
 
 def set_deterministic_debug_mode(debug_mode: int | str) -> None:
     """0 or "default" switches the wish for determinism off, others on."""
-    _chosen["deterministic"] = debug_mode not in (0, "default")
+    config.deterministic = debug_mode not in (0, "default")
 
 
 def get_deterministic_debug_mode() -> int:
     """2 where determinism is wished for, else 0."""
-    return 2 if _chosen["deterministic"] else 0
+    return 2 if config.deterministic else 0
 
 
 def set_flush_denormal(mode: bool) -> bool:

@@ -119,8 +119,8 @@ X status cuStreamSynchronize(void *s) { CHECK STREAM(s) return 0; }
 X status cuStreamQuery(void *s) { STREAM(s) return 0; }
 X status cuStreamWaitEvent(void *s, void *e, unsigned f) { STREAM(s) return e ? 0 : HANDLE; }
 X status cuEventCreate(void **e, unsigned f) { int *x = calloc(2, sizeof *x); x[1] = f; *e = x; return 0; }
-static int now;
-X status cuEventRecord(void *e, void *s) { STREAM(s) *(int *)e = ++now; return 0; }
+int stub_now; /* ticks, which count as milliseconds */
+X status cuEventRecord(void *e, void *s) { STREAM(s) *(int *)e = ++stub_now; return 0; }
 X status cuEventQuery(void *e) { return 0; }
 X status cuEventSynchronize(void *e) { CHECK return 0; }
 X status cuEventElapsedTime(float *t, void *a, void *b) { if (((int *)a)[1] & 2) return HANDLE; *t = (float)(*(int *)b - *(int *)a); return 0; }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
 import operator
 import os
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from torchlet.compiler import offline
+from torchlet.compiler import offline, tune
 from torchlet.compiler.codegen import triton as codegen
 from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.compiler.graph import Node
@@ -42,6 +44,7 @@ __all__ = ["COUNTS", "HOST_CALLS", "CudaExecutable", "cubin_of", "precompile", "
 Number = int | float | bool
 GRAPH_AFTER = 3  # calls after which a segment's launches become a CUDA graph: making one costs about as much as ten launches a kernel
 COUNTS = {"kernels": 0, "compiled": 0, "compile_failures": 0, "launches": 0, "graph_launches": 0, "graph_updates": 0}
+COUNTS |= {"contests": 0, "swaps": 0}  # kernels whose alternates were timed; those that another form won
 HOST_CALLS: Counter[str] = Counter()  # operators that ran on the host although their tensors lie on a device
 
 
@@ -90,6 +93,20 @@ def _nameless(kernel: Kernel) -> Kernel:
         buffers = tuple(replace(b, name=f"b{i}") for i, b in enumerate(kernel.buffers))
         return replace(kernel, name=type(kernel.body).__name__.lower(), buffers=buffers, origin=())
     return canonical(kernel)
+
+
+def _record(kernel: TritonKernel, device: Device) -> str:
+    return tune.record(_key(kernel, target_of(device)), kernel.grid, kernel.sizes, device)
+
+
+def _chosen(kernel: Kernel, device: Device) -> TritonKernel:
+    """The form that won a contest on such a device; where there was none, the formula's."""
+    target = target_of(device)
+    formula = _emitted(kernel, target)
+    won = tune.recall(_record(formula, device)) if tune.allowed() else None
+    if won is None or won == _key(formula, target):
+        return formula
+    return next((f for f in codegen.emit_choices(_nameless(kernel), target) if _key(f, target) == won), formula)
 
 
 def _fitting(kernel: Kernel, target: str) -> TritonKernel:
@@ -143,19 +160,8 @@ def precompile(kernels: Sequence[TritonKernel], target: str) -> None:
     if count < 2:
         return
     missing.sort(key=lambda k: ("tl.dot" not in k.source, -len(k.source)))  # what takes longest is begun first
-    bare = [replace(k, kernel=None, table=None) for k in missing]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    workers = []
     with tempfile.TemporaryDirectory(prefix="torchlet-compile-") as taken:
-        for _ in range(1, count):
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "torchlet.compiler.compile_worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, env=environment,
-            )  # fmt: skip
-            workers.append(worker)
-            assert worker.stdin is not None
-            with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:
-                pickle.dump((str(cc.cache_folder()), target, bare, taken), pipe)
+        workers = [_worker(missing, target, taken) for _ in range(1, count)]
         done, _ = compile_share(missing, target, taken)
         for worker in workers:
             if worker.wait():
@@ -188,6 +194,34 @@ def compile_share(kernels: Sequence[TritonKernel], target: str, taken: str) -> t
     return done, failed
 
 
+def _worker(kernels: Sequence[TritonKernel], target: str, taken: str) -> subprocess.Popen[bytes]:
+    """A process that puts the kernels' cubins into the disk cache, but those that another has begun."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with tempfile.TemporaryFile() as work:  # no pipe, which would hold us up until the process reads
+        pickle.dump((str(cc.cache_folder()), target, [replace(k, kernel=None, table=None) for k in kernels], taken), work)
+        work.seek(0)
+        command = [sys.executable, "-m", "torchlet.compiler.compile_worker"]
+        return subprocess.Popen(command, stdin=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
+def compile_later(kernels: Sequence[TritonKernel], target: str) -> Callable[[], bool]:
+    """Begin to put the kernels' cubins into the disk cache by one process in the background; what is returned tells whether it ended."""
+    missing = list({key: k for k in kernels if cc.read_entry(key := _key(k, target)) is None}.values())
+    if not missing:
+        return lambda: True
+    taken = tempfile.TemporaryDirectory(prefix="torchlet-compile-")
+    worker = _worker(missing, target, taken.name)
+    atexit.register(worker.kill)
+
+    def ended() -> bool:
+        if worker.poll() is None:
+            return False
+        taken.cleanup()
+        return True
+
+    return ended
+
+
 _FUNCTIONS: dict[tuple[int, str], Function] = {}
 
 
@@ -210,12 +244,13 @@ ON_LOAD: list[Callable[[Function, TritonKernel], None]] = []  # who wants to see
 
 
 class _Segment:
-    """Kernels between two extern calls. `sources[i]` picks the arguments of launch i from the call's values."""
+    """Kernels between two extern calls. `sources[i]` picks the arguments of launch i from the call's values; `sites`: what is timed."""
 
-    __slots__ = ("launches", "sources", "bound", "graph", "names")
+    __slots__ = ("launches", "sources", "kernels", "bound", "graph", "names", "sites")
 
-    def __init__(self, launches: list[Launch], sources: list[Callable[[Sequence[Any]], tuple[Any, ...]]]):
-        self.launches, self.sources = launches, sources
+    def __init__(self, launches: list[Launch], sources: list[Callable[[Sequence[Any]], tuple[Any, ...]]], kernels: list[Kernel]):
+        self.launches, self.sources, self.kernels = launches, sources, kernels
+        self.sites: dict[int, tune.Site] = {}
         self.bound: list[tuple[Any, ...] | None] = [None] * len(launches)
         self.graph: LaunchGraph | None = None
         self.names = [x.name for x in launches]
@@ -240,7 +275,7 @@ class CudaExecutable:
         self.host_inputs, self.host_outputs = tuple(host_inputs), tuple(host_outputs)
         self.calls = 0
         self._lock = threading.Lock()
-        self._emitted = [_emitted(k, target_of(self.device)) for k in plan.kernels]
+        self._emitted = [_chosen(k, self.device) for k in plan.kernels]
         self._slots = list(dict.fromkeys(slot for s in plan.steps for slot in _slots(s) if slot.kind == "arena"))
         self._variants: dict[frozenset[int], list[_Segment | Extern]] = {}
         self._misaligned: frozenset[int] = frozenset()
@@ -249,6 +284,7 @@ class CudaExecutable:
         self._position = self._positions()
         precompile(self._emitted, target_of(self.device))
         self._parts = self._variant(frozenset())
+        self._turns = _tuned([p for p in self._parts if isinstance(p, _Segment)], self.device)
 
     def _positions(self) -> dict[Slot, int]:
         """Where the values of a call hold each slot: inputs, outputs, places in the arena, then numbers."""
@@ -267,12 +303,14 @@ class CudaExecutable:
         parts: list[_Segment | Extern] = []
         launches: list[Launch] = []
         sources: list[Any] = []
+        kernels: list[Kernel] = []
 
         def flush() -> None:
             if launches:
-                parts.append(_Segment(list(launches), list(sources)))
+                parts.append(_Segment(list(launches), list(sources), list(kernels)))
                 launches.clear()
                 sources.clear()
+                kernels.clear()
 
         emitted = iter(self._emitted)
         for step in self.plan.steps:
@@ -294,12 +332,9 @@ class CudaExecutable:
             if function.info.flaw and not loose:
                 kernel = _fitting(step.kernel, target_of(self.device))
                 function = load(kernel, self.device)
-            about = (function, kernel.grid, kernel.types, step.kernel.name, step.kernel.origin)
-            if kernel.table is None:
-                launches.append(Launch(*about, maps=tuple(kernel.maps.values()), sizes=tuple(kernel.sizes.values())))
-            else:
-                launches.append(TableLaunch(*about, table=kernel.table, count=len(step.slots)))
+            launches.append(_launch_of(function, kernel, step.kernel))
             sources.append(_picker(where))
+            kernels.append(step.kernel)
         flush()
         self._variants[misaligned] = parts
         return parts
@@ -326,17 +361,18 @@ class CudaExecutable:
                     self._misaligned, self._parts = misaligned, self._variant(misaligned)
                 self._last = values
             self.calls += 1
+            turn = next(self._turns, None)
             for part in self._parts:
                 if isinstance(part, Extern):
                     self._call(part, values, scalars)
                 else:
-                    self._launch(part, values, changed, stream)
+                    self._launch(part, values, changed, stream, turn)
             if self.host_outputs:
                 self._to_host(stream)
             elif any(cuda.is_pinned(host[j]) for j in self.host_inputs):
                 device.stream.synchronize()  # the caller may write to pinned memory as soon as this returns
 
-    def _launch(self, part: _Segment, values: list[Any], changed: bool, stream: int) -> None:
+    def _launch(self, part: _Segment, values: list[Any], changed: bool, stream: int, turn: int | None) -> None:
         stale: list[int] = []
         if changed or part.bound[0] is None:
             for i, (pick, launch) in enumerate(zip(part.sources, part.launches)):
@@ -353,6 +389,14 @@ class CudaExecutable:
         if graph is not None:
             for i in stale:
                 graph.update(i)
+        if turn is not None and part.sites:
+            for i, launch in enumerate(part.launches):
+                if site := part.sites.get(i):
+                    site.run(turn, part.sources[i](values), stream)
+                else:
+                    launch(stream)
+            COUNTS["launches"] += len(part.launches)
+        elif graph is not None:
             graph(stream)
             COUNTS["graph_launches"] += 1
             COUNTS["graph_updates"] += len(stale)
@@ -414,6 +458,67 @@ class CudaExecutable:
 
     def __repr__(self) -> str:
         return f"<CudaExecutable {self.name} on {self.place}: {len(self.kernels)} kernels, {len(self.externs)} extern calls>"
+
+
+def _launch_of(function: Function, form: TritonKernel, kernel: Kernel) -> Launch:
+    about = (function, form.grid, form.types, kernel.name, kernel.origin)
+    if form.table is None:
+        return Launch(*about, maps=tuple(form.maps.values()), sizes=tuple(form.sizes.values()))
+    return TableLaunch(*about, table=form.table, count=len(kernel.buffers))
+
+
+def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
+    """For each call which form of the hot kernels it is to time, None: none. At the end the winners have their places."""
+    for _ in range(tune.AFTER):
+        yield None
+    if not tune.allowed() or config.cuda_sync:
+        return
+    target = target_of(device)
+    places: dict[str, list[tuple[_Segment, int]]] = {}
+    for part in parts:
+        for i, kernel in enumerate(part.kernels):
+            places.setdefault(_record(_emitted(kernel, target), device), []).append((part, i))
+    groups = {name: [part.kernels[i] for part, i in found] for name, found in places.items()}
+    forms: dict[str, list[TritonKernel]] = {}
+    for name in tune.hot(groups, target):
+        if tune.recall(name) is None:
+            forms[name] = list(itertools.islice(codegen.emit_choices(_nameless(groups[name][0]), target), 1 + tune.ALTERNATES))
+    forms = {name: found for name, found in forms.items() if len(found) > 1}
+    ended = compile_later([f for found in forms.values() for f in found], target)
+    while not ended():
+        yield None
+    contests: dict[str, tune.Contest] = {}
+    for name, found in forms.items():
+        now = places[name][0][0].launches[places[name][0][1]].function
+        others = [f for f in found if (function := _loaded(f, device)) and not function.info.flaw and function is not now]
+        keys = [next((_key(f, target) for f in found if _loaded(f, device) is now), ""), *[_key(f, target) for f in others]]
+        if others and keys[0]:
+            contests[name] = tune.Contest(name, keys)
+            for part, i in places[name]:
+                more = [_launch_of(load(f, device), f, part.kernels[i]) for f in others]
+                part.sites[i] = tune.Site(contests[name], [part.launches[i], *more])
+    COUNTS["contests"] += len(contests)
+    for _ in range(tune.ROUNDS if contests else 0):
+        yield from range(1 + tune.ALTERNATES)
+    while not all(c.is_over for c in contests.values()):
+        yield None
+    won = {name: c.winner() for name, c in contests.items()}
+    for part in parts:
+        changed = [i for i, site in part.sites.items() if won[site.contest.name]]
+        for i in changed:
+            part.launches[i] = part.sites[i].launches[won[part.sites[i].contest.name]]
+            part.bound[i] = part.bound[0] = None  # they are looked at where the first is not bound
+        if changed and part.graph is not None:  # it has ended: calls after it have
+            part.graph.close()
+            part.graph = None
+        part.sites.clear()
+    COUNTS["swaps"] += sum(w > 0 for w in won.values())
+
+
+def _loaded(form: TritonKernel, device: Device) -> Function | None:
+    with contextlib.suppress(CompileError, cuda.CudaError):  # such an alternate takes no part
+        return load(form, device)
+    return None
 
 
 def _picker(where: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

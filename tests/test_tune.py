@@ -1,0 +1,221 @@
+"""Alternates of hot kernels take turns on the stand-in device, whose clock the tests set: who wins, what is kept, what is left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from standin import CC, StandIn, stand_in
+
+import torchlet as torch
+from torchlet import compiler
+from torchlet.compiler import launch, tune
+from torchlet.compiler.codegen.triton import TritonKernel, emit, emit_choices
+from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Store
+from torchlet.config import config
+from torchlet.dtypes import bfloat16, float32
+from torchlet.expr import cast, expr
+from torchlet.index import Axis, of
+from torchlet.runtime import cc
+
+M, N, K = 256, 128, 64
+BEST, SECOND = (64, 16, 64), (16, 64, 64)  # alternates of the product's tile, which is of 16 x 16
+AFTER, ROUNDS = 5, 3
+CALLS = AFTER + (1 + tune.ALTERNATES) * ROUNDS + 2
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    if CC is None:
+        pytest.skip("no C compiler to build the stand-in driver with")
+    for name, value in (("LEAST_US", 0.0), ("AFTER", AFTER), ("ROUNDS", ROUNDS)):
+        monkeypatch.setattr(tune, name, value)
+    with config(cache_dir=str(tmp_path)), stand_in() as s:
+        yield s
+
+
+def halves(*shape: int) -> Any:
+    values = (0.3 * np.random.default_rng(1).standard_normal(shape)).astype(ml_dtypes.bfloat16).astype(np.float32)
+    return torch.from_numpy(values).bfloat16()
+
+
+def program(x: Any, w: Any) -> Any:
+    return (x @ w.T).relu().softmax(-1)
+
+
+def train(calls: int = CALLS) -> None:
+    """Call a compiled program with a product in it and check each result."""
+    x, w = halves(M, K), halves(N, K)
+    wanted = np.exp(np.maximum(x.float().numpy() @ w.float().numpy().T, 0))
+    wanted /= wanted.sum(-1, keepdims=True)
+    there, f = (x.cuda(), w.cuda()), torch.compile(program)
+    for _ in range(calls):
+        np.testing.assert_allclose(f(*there).float().cpu().numpy(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def blocks(form: TritonKernel) -> tuple[int, ...]:
+    return tuple(form.constexprs.values())
+
+
+def products(gpu: StandIn) -> list[TritonKernel]:
+    """The loaded forms of the product, in the order in which they were loaded."""
+    return [k for k in gpu.kernels.values() if "tl.dot" in k.source]
+
+
+def running(gpu: StandIn) -> tuple[int, ...]:
+    """The blocks of the product that one more call runs."""
+    seen: list[TritonKernel] = []
+    gpu.ticks = lambda k: seen.append(k) or 0  # type: ignore[func-returns-value]
+    train(1)
+    (form,) = [k for k in seen if "tl.dot" in k.source]
+    return blocks(form)
+
+
+def slow_but(best: Callable[[TritonKernel], bool], gain: int = 100) -> Callable[[TritonKernel], int]:
+    return lambda k: 1000 - gain * best(k)
+
+
+def entries() -> list[dict[str, str]]:
+    return [cc.read_entry(p.stem) or {} for p in sorted(cc.cache_folder().glob("tuned-*.json"))]
+
+
+def test_the_fastest_form_of_a_hot_product_takes_its_place(gpu: StandIn) -> None:
+    contests, swaps = launch.COUNTS["contests"], launch.COUNTS["swaps"]
+    train(3)
+    (first,) = products(gpu)
+    gpu.ticks = slow_but(lambda k: "tl.dot" in k.source and blocks(k) == BEST)
+    assert blocks(first) != BEST
+    train()
+    assert 1 < len({blocks(k) for k in products(gpu)}) <= 1 + tune.ALTERNATES
+    assert (launch.COUNTS["contests"] - contests, launch.COUNTS["swaps"] - swaps) >= (1, 1)
+    assert running(gpu) == BEST
+    assert any("milliseconds" in e and len(e["milliseconds"].split(", ")) > 1 for e in entries())
+
+
+def test_after_the_contest_calls_are_graph_launches_again(gpu: StandIn) -> None:
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    x, w, f = halves(M, K).cuda(), halves(N, K).cuda(), torch.compile(program)
+    for _ in range(CALLS):
+        f(x, w)
+    others = [halves(M, K).cuda() for _ in range(3)]
+    graphs, launches = gpu.graph_launches, launch.COUNTS["launches"]
+    seen: list[TritonKernel] = []
+    gpu.ticks = lambda k: seen.append(k) or 0  # type: ignore[func-returns-value]
+    for other in others:
+        f(other, w)  # the new form is bound to other addresses
+    assert gpu.graph_launches == graphs + 3 and launch.COUNTS["launches"] == launches
+    assert {blocks(k) for k in seen if "tl.dot" in k.source} == {BEST}
+
+
+def test_a_later_program_starts_with_the_winner_and_times_nothing(gpu: StandIn) -> None:
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    train()
+    compiler.reset()
+    launch._FUNCTIONS.clear()
+    contests, loaded = launch.COUNTS["contests"], len(products(gpu))
+    assert running(gpu) == BEST and [blocks(k) for k in products(gpu)[loaded:]] == [BEST]
+    train()
+    assert launch.COUNTS["contests"] == contests
+
+
+def test_a_form_that_gains_less_than_two_percent_does_not_replace_the_formulas(gpu: StandIn) -> None:
+    train(1)
+    formula = blocks(products(gpu)[0])
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST, gain=10)
+    train()
+    assert len({blocks(k) for k in products(gpu)}) > 1 and running(gpu) == formula
+    compiler.reset()
+    assert running(gpu) == formula, "and so it is remembered"
+
+
+@pytest.mark.parametrize("how", ["deterministic", "off", "cold"])
+def test_without_leave_or_need_nothing_is_timed(gpu: StandIn, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    if how == "cold":
+        monkeypatch.setattr(tune, "LEAST_US", 20.0)
+    with config(tune=how != "off"):
+        torch.use_deterministic_algorithms(how == "deterministic")
+        try:
+            train()
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert len(products(gpu)) == 1 and entries() == []
+
+
+def test_deterministic_mode_does_not_use_what_was_measured(gpu: StandIn) -> None:
+    train(1)
+    formula = blocks(products(gpu)[0])
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    train()
+    compiler.reset()
+    with config(deterministic=True):
+        assert running(gpu) == formula
+    compiler.reset()
+    assert running(gpu) == BEST
+
+
+def test_forms_with_flaws_take_no_part(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, tried = launch.cubin_of, []
+
+    def small_tiles_spill(k: TritonKernel, target: str) -> Any:
+        tried.append(blocks(k))
+        cubin, info = fake(k, target)
+        return cubin, replace(info, flaw=8 if blocks(k) == BEST else 0)
+
+    monkeypatch.setattr(launch, "cubin_of", small_tiles_spill)
+    gpu.ticks = slow_but(lambda k: blocks(k) in (BEST, SECOND))
+    train()
+    assert BEST in tried and running(gpu) == SECOND
+
+
+def test_a_form_that_does_not_compile_takes_no_part(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = launch.cubin_of
+
+    def fails(k: TritonKernel, target: str) -> Any:
+        if blocks(k) == BEST:
+            raise launch.CompileError("no")
+        return fake(k, target)
+
+    monkeypatch.setattr(launch, "cubin_of", fails)
+    gpu.ticks = slow_but(lambda k: blocks(k) in (BEST, SECOND))
+    train()
+    assert running(gpu) == SECOND
+
+
+def test_attention_has_alternates_of_which_the_last_reads_through_pointers(gpu: StandIn) -> None:
+    gpu.ticks = lambda k: 1 if k.name.startswith("attention") and not k.maps else 50
+    attend = torch.compile(lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True))
+    x = halves(1, 2, 256, 64).cuda()
+    for _ in range(CALLS):
+        attend(x)
+    forms = [k for k in gpu.kernels.values() if k.name.startswith("attention")]
+    assert len(forms) == 4 and [bool(k.maps) for k in forms] == [True, True, True, False]
+    seen: list[TritonKernel] = []
+    gpu.ticks = lambda k: seen.append(k) or 0  # type: ignore[func-returns-value]
+    attend(x)
+    assert [bool(k.maps) for k in seen if k.name.startswith("attention")] == [False]
+
+
+@pytest.mark.slow
+def test_alternates_are_compiled_by_a_process_in_the_background(tmp_path: Path) -> None:
+    i, j, r = Axis("m", 64), Axis("n", 64), Axis("k", 32)
+    a, b = (expr("load", (), bfloat16, (name, of(axis) * 32 + of(r))) for name, axis in (("a", i), ("b", j)))
+    dot = Dot("acc", a, b, (), (i,), (j,), (r,))
+    store = Store("y", of(i) * 64 + of(j), cast(expr("value", (), float32, "acc"), bfloat16))
+    buffers = (Buffer("a", bfloat16, 2048), Buffer("b", bfloat16, 2048), Buffer("y", bfloat16, 4096, "output"))
+    kernel = Kernel("product", (i, j), (Phase((r,), (dot,), (store,)),), buffers)
+    forms = list(emit_choices(kernel, "cuda:90"))[:2]
+    assert forms[0].source == emit(kernel).source
+    with config(cache_dir=str(tmp_path)):
+        ended = launch.compile_later(forms, "cuda:90")
+        until = time.monotonic() + 120
+        while not ended() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert all(cc.read_entry(launch._key(f, "cuda:90")) for f in forms)
+        assert launch.compile_later(forms, "cuda:90")()
