@@ -204,22 +204,24 @@ def _worker(kernels: Sequence[TritonKernel], target: str, taken: str) -> subproc
         return subprocess.Popen(command, stdin=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 
-def compile_later(kernels: Sequence[TritonKernel], target: str) -> Callable[[], bool]:
-    """Begin to put the kernels' cubins into the disk cache by one process in the background; what is returned tells whether it ended."""
+def compile_later(kernels: Sequence[TritonKernel], target: str) -> Callable[[], list[TritonKernel] | None]:
+    """Begin to put the kernels' cubins into the disk cache by one process in the background.
+
+    What is returned gives None until that ended, then the kernels that are in the cache: a compiler that crashes takes others with it.
+    """
     missing = list({key: k for k in kernels if cc.read_entry(key := _key(k, target)) is None}.values())
-    if not missing:
-        return lambda: True
     taken = tempfile.TemporaryDirectory(prefix="torchlet-compile-")
-    worker = _worker(missing, target, taken.name)
-    atexit.register(worker.kill)
+    worker = _worker(missing, target, taken.name) if missing else None
+    if worker is not None:
+        atexit.register(worker.kill)
 
-    def ended() -> bool:
-        if worker.poll() is None:
-            return False
+    def compiled() -> list[TritonKernel] | None:
+        if worker is not None and worker.poll() is None:
+            return None
         taken.cleanup()
-        return True
+        return [k for k in kernels if cc.read_entry(_key(k, target))]
 
-    return ended
+    return compiled
 
 
 _FUNCTIONS: dict[tuple[int, str], Function] = {}
@@ -484,16 +486,18 @@ def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
         if tune.recall(name) is None:
             forms[name] = list(itertools.islice(codegen.emit_choices(_nameless(groups[name][0]), target), 1 + tune.ALTERNATES))
     forms = {name: found for name, found in forms.items() if len(found) > 1}
-    ended = compile_later([f for found in forms.values() for f in found], target)
-    while not ended():
+    compiled = compile_later([f for found in forms.values() for f in found], target)
+    while (there := compiled()) is None:
         yield None
     contests: dict[str, tune.Contest] = {}
     for name, found in forms.items():
         now = places[name][0][0].launches[places[name][0][1]].function
-        others = [f for f in found if (function := _loaded(f, device)) and not function.info.flaw and function is not now]
-        keys = [next((_key(f, target) for f in found if _loaded(f, device) is now), ""), *[_key(f, target) for f in others]]
-        if others and keys[0]:
-            contests[name] = tune.Contest(name, keys)
+        functions = {_key(f, target): (f, load(f, device)) for f in found if f in there}
+        others = [f for f, function in functions.values() if not function.info.flaw and function is not now]
+        first = [key for key, (_, function) in functions.items() if function is now]
+        if others and first:
+            about = {"kernel": groups[name][0].name, "device": device.properties.name}
+            contests[name] = tune.Contest(name, [*first, *[_key(f, target) for f in others]], about)
             for part, i in places[name]:
                 more = [_launch_of(load(f, device), f, part.kernels[i]) for f in others]
                 part.sites[i] = tune.Site(contests[name], [part.launches[i], *more])
@@ -513,12 +517,6 @@ def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
             part.graph = None
         part.sites.clear()
     COUNTS["swaps"] += sum(w > 0 for w in won.values())
-
-
-def _loaded(form: TritonKernel, device: Device) -> Function | None:
-    with contextlib.suppress(CompileError, cuda.CudaError):  # such an alternate takes no part
-        return load(form, device)
-    return None
 
 
 def _picker(where: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -51,8 +51,8 @@ def hot(kernels: Mapping[str, Sequence[Kernel]], target: str) -> list[str]:
 class Contest:
     """Forms of one kernel, the formula's first, and when they started and ended."""
 
-    def __init__(self, name: str, forms: Sequence[str]):
-        self.name, self.forms = name, tuple(forms)
+    def __init__(self, name: str, forms: Sequence[str], about: Mapping[str, str]):
+        self.name, self.forms, self.about = name, tuple(forms), dict(about)
         self.spans: list[list[tuple[Event, Event]]] = [[] for _ in forms]
 
     @property
@@ -66,7 +66,8 @@ class Contest:
         best = min(range(len(medians)), key=medians.__getitem__)
         found = best if medians[best] <= GAIN * medians[0] else 0
         if medians[0] < float("inf"):
-            cc.write_entry(self.name, {"form": self.forms[found], "milliseconds": ", ".join(f"{ms:.4f}" for ms in medians)})
+            facts = {"form": self.forms[found], "number": str(found), "milliseconds": ", ".join(f"{ms:.4f}" for ms in medians)}
+            cc.write_entry(self.name, {**self.about, **facts})
         return found
 
 
