@@ -22,7 +22,7 @@ from torchlet import nn
 from torchlet.compiler import loop_text
 from torchlet.compiler.attention import Attention
 from torchlet.compiler.claim import refusals
-from torchlet.compiler.codegen.triton import emit
+from torchlet.compiler.codegen.triton import emit, emit_choices
 from torchlet.compiler.differentiate import differentiate
 from torchlet.compiler.emulate import run_interpreted_triton, run_plan
 from torchlet.compiler.execute import optimize
@@ -212,6 +212,22 @@ def test_packed_heads_are_maps_of_one_buffer_by_its_strides(d: Any, tolerance: f
     assert len({m.buffer for m in maps.values()}) == 1
 
 
+def test_all_forms_of_a_kernel_agree() -> None:
+    x = halves(1, 2, 150, 64)
+    attend = functools.partial(F.scaled_dot_product_attention, is_causal=True)
+    kernels = schedule(optimize(training(attend, x, x, x), gpu=True), "f", gpu=True)[0].kernels
+    for kernel in [k for k in kernels if isinstance(k.body, Attention)]:
+        results = []
+        for form in emit_choices(kernel, "cuda:100"):
+            arrays = [np.random.default_rng(i).standard_normal(b.size).astype(b.dtype.np) for i, b in enumerate(kernel.buffers)]
+            interpreter.run(form, arrays)
+            results.append([a.astype(np.float64) for a in arrays])
+        assert len(results) == (5 if kernel.body.part == "forward" else 4)  # type: ignore[union-attr]
+        for arrays in results[1:]:
+            for found, first in zip(arrays, results[0], strict=True):
+                np.testing.assert_allclose(found, first, rtol=1e-2, atol=1e-2 * np.abs(first).max())
+
+
 def test_maps_and_pointers_read_the_same_numbers() -> None:
     for part in ALL:
         kernel = next(
@@ -354,6 +370,16 @@ def test_heads_use_tensor_cores_and_tensor_maps_without_spills_or_waits_between_
 def test_heads_use_tensor_maps_on_blackwell(part: str) -> None:
     built = compile_kernel(emit(canonical(part, 64, torch.bfloat16), "cuda:100"), "cuda:100")
     assert "UTMALDG" in (built.sass or "") and "UTCHMMA" in (built.sass or "") and built.spill_bytes == 0
+
+
+def test_warps_with_different_work_are_an_alternate_on_blackwell() -> None:
+    kernel = canonical("forward", 64, torch.bfloat16)
+    forms = list(emit_choices(kernel, "cuda:100"))
+    special = [f for f in forms if "SPECIALISE=True" in f.source]
+    assert len(forms) == 5 and special == forms[-1:]
+    assert not any("SPECIALISE=True" in f.source for f in emit_choices(kernel, "cuda:90"))
+    built = compile_kernel(special[0], "cuda:100")
+    assert built.flaw == 0 and built.num_warps > special[0].num_warps and "setmaxnreg" in (built.ptx or "")
 
 
 @pytest.mark.slow

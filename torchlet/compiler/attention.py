@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchlet.compiler.loops import Buffer, Handwritten
-from torchlet.compiler.tile import MACHINES, TENSOR_MAPS, Tile
+from torchlet.compiler.tile import MACHINES, SPECIALISED, TENSOR_MAPS, Tile
 from torchlet.errors import UnsupportedError
 from torchlet.runtime.cuda import TensorMap
 
@@ -115,6 +115,8 @@ class Attention(Handwritten):
         if maps and target in TENSOR_MAPS and any(self._map(o, buffers[o.buffer].dtype.itemsize) for o in self.operands):
             more = [Tile("attention", {"m": m, "n": n}, w, stages) for m, n, w, stages in _MAPPED[self.part].get(width, [])]
             found = [replace(t, map_bytes=MACHINES[target].shared_bytes) for t in more or found] + found
+            if target in SPECIALISED and self.part == "forward":
+                found.append(replace(found[0], specialised=True))
         most = {"m": max(16, _power_of_two(self.rows)), "n": max(16, _power_of_two(self.columns))}
         return [replace(t, blocks={d: min(n, most[d]) for d, n in t.blocks.items()}) for t in found]
 
@@ -166,6 +168,8 @@ class Attention(Handwritten):
         constants |= {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": _lanes(self.d), "BLOCK_DV": _lanes(self.dv)}
         four = buffers[self._operand("q").buffer].dtype.itemsize == 4
         constants["PRECISION"] = "ieee" if target.startswith("hip") or not four else "tf32x3"
+        if self.part == "forward":
+            constants["SPECIALISE"] = tile.specialised
         lines.append(f"attention_{self.part}(")
         lines.append(f"    tile, {', '.join((*reads, *writes))},")
         line = "   "

@@ -36,6 +36,7 @@ MACHINES: Mapping[str, Machine] = {
 
 TENSOR_MAPS = ("cuda:90", "cuda:100")  # where tiles of matrix products are copied by the tensor memory accelerator
 LONGEST_INT8 = (1 << 17) - 1  # so many products of int8, each at most 2¹⁴, have a sum that int32 holds
+SPECIALISED = ("cuda:100",)  # where warps of attention may have different work; on cuda:90 that makes each product wait for the last
 PERSISTENT = ("cuda:90",)  # where a program walks over several tiles; on cuda:100 Triton's flattened loop spills 500 bytes a thread
 
 
@@ -57,6 +58,8 @@ class Tile:
     """Shared memory for tiles that tensor maps move; 0: none do."""
     programs: int = 0
     """With tensor maps, how many programs walk over the tiles, the next one's operands arriving while one is stored; 0: one for each."""
+    specialised: bool = False
+    """Warps that copy, that multiply, and that do the rest."""
     precision: str = "ieee"
     """How products of float32 are made; one of `config.FLOAT32_DOTS`."""
 

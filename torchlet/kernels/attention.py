@@ -1,7 +1,8 @@
 """Attention without the matrix of weights, for one head: device functions that `compiler.attention` puts behind an entry point.
 
 Scores live in units of log 2, so that exp2 serves. Rows of queries and of keys beyond their ends are never stored, and count
-as zeros where they are read. MASK: 0 none, 1 True where attention is allowed, 2 added to the scores.
+as zeros where they are read. MASK: 0 none, 1 True where attention is allowed, 2 added to the scores. SPECIALISE:
+some warps copy, some multiply, some do the rest.
 
 Products of warp groups overlap only in loops that surely run: otherwise ptxas 12.8, which Triton 3.6 brings, puts a wait after each.
 So the loops over keys always take a step, one that is forgotten or adds nothing where there was none to take.
@@ -67,12 +68,12 @@ def forward_blocks(
     total, top, acc, q, k, v, mask, row_start, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr, MASK_ROW: tl.constexpr,
     MASK_COLUMN: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, CHECK: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, SPECIALISE: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
     """Keys and values from `low` to `high`, which is more: the sum of weights, the largest score and the weighted values so far."""
     tl.assume(low < high)
     row, column = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-    for start in range(low, high, BLOCK_N):
+    for start in tl.range(low, high, BLOCK_N, warp_specialize=SPECIALISE):
         keys = load_tile(k, start, K_ROW, K_E, COLUMNS, D, BLOCK_N, BLOCK_D, not CHECK)
         s = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * (SCALE * 1.4426950408889634)
         s = masked_scores(s, mask, row, row_start, column, start, ROWS, COLUMNS, MASK, MASK_ROW, MASK_COLUMN, CAUSAL, CHECK)
@@ -93,7 +94,7 @@ def attention_forward(
     Q_E: tl.constexpr, K_ROW: tl.constexpr, K_E: tl.constexpr, V_ROW: tl.constexpr, V_E: tl.constexpr, MASK: tl.constexpr,
     MASK_ROW: tl.constexpr, MASK_COLUMN: tl.constexpr, OUT: tl.constexpr, OUT_ROW: tl.constexpr, OUT_E: tl.constexpr, LSE: tl.constexpr,
     LSE_ROW: tl.constexpr, CAUSAL: tl.constexpr, SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, SPECIALISE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries: the weighted values, and the logarithm of the sum of the scores' exponentials."""
     start = tile * BLOCK_M
@@ -109,14 +110,14 @@ def attention_forward(
     if COLUMNS >= BLOCK_N:
         total, top, acc = forward_blocks(
             total, top, acc, queries, k, v, mask, start, 0, max(free, BLOCK_N), ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK,
-            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, False,
+            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, SPECIALISE, False,
         )  # fmt: skip
         if CAUSAL:
             total, top, acc = tl.where(free > 0, total, 0.0), tl.where(free > 0, top, float("-inf")), tl.where(free > 0, acc, 0.0)
     if CAUSAL or COLUMNS % BLOCK_N != 0:
         total, top, acc = forward_blocks(
             total, top, acc, queries, k, v, mask, start, free, max(end, free + 1), ROWS, COLUMNS, D, DV, K_ROW, K_E, V_ROW, V_E, MASK,
-            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, True,
+            MASK_ROW, MASK_COLUMN, CAUSAL, SCALE, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, PRECISION, SPECIALISE, True,
         )  # fmt: skip
     divisor = tl.where(total == 0.0, 1.0, total)  # a query that may look at nothing gets zeros
     if OUT:

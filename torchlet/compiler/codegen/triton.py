@@ -90,8 +90,9 @@ def emit_choices(kernel: Kernel, target: str) -> Iterator[TritonKernel]:
     seen = set()
     for tile in _tiles(kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel)), target):
         found = emit(kernel, target, tile)
-        if (found.source, found.num_warps, *found.constexprs.values()) not in seen:
-            seen.add((found.source, found.num_warps, *found.constexprs.values()))
+        key = found.source, found.num_warps, found.num_stages, *found.constexprs.values()
+        if key not in seen:
+            seen.add(key)
             yield found
 
 
