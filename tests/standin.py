@@ -156,7 +156,7 @@ def _sizes(kernel: TritonKernel) -> str:
 def _built() -> bytes:
     with tempfile.TemporaryDirectory(prefix="torchlet-standin-") as folder:
         made = Path(folder, "stub.so")
-        subprocess.run([CC, "-O1", "-shared", "-fPIC", "-w", "-o", str(made), str(SOURCE)], check=True, timeout=120)
+        subprocess.run([CC, "-O1", "-shared", "-fPIC", "-w", "-o", str(made), str(SOURCE)], check=True, timeout=900)
         return made.read_bytes()
 
 

@@ -49,7 +49,7 @@ for _ in range(2):
 def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python with torchlet on its path."""
     full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
-    return subprocess.run([sys.executable, *map(str, arguments)], env=full, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *map(str, arguments)], env=full, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_dump_works_as_a_call_and_as_a_block(tmp_path: Path) -> None:
 def test_the_environment_switches_it_on(tmp_path: Path, value: str, folder: str | None) -> None:
     (tmp_path / "f.py").write_text("import torchlet as torch\ntorch.compile(lambda x: x + 1)(torch.ones(3))\n")
     full = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHLET_DEBUG": value}
-    subprocess.run([sys.executable, "f.py"], cwd=tmp_path, env=full, check=True, timeout=120)
+    subprocess.run([sys.executable, "f.py"], cwd=tmp_path, env=full, check=True, timeout=900)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ([folder] if folder else [])
 
 

@@ -103,7 +103,7 @@ HEAVY = ["networkx", "triton", "torchlet.compiler", "torchlet.nn", "torchlet.opt
 @pytest.mark.parametrize("heavy", HEAVY)
 def test_import_torchlet_does_not_import(heavy: str) -> None:
     code = f"import sys, torchlet; sys.exit({heavy!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, timeout=900).returncode == 0
 
 
 def test_every_module_says_its_job_in_its_first_line() -> None:

@@ -20,7 +20,7 @@ def printed(*arguments: str | Path, folder: Path = ROOT) -> str:
     """What a program prints when it runs with `torch` being torchlet."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "torchlet.compat", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "the compiler failed" not in done.stderr, done.stderr
     return done.stdout

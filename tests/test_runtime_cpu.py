@@ -312,7 +312,7 @@ def test_a_second_process_finds_the_kernels_on_disk(folder: Path) -> None:
     )
     environment = {**os.environ, "TORCHLET_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     found = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, env=environment, timeout=120, check=False
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, env=environment, timeout=900, check=False
     )
     assert found.stdout.strip() == key, found.stderr
 

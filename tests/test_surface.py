@@ -40,7 +40,7 @@ print("ran with", sys.argv[1:], torch.__name__, torch.pi > 3)
 
 
 def python(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-W", "ignore", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-W", "ignore", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

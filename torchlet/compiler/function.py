@@ -86,6 +86,8 @@ class CompiledFunction:
                 if len(self.paths) > MAX_PATHS:
                     self._forget(run)
             finally:
+                if STATE.run is run:  # an interrupt came before `end` did anything
+                    run.abandon()
                 idle.append(run)
 
     def _follow(self, run: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
