@@ -607,6 +607,7 @@ def test_explain_says_what_is_copied_to_the_host(gpu: StandIn) -> None:
 # ------------------------------------------------------------------------------------------------ cubins
 
 
+@pytest.mark.slow
 def test_a_kernel_of_the_cache_needs_no_triton(tmp_path: Path) -> None:
     """The first process compiles with Triton, the second finds its cubins and never imports it."""
     code = (
@@ -662,7 +663,8 @@ def test_a_real_cubin_has_the_entry_that_its_launch_names(gpu: StandIn, tmp_path
     assert (info.num_ctas, info.global_scratch_size, info.num_warps) == (1, 0, k.num_warps) and info.shared < 48 * 1024
 
 
-@pytest.mark.parametrize("sections", ["host", pytest.param("correct,checks,tables,products,steps,host", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sections", ["host", "correct,checks,tables,products,steps,host"])
 def test_gpu_check_runs_dry_and_writes_its_tables(tmp_path: Path, sections: str) -> None:
     root = Path(__file__).parent.parent
     env = {**os.environ, "PYTHON": sys.executable}

@@ -29,6 +29,7 @@ def number(pattern: str, text: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow
 def test_linear_regression_fits_the_line_and_the_patients(tmp_path: Path) -> None:
     text = run("linear_regression.py", tmp_path, "--epochs", "1000")
     assert abs(number(r"y\(15\) = ([\d.]+)", text) - 31) < 0.5
@@ -38,6 +39,7 @@ def test_linear_regression_fits_the_line_and_the_patients(tmp_path: Path) -> Non
     assert text.count("first compiled call: ") == 2 and text.count("x faster") == 2
 
 
+@pytest.mark.slow
 def test_mlp_learns_to_read_digits_and_compiled_follows_eager(tmp_path: Path) -> None:
     text = run("mlp.py", tmp_path, "--epochs", "4")
     assert number(r"test accuracy: ([\d.]+)", text) > 0.9
@@ -107,6 +109,7 @@ def test_an_example_is_shorter_than_100_lines_and_has_a_main(path: Path) -> None
     assert "def main():" in lines
 
 
+@pytest.mark.slow
 def test_benchmark_rows_give_what_numpy_gives(tmp_path: Path) -> None:
     rows = "linreg,tiny,mlp_sgd,chain_1e5,softmax,import"
     command = [sys.executable, EXAMPLES.parent / "benchmarks" / "peers.py", "--peers", "torchlet,numpy", "--rows", rows]

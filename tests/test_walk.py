@@ -179,6 +179,7 @@ def run(text, **variables):
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_walk
 def test_the_c_walk_and_python_give_the_same_line_by_line():
     fast, plain = run(PROGRAM), run(PROGRAM, TORCHLET_C_WALK="0")
