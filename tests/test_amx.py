@@ -172,9 +172,9 @@ def test_products_whose_sizes_vary_use_tiles_where_they_are_large() -> None:
     b = random(350, 352)
     for rows in (300, 420, 8, 351):
         a = random(rows, 350)
-        found = f(torchlet.tensor(a), torchlet.tensor(b)).numpy()
-        with config(cpu_float32_dot="ieee"):
-            wanted = plain(torchlet.tensor(a), torchlet.tensor(b)).numpy()
+        with config(cpu_float32_dot="bf16x6"):
+            found = f(torchlet.tensor(a), torchlet.tensor(b)).numpy()
+        wanted = plain(torchlet.tensor(a), torchlet.tensor(b)).numpy()
         assert np.array_equal(found, wanted) == (rows == 8)
         assert error(found, a, b) <= 1.5 * error(wanted, a, b)
 
@@ -217,16 +217,13 @@ def test_the_precision_that_is_permitted_decides_how_many_parts_there_are() -> N
     finally:
         torchlet.set_float32_matmul_precision("highest")
         config.cpu_float32_dot = before
-    assert errors[0] < errors[1] / 10 and errors[1] < 2.0**-15 < errors[2] < 2.0**-8
+    assert errors[0] < errors[1] / 3 and errors[1] < 2.0**-15 < errors[2] < 2.0**-8
 
 
-def test_a_permission_does_not_switch_tiles_on_where_they_are_off() -> None:
-    try:
-        with config(cpu_float32_dot="ieee"):
-            torchlet.set_float32_matmul_precision("high")
-            assert config.cpu_float32_dot == "ieee"
-    finally:
-        torchlet.set_float32_matmul_precision("highest")
+def test_float32_is_multiplied_without_tiles_unless_they_are_asked_for() -> None:
+    a, b = random(256, 512), random(512, 256)
+    found = torchlet.compile(FORMS["nn"])(torchlet.tensor(a), torchlet.tensor(b)).numpy()
+    assert np.array_equal(found, product(a, b, "ieee"))
 
 
 @on_tiles

@@ -46,9 +46,9 @@ class Config:
     cuda_graphs   TORCHLET_CUDA_GRAPHS: 0 launches kernels one by one, never as a CUDA graph
     float32_dot   TORCHLET_FLOAT32_DOT: how GPUs multiply float32 matrices: ieee (exact products, no tensor cores); tf32x3 or bf16x6 (three
                   or six products on tensor cores, nearly as exact); tf32 (one, 10 bits of mantissa); read when a kernel is compiled
-    cpu_float32_dot  TORCHLET_CPU_FLOAT32_DOT: how CPUs with AMX multiply large float32 matrices: bf16x6 (each factor as three bfloat16
-                  numbers, as exact as float32); bf16x3 (as two); bf16 (as one, 8 bits of mantissa); ieee (without AMX, bfloat16
-                  matrices, too); read when a kernel is compiled
+    cpu_float32_dot  TORCHLET_CPU_FLOAT32_DOT: how CPUs with AMX multiply large float32 matrices: ieee (without AMX); bf16x6 (each factor
+                  as three bfloat16 numbers: as exact as float32, up to twice as fast where the core is not shared, slower where a
+                  neighbour uses its AMX); bf16x3 (as two); bf16 (as one, 8 bits of mantissa); read when a kernel is compiled
     deterministic TORCHLET_DETERMINISTIC: 1 chooses kernels by formulas alone, so that each run computes in the same order;
                   read when a graph is compiled
     tune          TORCHLET_TUNE: 0 never times alternates of hot GPU kernels, and uses no measurement that was kept
@@ -79,7 +79,7 @@ class Config:
         self.cuda_sync = _switch("TORCHLET_CUDA_SYNC", _truth, False)
         self.cuda_graphs = _switch("TORCHLET_CUDA_GRAPHS", _truth, True)
         self.float32_dot = _one_of("TORCHLET_FLOAT32_DOT", FLOAT32_DOTS, "ieee")
-        self.cpu_float32_dot = _one_of("TORCHLET_CPU_FLOAT32_DOT", CPU_FLOAT32_DOTS, "bf16x6")
+        self.cpu_float32_dot = _one_of("TORCHLET_CPU_FLOAT32_DOT", CPU_FLOAT32_DOTS, "ieee")
         self.deterministic = _switch("TORCHLET_DETERMINISTIC", _truth, False)
         self.tune = _switch("TORCHLET_TUNE", _truth, True)
         self.c_walk = _switch("TORCHLET_C_WALK", _truth, True)

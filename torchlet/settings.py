@@ -98,15 +98,14 @@ def set_float32_matmul_precision(precision: str) -> None:
     """How compiled code multiplies float32: "highest" as exactly as float32 is; what is compiled already stays as it is.
 
     "high" and "medium" permit CUDA devices to multiply in TF32, and CPUs with AMX to take each factor as two bfloat16 numbers ("high") or
-    one ("medium"). `config.float32_dot` and `config.cpu_float32_dot` name more precisions; where the latter is "ieee", it stays so.
+    one ("medium"). `config.float32_dot` and `config.cpu_float32_dot` name more precisions.
     Raises RuntimeError for another word.
     """
     if precision not in ("highest", "high", "medium"):
         raise RuntimeError(f"float32_matmul_precision can only be set to 'highest', 'high' or 'medium', got {precision!r}")
     _chosen["precision"] = precision
     config.float32_dot = "ieee" if precision == "highest" else "tf32"
-    if config.cpu_float32_dot != "ieee":
-        config.cpu_float32_dot = {"highest": "bf16x6", "high": "bf16x3", "medium": "bf16"}[precision]
+    config.cpu_float32_dot = {"highest": "ieee", "high": "bf16x3", "medium": "bf16"}[precision]
 
 
 def get_float32_matmul_precision() -> str:

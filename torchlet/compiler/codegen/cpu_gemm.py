@@ -125,7 +125,7 @@ def _parts(dot: Dot) -> int:
     if dot.dtype is not dtypes.float32:
         return 0
     exact = dot.a.dtype is dot.b.dtype is dtypes.bfloat16
-    return min(_PARTS[config.cpu_float32_dot], 1 if exact else 3)
+    return 1 if exact else _PARTS[config.cpu_float32_dot]
 
 
 def _plain(kernel: Kernel, e: Expr, rows: tuple[Axis, ...], dot: Dot) -> str | None:
