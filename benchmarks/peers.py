@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 THREADS = 2
@@ -263,24 +264,23 @@ def table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def memory_table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
-    """Markdown: megabytes in memory at most during a step, above those before the row was built; what a compiler loads is among them."""
-    lines = [f"| memory, MB | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+def side_table(title: str, text: Callable[[dict], str], results: dict[str, dict[str, dict]], names: list[str]) -> str:
+    """Markdown: what `text` says of each peer in each row."""
+    lines = [f"| {title} | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for row, found in results.items():
         if row != "import":
-            texts = [f"{max(found[n]['peak_bytes'], 0) / 1e6:.0f}" if n in found else "" for n in names]
-            lines.append(f"| {row} | {' | '.join(texts)} |")
+            lines.append(f"| {row} | {' | '.join(text(found[n]) if n in found else '' for n in names)} |")
     return "\n".join(lines)
 
 
-def first_table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
-    """Markdown: seconds until the first result, building and compiling included, and the form that was fastest."""
-    lines = [f"| first result | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    for row, found in results.items():
-        if row != "import":
-            texts = [f"{time_text(found[n]['first_s'])} {found[n]['form']}".strip() if n in found else "" for n in names]
-            lines.append(f"| {row} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+def memory_text(found: dict) -> str:
+    """Megabytes in memory at most during a step, above those before the row was built; what a compiler loads is among them."""
+    return f"{max(found['peak_bytes'], 0) / 1e6:.0f}"
+
+
+def first_text(found: dict) -> str:
+    """Time until the first result, building and compiling included, and the form that was fastest."""
+    return f"{time_text(found['first_s'])} {found['form']}".strip()
 
 
 def machine() -> str:
@@ -342,7 +342,8 @@ def main() -> None:
     print(table(results, names))
     if set(results) != {"import"}:
         peers = [n for n in names if n != "floor"]
-        print("\n" + first_table(results, peers) + "\n\n" + memory_table(results, peers))
+        for title, text in (("first result", first_text), ("memory, MB", memory_text)):
+            print("\n" + side_table(title, text, results, peers))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**head, "rows": results}, indent=1) + "\n")

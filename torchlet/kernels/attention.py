@@ -213,8 +213,6 @@ def key_steps(
     return dk, dv
 
 
-
-
 @triton.jit
 def key_blocks(
     dk, dv, keys, values, g, lse, delta, q, mask, column_start, low, high, ROWS: tl.constexpr, COLUMNS: tl.constexpr, D: tl.constexpr,

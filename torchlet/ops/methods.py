@@ -109,7 +109,8 @@ def asarray(obj: Any, *, dtype: DType | None = None, device: Any = None, copy: b
 def from_numpy(ndarray: Array) -> Tensor:
     """A tensor over the memory of a NumPy array: changes show on both sides.
 
-    Compiled calls read a copy of it for as long as somebody else holds the array. Raises TypeError for something else than an array, or an element type that torchlet lacks.
+    Compiled calls read a copy of it for as long as somebody else holds the array. Raises TypeError for something else than an array, or
+    an element type that torchlet lacks.
     """
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: expected np.ndarray (got {type(ndarray).__name__})")
