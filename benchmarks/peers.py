@@ -29,15 +29,19 @@ from pathlib import Path
 THREADS = 2
 HERE = Path(__file__).resolve().parent
 PEERS = {  # peer -> package
-    "torchlet": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax", "tinygrad": "tinygrad", "numpy": "numpy",
-    "floor": "numpy",
+    "torchlet": "torchlet", "torchlet_bf16x6": "torchlet", "torch": "torch", "torch_compile": "torch", "jax": "jax",
+    "tinygrad": "tinygrad", "numpy": "numpy", "floor": "numpy",
 }  # fmt: skip
 CACHES = ("TORCHLET_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")  # the last is tinygrad's; jax keeps none unless told to
 ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "linreg": ("linear-regression step, y = 2x + 1, 100 points, SGD", 1e-4),
+    "linreg_replayed": ("linreg; torchlet replays", 1e-4),
+    "linreg_epochs": ("100 such steps in one call, those of the loop itself where a peer compiles it", 1e-4),
     "tiny": ("MLP step 8-16-1, tanh, batch 32, SGD", 1e-4),
+    "tiny_replayed": ("tiny; torchlet replays", 1e-4),
     "mlp_sgd": ("MLP step 784-256-128-10, batch 64, SGD", 1e-4),
     "mlp_adamw": ("MLP step 784-256-128-10, batch 64, AdamW", 1e-3),
+    "mlp_large": ("MLP step 1024-4096-4096-1024, batch 512, SGD", 1e-4),
     "chain_1e5": ("tanh(1.5 x + 0.5) * sigmoid(x) + x, 1e5 elements", 1e-4),
     "chain_1e7": ("the same, 1e7 elements", 1e-4),
     "softmax": ("softmax 4096 x 1024", 1e-4),
@@ -69,15 +73,19 @@ ROWS = {  # name -> (what it is, relative tolerance of the compared results)
     "gpt": ("GPT step, 6 x 384, 6 heads, 256 positions, batch 4, 65 words, AdamW", 1e-3),
     "import": ("import in a fresh process", 0),
 }
+SAME = {"linreg_replayed": "linreg", "tiny_replayed": "tiny"}  # row -> the row of a peer that has no form of its own for it
+TORCHLET = ("torchlet", "torchlet_bf16x6")
 FLOOR_STEP = {"memory": 12e7, "arithmetic": 2 * 1024**3}  # bytes, or floating-point operations, of a step in rows/with_floor.py
 NORM = 4 * 4096 * 1024  # bytes of the values in the rows of softmax and of norms
 WEIGHTS = 784 * 256 + 256 * 128 + 128 * 10
+LARGE = 6 * 512 * (2 * 1024 * 4096 + 4096**2) - 2 * 512 * 1024 * 4096
 MLP = 2 * 64 * (3 * WEIGHTS - 784 * 256)  # operations: the gradient of the input is not wanted
 PRODUCT = 2 * 2 * 8 * 1024 * 1024 * 64  # operations of one of the products in attention: two forward, five more backward
 BLOCK = 12 * 2 * 3  # operations of a transformer's products for a position and a width squared, backward included
 GPT_SCORES = 6 * 7 * 256 * 384 * 1024  # operations of its causal attention: 6 layers, 7 products, half of each
 FLOORS: dict[str, tuple[str, float]] = {  # row -> what bounds it, and how much of it the row cannot do without
-    "mlp_sgd": ("arithmetic", MLP), "mlp_adamw": ("arithmetic", MLP), "chain_1e7": ("memory", 8e7), "softmax": ("memory", 2 * NORM),
+    "mlp_sgd": ("arithmetic", MLP), "mlp_adamw": ("arithmetic", MLP), "mlp_large": ("arithmetic", LARGE),
+    "chain_1e7": ("memory", 8e7), "softmax": ("memory", 2 * NORM),
     "chain_fb_1e7": ("memory", 12e7), "gelu_1e7": ("memory", 12e7), "gelu_fb_1e7": ("memory", 20e7), "softmax_fb": ("memory", 3 * NORM),
     "layer_norm_fb": ("memory", 3 * NORM), "rms_norm_fb": ("memory", 3 * NORM), "cross_entropy_fb": ("memory", 8 * 512 * 32000),
     "linear_cross_entropy": ("arithmetic", 6 * 512 * 384 * 32000), "adamw_1e7": ("memory", 28e7),
@@ -99,7 +107,7 @@ def worker(peer: str) -> None:
         try:
             if request["do"] == "build":
                 step = None
-                build = getattr(rows, request["row"], None)
+                build = getattr(rows, request["row"], None) or getattr(rows, SAME.get(request["row"], ""), None)
                 answer: dict[str, object] = {}
                 if build is not None:
                     before = resident("VmRSS")
@@ -252,8 +260,8 @@ def table(results: dict[str, dict[str, dict]], names: list[str]) -> str:
     ]
     for row, found in results.items():
         cells = [f"{time_text(found[n]['median_s'])} ({time_text(found[n]['p10_s'])})" if n in found else "" for n in names]
-        peers = [e["median_s"] for n, e in found.items() if n not in ("torchlet", "floor")]
-        ratio = f"{min(peers) / found['torchlet']['median_s']:.2f}" if peers and "torchlet" in found else ""
+        peers = [e["median_s"] for n, e in found.items() if n not in (*TORCHLET, "floor")]
+        ratio = ", ".join(f"{min(peers) / found[n]['median_s']:.2f}" for n in TORCHLET if n in found) if peers else ""
         if row == "import" and {"torchlet", "numpy"} <= set(found):
             ratio = f"numpy + {1e3 * (found['torchlet']['median_s'] - found['numpy']['median_s']):.0f} ms"
         floor = f"{found['torchlet']['median_s'] / found['floor']['median_s']:.2f}" if {"torchlet", "floor"} <= set(found) else ""

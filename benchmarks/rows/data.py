@@ -6,6 +6,9 @@ import numpy as np
 
 MLP = (784, 256, 128, 10)
 MLP_BATCH = 64
+LARGE = (1024, 4096, 4096, 1024)
+LARGE_BATCH = 512
+EPOCHS = 100
 TINY = (8, 16, 1)
 TINY_BATCH = 32
 LENGTHS = (17, 33, 40, 64, 100, 128, 3, 8, 20, 50, 90, 150, 192, 200, 256, 300, 333, 400, 480, 512)
@@ -33,6 +36,13 @@ def mlp():
     generator = np.random.default_rng(2)
     x = generator.standard_normal((MLP_BATCH, MLP[0]), np.float32)
     return x, generator.integers(0, MLP[-1], MLP_BATCH), layers(MLP)
+
+
+def large():
+    """The same for the large network; the labels are among its 1,024 outputs."""
+    generator = np.random.default_rng(13)
+    x = generator.standard_normal((LARGE_BATCH, LARGE[0]), np.float32)
+    return x, generator.integers(0, LARGE[-1], LARGE_BATCH), layers(LARGE)
 
 
 def tiny():

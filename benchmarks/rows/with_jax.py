@@ -89,6 +89,33 @@ def tiny():
     return training(data.tiny(), jnp.tanh, mean_squared_error, sgd(0.05))
 
 
+def linreg_epochs():
+    """One call is one `lax.scan` over the epochs."""
+    x, y, layers = jax.tree.map(jnp.asarray, data.line())
+    _, update = sgd(0.01)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train(layers, x, y):
+        def epoch(layers, _):
+            loss, grads = jax.value_and_grad(lambda layers: mean_squared_error(forward(layers, x, jax.nn.relu), y))(layers)
+            return update(layers, grads, ())[0], loss
+
+        layers, losses = jax.lax.scan(epoch, layers, length=data.EPOCHS)
+        return losses[-1], layers
+
+    current = [layers]
+
+    def step():
+        loss, *current[:] = train(*current, x, y)
+        return loss
+
+    return step
+
+
+def mlp_large():
+    return training(data.large(), jax.nn.relu, cross_entropy, sgd(0.05))
+
+
 def mlp_sgd():
     return training(data.mlp(), jax.nn.relu, cross_entropy, sgd(0.05))
 

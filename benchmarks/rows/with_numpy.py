@@ -28,6 +28,11 @@ def linreg():
     return step
 
 
+def linreg_epochs():
+    step = linreg()
+    return lambda: [step() for _ in range(data.EPOCHS)][-1]
+
+
 def tiny():
     x, y, [(w1, b1), (w2, b2)] = data.tiny()
 
@@ -46,7 +51,15 @@ def tiny():
 
 
 def mlp_sgd():
-    x, y, layers = data.mlp()
+    return classifier(*data.mlp())
+
+
+def mlp_large():
+    return classifier(*data.large())
+
+
+def classifier(x, y, layers):
+    """SGD steps of an MLP with ReLU and cross-entropy."""
     rate, rows = np.float32(0.05), np.arange(len(x))
 
     def step():

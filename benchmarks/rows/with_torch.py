@@ -72,6 +72,10 @@ def tiny(train=candidates):
     return train(data.tiny(), nn.Tanh, F.mse_loss, partial(torch.optim.SGD, lr=0.05))
 
 
+def mlp_large(train=candidates):
+    return train(data.large(), nn.ReLU, F.cross_entropy, partial(torch.optim.SGD, lr=0.05))
+
+
 def mlp_sgd(train=candidates):
     return train(data.mlp(), nn.ReLU, F.cross_entropy, partial(torch.optim.SGD, lr=0.05))
 

@@ -34,6 +34,10 @@ def tiny():
     return with_torch.tiny(candidates)
 
 
+def mlp_large():
+    return with_torch.mlp_large(candidates)
+
+
 def mlp_sgd():
     return with_torch.mlp_sgd(candidates)
 

@@ -34,13 +34,13 @@ def build(layers, activation):
     return nn.Sequential(*parts[:-1])
 
 
-def training(arrays, activation, loss_function, optimizer):
-    """One call is one training step; it returns the loss before the update."""
+def training(arrays, activation, loss_function, optimizer, **options):
+    """One call is one training step; it returns the loss before the update. `options` are those of `compile`."""
     x, y, layers = arrays
     x, y, model = torchlet.tensor(x), torchlet.tensor(y), build(layers, activation)
     opt = optimizer(model.parameters())
 
-    @torchlet.compile
+    @torchlet.compile(**options)
     def step(x, y):
         opt.zero_grad()
         loss = loss_function(model(x), y)
@@ -51,12 +51,42 @@ def training(arrays, activation, loss_function, optimizer):
     return lambda: step(x, y)
 
 
-def linreg():
-    return training(data.line(), nn.ReLU, F.mse_loss, partial(torchlet.optim.SGD, lr=0.01))
+def linreg(**options):
+    return training(data.line(), nn.ReLU, F.mse_loss, partial(torchlet.optim.SGD, lr=0.01), **options)
 
 
-def tiny():
-    return training(data.tiny(), nn.Tanh, F.mse_loss, partial(torchlet.optim.SGD, lr=0.05))
+def linreg_replayed():
+    return linreg(replay=True)
+
+
+def linreg_epochs():
+    """One call is one call of a compiled function with the loop inside it."""
+    x, y, layers = data.line()
+    x, y, model = torchlet.tensor(x), torchlet.tensor(y), build(layers, nn.ReLU)
+    opt = torchlet.optim.SGD(model.parameters(), lr=0.01)
+
+    @torchlet.compile
+    def train(x, y):
+        for _ in range(data.EPOCHS):
+            opt.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            opt.step()
+        return loss
+
+    return lambda: train(x, y)
+
+
+def tiny(**options):
+    return training(data.tiny(), nn.Tanh, F.mse_loss, partial(torchlet.optim.SGD, lr=0.05), **options)
+
+
+def tiny_replayed():
+    return tiny(replay=True)
+
+
+def mlp_large():
+    return training(data.large(), nn.ReLU, F.cross_entropy, partial(torchlet.optim.SGD, lr=0.05))
 
 
 def mlp_sgd():

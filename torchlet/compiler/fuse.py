@@ -17,7 +17,7 @@ from torchlet import dtypes
 from torchlet.compiler.chunk import is_large
 from torchlet.compiler.claim import group_key
 from torchlet.compiler.graph import Graph, Names, Node
-from torchlet.compiler.lower import Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
+from torchlet.compiler.lower import PART, Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
 from torchlet.compiler.native import is_extern
 from torchlet.dtypes import dtype
 from torchlet.expr import expr, walk
@@ -31,6 +31,8 @@ LONGEST = 64  # expression nodes after which a value gets a place, however few r
 ALONE = 1 << 14  # elements from which a nest is not put inside fewer than ROWS grid points
 ROWS = 16
 MAX_BUFFERS = 64
+COLUMNS = 1 << 13  # of all column sums of a kernel, which then stay in the first-level cache
+TALL = 1 << 17  # elements from which reading them once pays for zeros and for adding up parts
 _COSTLY = frozenset((
     "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "sigmoid", "pow",
     "atan2", "philox", "floordiv", "mod", "fmod",
@@ -252,13 +254,17 @@ def _loops(g: Group) -> set[Axis]:
     return _long([*g.grid, *(a for axes in g.inner.values() for a in axes)])
 
 
-def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int], any_size: bool = False) -> Group:
+def merge(
+    a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mapping[Node, int], any_size: bool = False, gpu: bool = False
+) -> Group:
     """The group with the nodes of both, once the pairs of positions are made equal. Raises Refused; with `any_size`, not for speed."""
     left, right = _unify(pairs)
     a, b = a.substitute(left), b.substitute(right)
-    if a.fixed and b.fixed:
-        if _long(a.grid) != _long(b.grid):
+    if a.fixed and b.fixed and _long(a.grid) != _long(b.grid):
+        if gpu:
             raise Refused("their rows differ")
+        a, b = _with_columns(a, b, any_size)
+    if a.fixed and b.fixed:
         if a.product or b.product:
             raise Refused("a product shares its kernel with elementwise work only")
         grid = a.grid
@@ -286,8 +292,28 @@ def merge(a: Group, b: Group, pairs: Iterable[tuple[Index, Index]], order: Mappi
         else:
             inner[n] = tuple(dict.fromkeys(x for i in coords[n] for x in sorted_axes(i) if x not in grid and x.extent != 1))
     reads = {n: at for n, at in {**b.reads, **a.reads}.items() if n not in coords}
-    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product, False, reads)
+    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product, False, reads, {**a.columns, **b.columns})
     return _share_loops(out)
+
+
+def _with_columns(a: Group, b: Group, any_size: bool) -> tuple[Group, Group]:
+    """The two groups where one is sums over the rows of the other, with these as column sums of its kernel. Raises Refused."""
+    for rows, sums in ((a, b), (b, a)):
+        over, along = _long(rows.grid), tuple(x for x in sums.grid if x.extent != 1)
+        fits = all(_is_sum(n) and _long(sums.inner[n]) == over for n in sums.nodes) and not (rows.product or sums.product)
+        if not fits or not along or not over or not set(along) <= _loops(rows) - over:
+            continue
+        width = _count(along) * (len(rows.columns) + len(sums.nodes))
+        if not any_size and (_count(along) < ROWS or width > COLUMNS or _count(along) * _count(over) < TALL or _count(over) < 2 * PART):
+            raise Refused("too few or too wide rows for column sums")
+        columns = {n: tuple(x for x in sums.inner[n] if x.extent != 1) for n in sums.nodes}
+        inner = dict.fromkeys(sums.nodes, along)
+        return rows, replace(sums, grid=rows.grid, inner=inner, columns=columns)
+    raise Refused("their rows differ")
+
+
+def _is_sum(n: Node) -> bool:
+    return n.op is not None and isinstance(n.op.lower, Reduce) and n.op.lower.combine == "sum" and n.spec.dtype.is_floating_point
 
 
 def _count(axes: Iterable[Axis]) -> int:
@@ -432,7 +458,7 @@ class _Search:
         if self.hold(a, b):
             raise Refused("a large value would be held until there is another")
         built = self._build(g)
-        if len(built.kernels[-1].buffers) > MAX_BUFFERS:
+        if len(built.kernels[built.main].buffers) > MAX_BUFFERS:
             raise Refused("too many buffers")
         return g, built
 
@@ -445,7 +471,7 @@ class _Search:
             if self.between(a, b) or self.between(b, a):
                 raise Refused("another kernel stands between them")
             pairs = self.shared_reads(a, b, shared)
-        return merge(a, b, pairs, self.order, self.known is not None)
+        return merge(a, b, pairs, self.order, self.known is not None, self.gpu)
 
     def hold(self, a: Group, b: Group) -> bool:
         """True where each of the two reads a large value of its own, while little passes between them."""

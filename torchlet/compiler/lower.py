@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torchlet.compiler.claim import attention
 from torchlet.compiler.graph import Names, Node
 from torchlet.compiler.interpret import buffer_of, compute_dtype, index_of, register
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store, depends_on
+from torchlet.compiler.simplify_loops import map_kernel
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
 from torchlet.index import Axis, FloorDiv, Index, Mod, of
@@ -23,6 +25,8 @@ from torchlet.spec import Spec, contiguous_strides
 __all__ = ["Group", "Home", "Refused", "build_kernels", "group_of"]
 
 Coords = tuple[Index, ...]
+PARTS = 64  # of the rows at most, each with column sums of its own: enough for many threads, few enough to be added up in no time
+PART = 32  # rows at least: what making and reading a part costs is little beside them
 
 
 class Refused(Exception):
@@ -72,7 +76,8 @@ class Group:
     """Nodes that one kernel computes.
 
     `coords[n]` is the element of `n` that a point of the nest holds; its axes that are not of the grid (`inner[n]`) are loops
-    inside the grid point. For a reduction `coords` are those of the result, and `inner` the axes it runs over.
+    inside the grid point. For a reduction `coords` are those of the result, and `inner` the axes it runs over. A column sum runs
+    over the grid of a kernel of rows: its axes are in `columns`, and `inner` are the loops over its results.
     """
 
     nodes: tuple[Node, ...]
@@ -83,6 +88,7 @@ class Group:
     product: bool = False
     alone: bool = False
     reads: Mapping[Node, tuple[Coords, ...]] = field(default_factory=dict)  # elements of other nodes, where that was noted
+    columns: Mapping[Node, tuple[Axis, ...]] = field(default_factory=dict)
 
     def substitute(self, new: Mapping[Axis, Index]) -> Group:
         """The same group with axes replaced by indices of others."""
@@ -99,6 +105,7 @@ class Group:
             self, grid=listed(self.grid), coords={n: tuple(change(i) for i in c) for n, c in self.coords.items()},
             inner={n: listed(a) for n, a in self.inner.items()},
             reads={n: tuple(tuple(change(i) for i in c) for c in at) for n, at in self.reads.items()},
+            columns={n: listed(a) for n, a in self.columns.items()},
         )
 
 
@@ -196,6 +203,8 @@ class Emitter:
 
     def _value(self, x: Node, at: Coords, mask: Expr | None) -> Expr:
         if x in self.members:
+            if x not in self.known:
+                raise Refused(f"{self.names.of(x)} is known after the last row only")
             here, e = self.known[x]
             if here != at:
                 raise Refused(f"{self.names.of(x)} is needed at another position than the one the kernel is at")
@@ -346,10 +355,14 @@ def in_safe_order(stores: tuple[Store, ...]) -> tuple[Store, ...]:
 
 @dataclass(frozen=True)
 class Built:
-    """The kernels of a group (a scatter has two: the zeros and the additions), and at which elements they read other nodes."""
+    """The kernels of a group, and at which elements they read other nodes.
+
+    A scatter has two: the zeros and the additions. Column sums have three: zeros, the `main` kernel, and what adds up their parts.
+    """
 
     kernels: tuple[Kernel, ...]
     reads: Mapping[Node, tuple[Coords, ...]]
+    main: int = -1  # which of the kernels has the group's loops
 
 
 def build_kernels(
@@ -364,12 +377,18 @@ def build_kernels(
     sizes: dict[str, Buffer] = {}
     written: dict[str, Buffer] = {}
     before: list[Kernel] = []
+    sums: list[_ColumnSum] = []
+    row = Axis(f"i{next(_NUMBER)}", math.prod(a.extent for a in group.grid))  # the grid as one axis, for column sums
     for n in group.nodes:
         assert n.op is not None
         emitter.seen.setdefault(n)
         lower, at, axes = n.op.lower, group.coords[n], group.inner[n]
         if isinstance(lower, ScatterAdd):
             before.append(_scatter(n, emitter, draft, at, stores[n], written))
+            continue
+        if n in group.columns:
+            sums.append(_column_sum(n, group, row, emitter, draft, stores.get(n, ()), names))
+            written[sums[-1].parts.name] = sums[-1].parts
             continue
         e = _member(n, lower, at, axes, emitter, draft, names)
         emitter.known[n] = (at, e)
@@ -389,9 +408,14 @@ def build_kernels(
     scalars = tuple(emitter.scalars[name] for name in dict.fromkeys(e.attr for e in every if e.op == "scalar"))  # type: ignore[index]
     used = sorted(emitter.seen, key=lambda n: order.get(n, 0))
     kernel = Kernel("", group.grid, phases, tuple(buffers), scalars, tuple(dict.fromkeys(n.source for n in used if n.source)))
+    if group.columns:
+        digits: dict[Any, Index] = dict(zip(group.grid, ix.unflatten(of(row), tuple(a.extent for a in group.grid)), strict=True))
+        kernel = map_kernel(replace(kernel, grid=(row,)), lambda e: None, digits.get)
     if final:
         kernel = kernel.renamed(_name(used, kernel))
-    return Built((*before, kernel), {n: tuple(c) for n, c in emitter.reads.items()})
+    zeros, behind = _around(sums)
+    before += zeros
+    return Built((*before, kernel, *behind), {n: tuple(c) for n, c in emitter.reads.items()}, len(before))
 
 
 def _claimed(
@@ -521,6 +545,62 @@ def _scatter(n: Node, emitter: Emitter, draft: Draft, at: Coords, homes: Sequenc
     buffers = tuple(replace(written[s.buffer], role="output") for s in zeros)
     fill = Kernel("", axes, (Phase((), (), tuple(zeros)),), buffers, (), (n.source,) if n.source else ())
     return fill.renamed(_name([], fill, "zeros"))
+
+
+@dataclass(frozen=True)
+class _ColumnSum:
+    """A sum over the rows of a kernel that runs row by row: each part of the rows adds to sums of its own, in the order of the rows, so
+    results do not depend on how many threads there are."""
+
+    node: Node
+    parts: Buffer  # (number of parts, elements of the result)
+    homes: tuple[Home, ...]
+
+    def zeros(self, z: Axis) -> Store:
+        """What stands in the parts before the rows are added."""
+        return Store(self.parts.name, of(z), const(0, self.parts.dtype))
+
+    def whole(self, p: Axis, at: tuple[Axis, ...]) -> tuple[Reduction, list[Store]]:
+        """The sum of the parts at one result, and where it goes."""
+        n = self.node
+        coords = tuple(of(a) for a in at)
+        place = of(p) * n.spec.numel + ix.flatten(coords, n.spec.shape)
+        r = Reduction(f"{self.parts.name}_sum", "sum", expr("load", (), self.parts.dtype, (self.parts.name, place)))
+        total = rounded(expr("value", (), r.dtype, r.name), n.spec.dtype)
+        return r, [Store(h.buffer, h.position(coords), total) for h in self.homes]
+
+
+def _column_sum(n: Node, group: Group, row: Axis, emitter: Emitter, draft: Draft, homes: Sequence[Home], names: Names) -> _ColumnSum:
+    """Enter the additions of a column sum."""
+    at, width = group.coords[n], n.spec.numel
+    e = cast(emitter.value(n.args()[0], _reduced_coords(n, at, group.columns[n])), register(n.spec.dtype))
+    length = min(max(PART, -(-row.extent // PARTS)), max(row.extent // 2, 1))  # two parts at least: then other sizes have the same text
+    parts = Buffer(f"{names.of(n)}_parts", e.dtype, -(-row.extent // length) * width, "inout")
+    place = ix.floordiv(of(row), length) * width + ix.flatten(at, n.spec.shape)
+    draft.store(Store(parts.name, place, e, "add"), group.inner[n])
+    return _ColumnSum(n, parts, tuple(homes))
+
+
+def _around(sums: Sequence[_ColumnSum]) -> tuple[list[Kernel], list[Kernel]]:
+    """The kernels before and behind the one that adds up rows: zeros, and the sums of the parts, one for each shape."""
+    shapes: dict[tuple[object, ...], list[_ColumnSum]] = {}
+    for s in sums:
+        shapes.setdefault((s.node.spec.shape, s.parts.dtype), []).append(s)
+    before, behind = [], []
+    for alike in shapes.values():
+        n, size = alike[0].node, alike[0].parts.size
+        origin = tuple(dict.fromkeys(s.node.source for s in alike if s.node.source))
+        (z, p), at = _axes((size, size // n.spec.numel), "z"), _axes(n.spec.shape, "i")
+        zeros = Kernel(
+            "", (z,), (Phase((), (), tuple(s.zeros(z) for s in alike)),), tuple(replace(s.parts, role="output") for s in alike), (), origin
+        )
+        before.append(zeros.renamed(_name([], zeros, "zeros")))
+        whole = [s.whole(p, at) for s in alike]
+        phase = Phase((p,), tuple(r for r, _ in whole), tuple(x for _, stores in whole for x in stores))
+        written = [Buffer(h.buffer, s.node.spec.dtype, h.size, "output") for s in alike for h in s.homes]
+        add = Kernel("", at, (phase,), (*(replace(s.parts, role="input") for s in alike), *written), (), origin)
+        behind.append(add.renamed(_name([], add, "add_parts")))
+    return before, behind
 
 
 # ------------------------------------------------------------------------------------------------ names

@@ -158,7 +158,7 @@ class _Scheduler:
         self.group = {n: g for g in self.groups for n in g.nodes}
         self.reads = dict(self.fused.reads)
         self.slots: dict[str, Slot] = {}
-        self.trials = {g: built.kernels[-1] for g, built in self.fused.built.items() if built.kernels}  # with the homes as they are
+        self.trials = {g: built.kernels[built.main] for g, built in self.fused.built.items() if built.kernels}  # with the homes as they are
         self.before: dict[Group, set[Group]] = {g: set() for g in self.groups}
         for g in self.groups:
             for n in self.reads[g]:
@@ -213,7 +213,8 @@ class _Scheduler:
         """The kernel of a group once what lay in `before` lies in `home`."""
         kernel = self.trials.get(g)
         if kernel is None or before is None or before.strides != home.strides:
-            return self.fused.build(g).kernels[-1]
+            built = self.fused.build(g)
+            return built.kernels[built.main]
         phases = []
         for p in kernel.phases:
             stores = tuple(replace(s, buffer=home.buffer) if s.buffer == before.buffer else s for s in p.stores)

@@ -14,8 +14,8 @@ One loop axis is shared out over the threads; `_plan` chooses it and the shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from torchlet import dtypes
 from torchlet.compiler.attention import Attention
@@ -24,7 +24,7 @@ from torchlet.compiler.codegen.c_loops import Scopes, identifier, index_exprs, m
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store, data_terms, depends_on
 from torchlet.compiler.simplify_loops import collapse_axes, flatten_short_rows, substitute_axes, unroll_windows
 from torchlet.expr import Expr, expr, walk
-from torchlet.index import Axis, Index
+from torchlet.index import Axis, FloorDiv, Index, of
 
 __all__ = ["MIN_WORK", "emit", "threads_wanted", "work"]
 
@@ -216,6 +216,7 @@ class _Plan:
     split: tuple[Axis, ...]  # one axis, none, or those of which one is chosen when the kernel runs
     together: bool  # the reduce axes are shared out, and partial results combined
     across: Axis | None = None  # the last outer axis, which a load walks element by element: both loops go in tiles
+    grains: Mapping[Axis, int] = field(default_factory=dict)  # neighbours along an axis that one thread has to run
 
     @property
     def width(self) -> int:
@@ -238,7 +239,8 @@ def _unit_strides(phases: Iterable[Phase], axis: Axis) -> int:
 def _plan(kernel: Kernel, any_size: bool = False, forced: bool | None = None) -> _Plan:
     grid = kernel.grid
     adds = [s for p in kernel.phases for s in p.stores if s.mode == "add"]
-    free = [a for a in grid if all(separates(s.index, a) for s in adds)]
+    grains = {a: grain for a in grid if (grain := math.lcm(*(_grain(s.index, a) for s in adds)))}
+    free = list(grains)
     nests = [p for p in kernel.phases if p.reductions or p.reduce]
     lane: Axis | None = max(reversed(grid), key=lambda a: (_unit_strides(nests or kernel.phases, a), a == grid[-1])) if grid else None
     if nests and lane is not None:
@@ -258,7 +260,7 @@ def _plan(kernel: Kernel, any_size: bool = False, forced: bool | None = None) ->
         outer = (*(a for a in outer if a is not across), *(a for a in outer if a is across))
 
     def ways(a: Axis) -> int:
-        return a.extent // 16 if a is lane else a.extent
+        return a.extent // (16 if a is lane else grains.get(a, 1))
 
     # the axis with the best parallelism; the outermost one that is good enough keeps each thread's memory together
     shared = next((a for a in grid if a in free and ways(a) >= 64), None) or max(free, key=ways, default=None)
@@ -268,7 +270,19 @@ def _plan(kernel: Kernel, any_size: bool = False, forced: bool | None = None) ->
     few = few and (any_size or kernel.points * reduce_work >= 8192)
     together = bool(nests) and not adds and (few if forced is None else forced)
     split = tuple(free) if any_size else () if shared is None else (shared,)
-    return _Plan(outer, lane, () if together else split, together, across)
+    return _Plan(outer, lane, () if together else split, together, across, grains)
+
+
+def _grain(index: Index, axis: Axis) -> int:
+    """So many neighbours along the axis, counted from 0, may meet at a position; others do not, whatever the other axes are. 0: any may.
+    """
+    if separates(index, axis):
+        return 1
+    for term, c in index.terms:
+        if isinstance(term, FloorDiv) and term.index == of(axis):  # the number of a part of the rows; the rest is a place in it
+            rest = (index - Index(((term, c),))).bounds()
+            return term.divisor if rest is not None and rest[1] - rest[0] < c else 0
+    return 0
 
 
 class _Loops:
@@ -374,7 +388,7 @@ class _Loops:
         c = self.c
 
         def grain(a: Axis) -> int:
-            return 16 if a is self.plan.lane else 1
+            return 16 if a is self.plan.lane else self.plan.grains.get(a, 1)
 
         if len(axes) == 1:
             self.ranges = {axes[0]: ("lo", "hi")}
