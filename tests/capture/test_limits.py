@@ -66,6 +66,39 @@ def test_a_long_loop_is_cut():
     assert all(len(path.steps) <= capture.MAX_STEPS for path, _ in f.paths)
 
 
+def test_a_loop_of_training_steps_in_one_call_is_cut_where_a_step_ends():
+    """Each piece is the same again, so the number of kernels does not grow with the number of steps."""
+
+    def train(steps, compile):
+        model = mlp()
+        optimizers = [torch.optim.Adam([p], lr=0.1) for p in model.parameters()]
+
+        def epochs(x):
+            losses = []
+            for _ in range(steps):
+                for opt in optimizers:
+                    opt.zero_grad()
+                loss = model(x).pow(2).mean()
+                loss.backward()
+                for opt in optimizers:
+                    opt.step()
+                losses.append(loss)
+            return losses
+
+        f = compile(epochs)
+        found = [plain([f(randn(4, 6)), state(model)]) for _ in range(3)]
+        kernels = {k.name for p in f.programs for k in p.executable.kernels} if compile is torch.compile else set()
+        return found, kernels, [] if compile is not torch.compile else [len(path.steps) for path, _ in f.paths]
+
+    counts = []
+    for steps in (30, 60):
+        found, kernels, lengths = train(steps, torch.compile)
+        same(train(steps, lambda f: f)[0], found)
+        counts.append(len(kernels))
+        assert max(lengths) < 2 * capture.LOOP_STEPS
+    assert counts[0] == counts[1]
+
+
 def test_a_training_step_that_is_cut_in_the_middle_of_its_backward_pass(monkeypatch):
     def train(compile):
         model = mlp(sizes=(3, 4, 4, 2))

@@ -56,6 +56,7 @@ from torchlet.tensor import Meta, Storage, Tensor, address, new
 from torchlet.window import same_bits, twin_of
 
 MAX_STEPS = 2000  # a longer segment is cut: compile time grows faster than the gain
+LOOP_STEPS = 64  # from which a loop of training steps is cut, where one of them ends
 MAX_PATHS = 256  # of one function; those not used for longest are forgotten
 MAX_PROGRAMS = 8  # of one path: sets of outputs that someone still holds
 MAX_COPY = 1 << 25  # bytes of an operand that NumPy can see: above it, to end the segment costs less memory and no more time than a copy
@@ -524,8 +525,17 @@ class Run:
         return bool(views) and base_slot(x._step).t._meta.requires_grad and all(v.grad and v.op.vjp for v in views)
 
     def _cut(self) -> None:
-        if self._here().position >= MAX_STEPS:
+        """End a segment that has become long, a loop of training steps where its optimizer has just stepped once more: what follows is
+        then the same segment again."""
+        here = self._here()
+        if here.position >= MAX_STEPS:
             self.flush(f"{MAX_STEPS} steps")
+        elif here.position >= LOOP_STEPS:
+            last = next(s for s in self._back(here) if s.kind != "event")
+            assert last.parent is not None
+            before = (w for s in self._back(last.parent) if s.op is last.op for w in s.writes)
+            if last.kind == "update" and not set(last.writes).isdisjoint(before):
+                self.flush(f"{last.op.name} has come to the same tensors again")
 
     def _test(self, op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...], matched: Step | None = None) -> None:
         """Raise what eager raises where the operation fails on its data; a half-taken step is given back then.
@@ -619,9 +629,12 @@ class Run:
 
     def _writes(self) -> Iterator[Slot]:
         """What is overwritten by the pending part of the segment."""
-        s = self._here()
+        return (w for s in self._back(self._here()) for w in s.writes)
+
+    def _back(self, s: Step) -> Iterator[Step]:
+        """The steps of the segment from `s` back to the first."""
         while s is not self.root:
-            yield from s.writes
+            yield s
             assert s.parent is not None
             s = s.parent
 
@@ -688,13 +701,7 @@ class Run:
 
     def _slots(self) -> list[Slot]:
         """The outside tensors bound so far in this segment."""
-        out: list[Slot] = []
-        s = self._here()
-        while s is not self.root:
-            out.extend(s.fresh)
-            assert s.parent is not None
-            s = s.parent
-        return out
+        return [slot for s in self._back(self._here()) for slot in s.fresh]
 
     def _infer(self, op: Op, inputs: Sequence[Any], attrs: tuple[Any, ...], needs: bool) -> Meta:
         """Shape, dtype and strides of a result. Raises the operator's worded error on bad input."""

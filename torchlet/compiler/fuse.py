@@ -31,6 +31,7 @@ LONGEST = 64  # expression nodes after which a value gets a place, however few r
 ALONE = 1 << 14  # elements from which a nest is not put inside fewer than ROWS grid points
 ROWS = 16
 MAX_BUFFERS = 64
+MAX_NODES = 32  # with places of their own: past it a kernel gains little, and building ever longer ones takes quadratic time
 COLUMNS = 1 << 13  # of all column sums of a kernel, which then stay in the first-level cache
 TALL = 1 << 17  # elements from which reading them once pays for zeros and for adding up parts
 _COSTLY = frozenset((
@@ -454,6 +455,8 @@ class _Search:
         return groups
 
     def merged(self, a: Group, b: Group, shared: Node | None) -> tuple[Group, Built]:
+        if len(a.nodes) + len(b.nodes) > MAX_NODES:
+            raise Refused("the kernel would be too long")
         g = self.joined(a, b, shared)
         if self.hold(a, b):
             raise Refused("a large value would be held until there is another")

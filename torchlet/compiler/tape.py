@@ -23,7 +23,9 @@ class Tape:
         self.nodes: dict[OpNode, Step] = {}
         self.makers: dict[Slot, OpNode] = {}
         self.seen: dict[Slot, OpNode | None] = {}  # the maker that the base of a view had when the view's node was made
-        self.known = 0  # steps of the segment that have been looked at
+        self.last: Step = run.root  # of the steps that have been looked at
+        self.writes: dict[Slot, list[int]] = {}  # positions of the steps that overwrite a slot's memory
+        self.released: set[int] = set()  # and of those whose backward pass has gone by
 
     def edge_of(self, slot: Slot) -> Edge:
         """Where the gradient of a pending tensor goes."""
@@ -32,21 +34,18 @@ class Tape:
 
     def _extend(self) -> None:
         steps: list[Step] = []
-        s = self.run._here()
-        while s is not self.run.root:
+        s = here = self.run._here()
+        while s is not self.last:
             steps.append(s)
             s = s.parent
         steps.reverse()
-        if len(steps) == self.known:
-            return
-        writes: dict[Slot, list[int]] = {}  # positions of the steps that overwrite a slot's memory
-        released: set[int] = set()
+        self.last = here
         for s in steps:
             for w in s.writes:
-                writes.setdefault(w, []).append(s.position)
+                self.writes.setdefault(w, []).append(s.position)
             if s.kind == "event" and s.op == "release":
-                released.update(s.attrs[0])
-        for s in steps[self.known :]:
+                self.released.update(s.attrs[0])
+        for s in steps:
             if s.kind == "op" and s.meta is not None and s.meta.requires_grad:
                 node = self.makers[s] = self._node(s, s, s.checks, s.scalars_before)
                 if s.op.is_view:
@@ -58,9 +57,8 @@ class Tape:
                 self._rebase(s, target, node)
             else:
                 continue
-            node.freed = s.position in released and any(isinstance(v, Saved | list) for v in (node.kept or {}).values())
-            self._mark(s, node, writes)
-        self.known = len(steps)
+            node.freed = s.position in self.released and any(isinstance(v, Saved | list) for v in (node.kept or {}).values())
+            self._mark(s, node)
 
     def _node(self, s: Step, out: Slot, checks: tuple[Any, ...], index: int) -> OpNode:
         run = self.run
@@ -107,22 +105,22 @@ class Tape:
         for v in view_steps(target):
             self.seen.setdefault(v, None)  # those that did not require grad before have no node yet
 
-    def _mark(self, s: Step, node: OpNode, writes: dict[Slot, list[int]]) -> None:
+    def _mark(self, s: Step, node: OpNode) -> None:
         """What is kept and overwritten afterwards raises when it is used, as in eager."""
         slots = {id(slot.t): slot for slot, _ in s.checks if slot is not None}
         kept = node.kept
         assert kept is not None
         for name, value in kept.items():
             if isinstance(value, Saved):
-                kept[name] = self._marked(s, value, slots, writes, name == "out")
+                kept[name] = self._marked(s, value, slots, name == "out")
             elif isinstance(value, list):
-                kept[name] = [self._marked(s, v, slots, writes, False) if isinstance(v, Saved) else v for v in value]
+                kept[name] = [self._marked(s, v, slots, False) if isinstance(v, Saved) else v for v in value]
 
-    def _marked(self, s: Step, saved: Saved, slots: dict[int, Slot], writes: dict[Slot, list[int]], is_out: bool) -> Saved:
+    def _marked(self, s: Step, saved: Saved, slots: dict[int, Slot], is_out: bool) -> Saved:
         t = saved.tensor
         slot: Slot | None = t._step if t._np is None else slots.get(id(t))
         base = None if slot is None else base_slot(slot)
-        positions = writes.get(base, []) if base is not None else []
+        positions = self.writes.get(base, []) if base is not None else []
         before = sum(p < s.position + is_out for p in positions)  # an operation's own result is the newest there is
         if base is None or before == len(positions):
             return saved
