@@ -20,6 +20,7 @@ from torchlet.compiler.simplify_loops import collapse_axes
 from torchlet.dtypes import dtype
 from torchlet.expr import Expr, call, cast, const, expr, where
 from torchlet.index import Axis, Index
+from torchlet.ops import create
 from torchlet.runtime import cpu as runtime
 
 Array = np.ndarray[Any, Any]
@@ -217,6 +218,15 @@ def philox(seed: int, offset: int, position: int) -> list[int]:
 
 def test_philox_here_gives_the_published_numbers() -> None:
     assert philox(0, 0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@pytest.mark.parametrize("lane", range(4))
+def test_eager_draws_are_philox_also_where_blocks_meet(lane: int) -> None:
+    seed, offset, block = 0x123456789ABCDEF, 7 << 32 | 5, create._BLOCK
+    drawn = create.philox(seed, offset, 2 * block + 3, lane)
+    assert drawn.shape == (2 * block + 3,)
+    for position in (0, 1, block - 1, block, 2 * block, 2 * block + 2):
+        assert drawn[position] == philox(seed, offset, position)[lane]
 
 
 # ------------------------------------------------------------------------------------------------ reductions

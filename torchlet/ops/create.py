@@ -182,21 +182,35 @@ def linspace(start: Any, end: Any, steps: int, *, dtype: DType | None = None, de
 # ------------------------------------------------------------------------------------------------ random numbers
 
 _M0, _M1, _W0, _W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
+_BLOCK = 1 << 13  # numbers made at once: their six arrays stay in the second-level cache
 
 
 def philox(seed: int, offset: int, count: int, lane: int) -> np.ndarray[Any, Any]:
     """`count` uint32 of lane 0…3 of Philox 4x32-10 (Salmon et al. 2011): key = seed, counter = (position, offset), 64 bits each."""
-    mask = np.uint64(0xFFFFFFFF)
-    position = np.arange(count, dtype=np.uint64)
-    c0, c1 = position & mask, position >> np.uint64(32)
-    c2 = np.full(count, offset & 0xFFFFFFFF, np.uint64)
-    c3 = np.full(count, (offset >> 32) & 0xFFFFFFFF, np.uint64)
+    out = np.empty(count, np.uint32)
+    for first in range(0, count, _BLOCK):
+        out[first : first + _BLOCK] = _philox_block(seed, offset, first, min(_BLOCK, count - first), lane)
+    return out
+
+
+def _philox_block(seed: int, offset: int, first: int, count: int, lane: int) -> np.ndarray[Any, Any]:
+    """Numbers first … first + count - 1 as uint64."""
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    position = np.arange(first, first + count, dtype=np.uint64)
+    c = [position & low, position >> half, np.full(count, offset & 0xFFFFFFFF, np.uint64), np.full(count, offset >> 32 & 0xFFFFFFFF, np.uint64)]
     k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    a, b = np.empty_like(position), position
     for _ in range(10):
-        a, b = c0 * np.uint64(_M0), c2 * np.uint64(_M1)
-        c0, c1, c2, c3 = (b >> np.uint64(32)) ^ c1 ^ np.uint64(k0), b & mask, (a >> np.uint64(32)) ^ c3 ^ np.uint64(k1), a & mask
+        np.multiply(c[0], np.uint64(_M0), out=a)
+        np.multiply(c[2], np.uint64(_M1), out=b)
+        for word, product, other, key in ((0, b, c[1], k0), (2, a, c[3], k1)):
+            np.right_shift(product, half, out=c[word])
+            c[word] ^= other
+            c[word] ^= np.uint64(key)
+        np.bitwise_and(b, low, out=c[1])
+        np.bitwise_and(a, low, out=c[3])
         k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return (c0, c1, c2, c3)[lane].astype(np.uint32)
+    return c[lane]
 
 
 def _bits(position: Expr, seed: Expr, offset: Expr, lane: int) -> Expr:
