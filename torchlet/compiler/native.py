@@ -10,6 +10,7 @@ from typing import Any
 from torchlet import dtypes
 from torchlet.compiler.graph import Node
 from torchlet.op import Composite
+from torchlet.ops.recurrent import MODES
 from torchlet.spec import contiguous_strides
 
 __all__ = ["Call", "call_of", "claims", "is_extern"]
@@ -71,13 +72,15 @@ def _is_dense(x: Node, strides: Sizes | None) -> bool:
 
 
 def _recurrent(n: Node) -> Call:
+    first, w_hh, *_ = n.args()
     grad = n.op is not None and n.op.name == "recurrent_grad"
-    gates, w_hh, _, initial, *rest = n.args()[1:] if grad else n.args()
-    steps, batch, width = gates.spec.shape
+    mode, reverse, *keep = n.attrs
+    gates, states, _ = MODES[mode]
+    steps, batch = first.spec.shape[-3:-1]
     h = w_hh.spec.shape[1]
-    mode, reverse = n.attrs
-    numbers = (steps, batch, h, width // h, initial.spec.shape[1] // h, _MODES.index(mode), int(reverse), int(len(rest) > grad))
-    return Call("tl_recurrent_grad" if grad else "tl_recurrent", numbers, steps * batch * width * h // 4 * (2 if grad else 1))
+    # a fifth operand of either is the lengths
+    numbers = (steps, batch, h, gates, states, _MODES.index(mode), int(reverse), int(len(n.args()) > 4), *map(int, keep))
+    return Call("tl_recurrent_grad" if grad else "tl_recurrent", numbers, steps * batch * gates * h * h // 4)
 
 
 def _three(sizes: Sizes, one: int = 1) -> Sizes:

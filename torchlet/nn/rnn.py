@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from torchlet import ops
+from torchlet.autograd import is_grad_enabled
 from torchlet.dtypes import dtype as dtype_type
 from torchlet.nn import init
 from torchlet.nn.module import Module
@@ -165,11 +166,10 @@ class RNNBase(Module):
         b_hh = get("bias_hh") if self.bias else ops.zeros(w_hh.shape[0], dtype=w_hh.dtype, device=w_hh.device)
         if self.proj_size:
             return self._projected(gates, w_hh, b_hh, get("weight_hr"), first, lengths, reverse)
-        states = apply(recurrent_, (gates, w_hh, b_hh, ops.cat(first, -1) if len(first) > 1 else first[0], *lengths), (self.mode, reverse))
-        last = states[0 if reverse else -1]
-        if len(first) == 1:
-            return states, (last,)
-        return states[..., :h], (last[..., :h], last[..., h:])
+        initial = ops.stack(first)
+        keep = is_grad_enabled() and any(t.requires_grad for t in (gates, w_hh, b_hh, initial))
+        states = apply(recurrent_, (gates, w_hh, b_hh, initial, *lengths), (self.mode, reverse, keep))
+        return states[0], tuple([states[k, 0 if reverse else -1] for k in range(len(first))])
 
     def _projected(
         self, gates: Tensor, w_hh: Tensor, b_hh: Tensor, w_hr: Tensor, first: tuple[Tensor, ...], lengths: tuple[Tensor, ...], reverse: bool
