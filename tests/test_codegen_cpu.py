@@ -446,6 +446,8 @@ DOT_ROWS += [(130, 200, 64, ta, tb, F32, 0) for ta in (0, 1) for tb in (0, 1)]
 DOT_ROWS += [(70, 100, 16, 1, 0, F32, 0), (50, 300, 128, 0, 0, F32, 0), (930, 70, 40, 1, 0, F32, 0), (1000, 70, 49, 0, 0, F32, 0)]
 DOT_ROWS += [(rows, 70, 50, ta, 0, d, 0) for rows in (17, 21, 25, 27, 28) for ta, d in ((0, F32), (1, F32), (1, F64))]
 DOT_ROWS += [(30, 70, 1024, 0, 1, F32, 0)]  # rows that fall into one cache set
+# the block of columns that is packed next is fetched; a result so large that its memory is
+DOT_ROWS += [(100, 330, 1100, 1, 0, F32, 0), (100, 70, 1100, 1, 0, F64, 0), (600, 500, 20, 0, 1, F32, 0), (500, 601, 90, 1, 0, F32, 0)]
 
 
 @cases("dot", *DOT_ROWS)
@@ -621,6 +623,12 @@ def test_the_memory_of_an_update_is_fetched_while_its_product_is_computed() -> N
     (line,) = [text for text in source.splitlines() if "tl_stream streams[]" in text]
     assert line.count(", 400, 4}") == 2  # the weight and its moment: rows of 100 floats
     assert "tl_stream" not in codegen.emit(BUILT["dot_of_expressions_over_split_axes"].kernel)
+
+
+def test_the_memory_of_a_large_result_is_fetched_while_its_product_is_computed() -> None:
+    text = codegen.emit(BUILT["dot_600_500_20_0_1_float32_0"].kernel)
+    assert "tl_stream streams[] = {{(const char *)&out_3[0], 2000, 4}};" in text
+    assert "tl_stream" not in codegen.emit(BUILT["dot_64_10_128_0_1_float32_0"].kernel)
 
 
 def test_operands_that_lie_in_one_stride_are_not_copied_by_expressions() -> None:

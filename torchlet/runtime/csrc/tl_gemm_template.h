@@ -2,6 +2,7 @@
 #define N_(name) JOIN(name, S)
 #define NR (2 * LANES)
 #define ROW_STRIDE (SLICE + 16)
+#define AHEAD 16  // steps of k from which columns of b are fetched: panels come from the second-level cache
 #define COLUMN_STRIDE 16  // of a row block packed with k outermost; MR <= 16
 
 typedef T N_(vec) __attribute__((vector_size(VECTOR_BYTES), may_alias));
@@ -27,6 +28,8 @@ typedef T N_(uvec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)),
 #define STEP \
     { \
         VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES); \
+        __builtin_prefetch(b + AHEAD * ldb); \
+        __builtin_prefetch(b + AHEAD * ldb + LANES); \
         _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) { \
             if (FOLDED(i)) { \
                 FMA_MEMORY(x[i][0], ELEMENT(i), b0); \
@@ -328,6 +331,8 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
         ahead.row[l] = g->streams[l].row;
         ahead.last[l] = g->streams[l].column * ((swapped ? MR : NR) - 1);
     }
+    // the block of a that is packed next: its columns are short pieces of memory far apart
+    fetch next = {1, 0, {0}, {a.col * (int64_t)sizeof(T)}, {(MR - 1) * (int64_t)sizeof(T)}};
     for (int64_t g0 = first; g0 < last; g0 += group) {
         const int64_t g1 = TL_MIN(g0 + group, last);
         if (together) {
@@ -359,8 +364,14 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                             }
                             const int there = direct && (q + 1) * NR <= n;
                             const T *panel = there ? b.p + q * NR + k0 * b.col : here + (q - q0) * panel_size + k0 * NR;
-                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0,
-                                   c == slices - 1 ? &ahead : &nothing);
+                            const fetch *f = c == slices - 1 && ahead.streams ? &ahead : &nothing;
+                            if (f == &nothing && !r.by_rows && !keep && !a.eval && x + 1 < x1) {
+                                const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
+                                next.at[0] = (const char *)(a.p + (i + height) * a.row + p0 * a.col);
+                                next.rows = p1 - p0;
+                                f = &next;
+                            }
+                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0, f);
                         }
                         if (c == slices - 1 && !swapped) N_(finish)(g, 0, to, wide, i, i + height, q0 * NR, j1);
                     }
@@ -380,3 +391,4 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
 #undef NR
 #undef ROW_STRIDE
 #undef COLUMN_STRIDE
+#undef AHEAD
