@@ -12,6 +12,7 @@ import torchlet.nn.functional as F
 from torchlet import nn
 from torchlet.compiler.codegen import cpu as codegen
 from torchlet.compiler.function import compiled_function, executables
+from torchlet.ops.recurrent import MODES, recurrent_
 from torchlet.runtime.cpu import get_num_threads, set_num_threads
 
 
@@ -226,7 +227,7 @@ def recurrent_against_numpy(kind: str, steps: int, batch: int, width: int, hidde
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("steps, batch, width, hidden", [(1, 1, 3, 1), (5, 17, 4, 33), (7, 3, 5, 64), (3, 30, 2, 100)])
+@pytest.mark.parametrize("steps, batch, width, hidden", [(1, 1, 3, 1), (5, 17, 4, 33), (7, 3, 5, 64), (3, 30, 2, 100), (2, 60, 3, 128)])
 def test_recurrent_layers_and_their_gradients(kind: str, steps: int, batch: int, width: int, hidden: int) -> None:
     recurrent_against_numpy(kind, steps, batch, width, hidden, torch.float32)
 
@@ -238,6 +239,45 @@ def test_recurrent_layers_in_float64_both_ways_with_any_number_of_threads(kind: 
 
 def test_wide_hidden_states_are_summed_in_parts() -> None:
     recurrent_against_numpy("LSTM", 2, 3, 4, 600, torch.float32)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_keeps_its_gates_only_where_gradients_are_wanted(kind: str) -> None:
+    layer = LAYERS[kind](3, 7)
+
+    def planes(x: Any) -> int:
+        found = []
+        compiled = torch.compile(lambda x: layer(x)[0])
+        compiled(x)
+        for path, _ in compiled_function(compiled).paths:
+            for program in path.programs.values():
+                found += [n.spec.shape[0] for exe in executables(program) for n in exe.natives]
+        return int(found[0])
+
+    x = torch.randn(4, 2, 3)
+    with torch.no_grad():
+        assert planes(x) == MODES[layer.mode][1]
+    assert planes(x) == sum(MODES[layer.mode][1:])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrap", [lambda f: f, torch.compile], ids=["at_once", "compiled"])
+def test_gradients_do_not_need_what_a_layer_keeps(mode: str, wrap: Any) -> None:
+    count, states, kept = MODES[mode]
+    arrays = [np.random.default_rng(3).standard_normal(s) for s in ((5, 3, count * 9), (count * 9, 9), (count * 9,), (states, 3, 9))]
+
+    def gradients(keep: bool) -> list[Any]:
+        leaves = [torch.tensor(a, dtype=torch.float64).requires_grad_() for a in arrays]
+
+        def run(*leaves: Any) -> Any:
+            out = recurrent_(*leaves, mode=mode, reverse=True, keep=keep)
+            assert out.shape[0] == states + (kept if keep else 0)
+            return torch.autograd.grad((out[:states] * torch.arange(5.0).reshape(5, 1, 1)).sum(), leaves)
+
+        return [g.numpy() for g in wrap(run)(*leaves)]
+
+    for a, b in zip(gradients(False), gradients(True), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -78,8 +78,9 @@ def _recurrent(n: Node) -> Call:
     gates, states, _ = MODES[mode]
     steps, batch = first.spec.shape[-3:-1]
     h = w_hh.spec.shape[1]
+    more = (n.spec.shape[2],) if grad else map(int, keep)
     # a fifth operand of either is the lengths
-    numbers = (steps, batch, h, gates, states, _MODES.index(mode), int(reverse), int(len(n.args()) > 4), *map(int, keep))
+    numbers = (steps, batch, h, gates, states, _MODES.index(mode), int(reverse), int(len(n.args()) > 4), *more)
     return Call("tl_recurrent_grad" if grad else "tl_recurrent", numbers, steps * batch * gates * h * h // 4)
 
 

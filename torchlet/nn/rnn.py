@@ -161,7 +161,7 @@ class RNNBase(Module):
         def get(name: str) -> Tensor:
             return getattr(self, f"{name}_l{layer}{suffix}")  # type: ignore[no-any-return]
 
-        w_hh, reverse, h = get("weight_hh"), bool(suffix), self.hidden_size
+        w_hh, reverse = get("weight_hh"), bool(suffix)
         gates = ops.linear(x, get("weight_ih"), get("bias_ih") if self.bias else None)
         b_hh = get("bias_hh") if self.bias else ops.zeros(w_hh.shape[0], dtype=w_hh.dtype, device=w_hh.device)
         if self.proj_size:

@@ -28,6 +28,12 @@ def _wide(x: Any) -> Any:
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
+def _room(mode: str, h: int) -> int:
+    """The length of a row of gradients, with some space where the columns of a matrix of such rows would fall into one set of the cache."""
+    width = (MODES[mode][0] + (mode == "GRU")) * h
+    return width if width % 512 else width + 16
+
+
 def _order(steps: int, reverse: bool) -> range:
     return range(steps - 1, -1, -1) if reverse else range(steps)
 
@@ -79,13 +85,13 @@ def _backward(grad: Any, w_hh: Any, initial: Any, kept: Any, *rest: Any) -> Any:
     dtype = grad.dtype
     grad, w_hh, initial, kept = (_wide(x) for x in (grad, w_hh, initial, kept))
     steps, n, h = grad.shape[1:]
-    gates, states, _ = MODES[mode]
-    out = np.zeros((steps + 1, n, (gates + (mode == "GRU")) * h), grad.dtype)
+    width, wide = (k * h for k in MODES[mode][:2])
+    out = np.zeros((steps + 1, n, _room(mode, h)), grad.dtype)
     carry = np.zeros_like(initial)
     for k, t in enumerate(reversed(_order(steps, reverse)), 1):
         total = grad[:, t] + carry
-        dh, d = total[0], out[t]
-        before = initial if k == steps else kept[:states, t + 1 if reverse else t - 1]  # the state the step started from
+        dh, d = total[0], out[t, :, :width]
+        before = initial if k == steps else kept[: len(initial), t + 1 if reverse else t - 1]  # the state the step started from
         if mode == "LSTM":
             _, c, i, f, g, o = kept[:, t]
             bent = np.tanh(c)
@@ -100,17 +106,17 @@ def _backward(grad: Any, w_hh: Any, initial: Any, kept: Any, *rest: Any) -> Any:
             dn = dh * (1 - z) * (1 - candidate * candidate)
             d[:, :h] = dn * inner * r * (1 - r)
             d[:, h : 2 * h] = dh * (before[0] - candidate) * z * (1 - z)
-            d[:, 2 * h : 3 * h] = dn
-            d[:, 3 * h :] = dn * r
-            carry = (np.concatenate([d[:, : 2 * h], d[:, 3 * h :]], 1) @ w_hh + dh * z)[None]
+            d[:, 2 * h :] = dn
+            out[t, :, width : width + h] = dn * r
+            carry = (np.concatenate([d[:, : 2 * h], dn * r], 1) @ w_hh + dh * z)[None]
         else:
             d[...] = dh * (1 - kept[0, t] * kept[0, t] if mode == "RNN_TANH" else kept[0, t] > 0)
             carry = (d @ w_hh)[None]
         if lengths:  # a sample that is over hands everything on
             over = lengths[0] <= t
-            d[over] = 0
+            out[t, over] = 0
             carry[:, over] = total[:, over]
-    out[steps, :, : states * h] = carry.transpose(1, 0, 2).reshape(n, states * h)
+    out[steps, :, :wide] = carry.transpose(1, 0, 2).reshape(n, wide)
     return out.astype(dtype, copy=False)
 
 
@@ -128,8 +134,7 @@ def _spec(gates: Spec, w_hh: Spec, b_hh: Spec, initial: Spec, *rest: Any) -> Spe
 
 def _grad_spec(grad: Spec, w_hh: Spec, initial: Spec, kept: Spec, *rest: Any) -> Spec:
     _, steps, n, h = grad.shape
-    mode = rest[-2]
-    return Spec((steps + 1, n, (MODES[mode][0] + (mode == "GRU")) * h), grad.dtype, grad.device)
+    return Spec((steps + 1, n, _room(rest[-2], h)), grad.dtype, grad.device)
 
 
 recurrent_grad_ = define(
@@ -140,7 +145,7 @@ recurrent_grad_ = define(
     None,
     ("mode", "reverse"),
     doc="The gradients of `recurrent`, from what it kept and the gradient of its states: (T + 1, N, …) with the gates' in the first T rows and "
-    "the initial state's in the last.",
+    "the initial states' in the last; what is left of a row means nothing.",
 )
 
 
@@ -171,6 +176,8 @@ def _hidden_grads(
     h = w_hh.shape[1]
     if mode == "GRU":
         grads = cat([narrow(grads, 2, 0, 2 * h), narrow(grads, 2, 3 * h, h)], 2)
+    else:
+        grads = narrow(grads, 2, 0, gates.shape[2])
     return reshape(grads, (-1, gates.shape[2]))
 
 
@@ -187,7 +194,10 @@ def _weight_grad(
 
 
 def _bias_grad(g: Any, gates: Any, w_hh: Any, b_hh: Any, initial: Any, out: Any, lengths: Any, mode: str, reverse: bool, keep: bool) -> Tensor:
-    return apply(sum_, (_hidden_grads(g, gates, w_hh, b_hh, initial, out, lengths, mode, reverse, keep),), ((0,), False))
+    if mode == "GRU":
+        return apply(sum_, (_hidden_grads(g, gates, w_hh, b_hh, initial, out, lengths, mode, reverse, keep),), ((0,), False))
+    d = _gate_grads(g, gates, w_hh, b_hh, initial, out, lengths, mode, reverse, keep)  # in whose shape the other bias is summed, too
+    return apply(sum_, (d,), ((0, 1), False))
 
 
 def _initial_grad(

@@ -32,9 +32,9 @@ extern void *tl_shared(void);
 
 // memory to be fetched during a product: of each stream so many rows, the lines of their first and last bytes
 typedef struct {
-    int64_t streams, rows;
-    const char *at[TL_STREAMS];
-    int64_t row[TL_STREAMS], last[TL_STREAMS];
+    int64_t streams;
+    const char *at[TL_STREAMS + 1];
+    int64_t rows[TL_STREAMS + 1], row[TL_STREAMS + 1], last[TL_STREAMS + 1];
 } fetch;
 static const fetch nothing;
 

@@ -55,7 +55,7 @@ TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k
     for (int i = 0; i < mr; i++) x[i][0] = x[i][1] = (VEC){0};
     for (int64_t l = 0; l < f->streams; l++) {
         const char *line = f->at[l];
-        for (int64_t r = 0; r < f->rows; r++) {
+        for (int64_t r = 0; r < f->rows[l]; r++) {
             __builtin_prefetch(line, 1);
             __builtin_prefetch(line + f->last[l], 1);
             line += f->row[l];
@@ -326,13 +326,12 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
         const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
         kept[x] = N_(row_block)(g, &a, m, i, height, 0, k, rows + x * block_room);
     }
-    fetch ahead = {g->n_streams};
+    fetch ahead = {1};  // first the block of a that is packed next, if its columns are short pieces of memory far apart
+    ahead.row[0] = a.col * (int64_t)sizeof(T), ahead.last[0] = (MR - 1) * (int64_t)sizeof(T);
     for (int64_t l = 0; l < g->n_streams; l++) {
-        ahead.row[l] = g->streams[l].row;
-        ahead.last[l] = g->streams[l].column * ((swapped ? MR : NR) - 1);
+        ahead.row[l + 1] = g->streams[l].row;
+        ahead.last[l + 1] = g->streams[l].column * ((swapped ? MR : NR) - 1);
     }
-    // the block of a that is packed next: its columns are short pieces of memory far apart
-    fetch next = {1, 0, {0}, {a.col * (int64_t)sizeof(T)}, {(MR - 1) * (int64_t)sizeof(T)}};
     for (int64_t g0 = first; g0 < last; g0 += group) {
         const int64_t g1 = TL_MIN(g0 + group, last);
         if (together) {
@@ -356,22 +355,19 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                         const N_(block) r = keep ? kept[x] : N_(row_block)(g, &a, m, i, height, k0, k1, rows);
                         N_(kernel) kernel = N_(kernels)[r.by_rows][height];
                         for (int64_t q = q0; q < q1; q++) {
-                            ahead.rows = swapped ? TL_MIN(NR, n - q * NR) : height;
-                            for (int64_t l = 0; l < ahead.streams; l++) {
-                                const tl_stream *stream = &g->streams[l];
+                            const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
+                            ahead.rows[0] = !a.eval && !r.by_rows && !keep && x + 1 < x1 ? p1 - p0 : 0;
+                            ahead.at[0] = (const char *)(a.p + (i + height) * a.row + p0 * a.col);
+                            ahead.streams = 1 + (c == slices - 1 ? g->n_streams : 0);
+                            for (int64_t l = 1; l < ahead.streams; l++) {
+                                const tl_stream *stream = &g->streams[l - 1];
                                 const int64_t row = swapped ? q * NR : i, column = swapped ? i : q * NR;
                                 ahead.at[l] = stream->at + row * stream->row + column * stream->column;
+                                ahead.rows[l] = swapped ? TL_MIN(NR, n - q * NR) : height;
                             }
                             const int there = direct && (q + 1) * NR <= n;
                             const T *panel = there ? b.p + q * NR + k0 * b.col : here + (q - q0) * panel_size + k0 * NR;
-                            const fetch *f = c == slices - 1 && ahead.streams ? &ahead : &nothing;
-                            if (f == &nothing && !r.by_rows && !keep && !a.eval && x + 1 < x1) {
-                                const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
-                                next.at[0] = (const char *)(a.p + (i + height) * a.row + p0 * a.col);
-                                next.rows = p1 - p0;
-                                f = &next;
-                            }
-                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0, f);
+                            kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0, &ahead);
                         }
                         if (c == slices - 1 && !swapped) N_(finish)(g, 0, to, wide, i, i + height, q0 * NR, j1);
                     }

@@ -51,8 +51,7 @@ static void N_(multiply)(const N_(layer) *l, int64_t p0, int64_t p1, const T *a,
     for (int64_t part = p0; part < p1; part++) {
         const int64_t i = N_(row)(l, part) - N_(row)(l, p0), rows = N_(row)(l, part + 1) - N_(row)(l, part);
         fetch mine = *f;
-        mine.rows = rows;
-        for (int64_t q = 0; q < mine.streams; q++) mine.at[q] += i * mine.row[q];
+        for (int64_t q = 0; q < mine.streams; q++) mine.rows[q] = rows, mine.at[q] += i * mine.row[q];
         N_(kernels)[1][rows](lda, k, a + i * lda, panel, NR, sums + i * ld, ld, add, &mine);
     }
 }
@@ -137,11 +136,12 @@ void N_(tl_recurrent)(char *const *restrict b, const int64_t *restrict s, int ti
 }
 
 // b: grad (states, steps, n, h), w_hh (g h, h), initial (states, n, h), kept (all that `tl_recurrent` gives), lengths or none;
-// out (steps + 1, n, g h, for GRU and h more for the hidden part of the candidate): the gates' gradients, then those of `initial`
+// out (steps + 1, n, room), in a row g h, for GRU and h more for the hidden part of the candidate: the gates' gradients, then those of
+// `initial`
 void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, int tid, int nth) {
     const N_(layer) l = N_(share)(s, tid, nth);
     const int gru = l.mode == TL_GRU;
-    const int64_t h = l.h, width = l.g * h, room = width + (gru ? h : 0), plane = l.steps * l.n * h, ld = STEP + 16;
+    const int64_t h = l.h, width = l.g * h, room = s[8], parts = l.g + gru, plane = l.steps * l.n * h, ld = STEP + 16;
     const T *grad = (const T *)b[0], *weight = (const T *)b[1], *initial = (const T *)b[2], *out = (const T *)b[3];
     const int64_t *lengths = s[7] ? (const int64_t *)b[4] : 0, kept = l.g > 1 ? 4 : 0;
     T *result = (T *)b[s[7] ? 5 : 4];
@@ -165,7 +165,7 @@ void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, i
                 if (lengths && lengths[i] <= t) {  // a sample that is over hands everything on
                     for (int64_t q = 0; q < l.states; q++)
                         for (int64_t j = 0; j < w; j++) k[q * units + j] += above[q * plane + j];
-                    for (int64_t q = 0; q < room / h; q++) memset(d + q * h, 0, sizeof(T) * (size_t)w);
+                    for (int64_t q = 0; q < parts; q++) memset(d + q * h, 0, sizeof(T) * (size_t)w);
                 } else if (l.mode == TL_LSTM) {
 #pragma omp simd
                     for (int64_t j = 0; j < w; j++) {
@@ -217,7 +217,7 @@ void N_(tl_recurrent_grad)(char *const *restrict b, const int64_t *restrict s, i
         for (int64_t block = l.b0; block < l.b1; block++) {
             const int64_t u = block * NR, w = TL_MIN(NR, h - u);
             const T *k = carry + (i - l.r0) * mine + (block - l.b0) * NR;
-            for (int64_t q = 0; q < room / h; q++) {
+            for (int64_t q = 0; q < parts; q++) {
                 T *d = result + (l.steps * l.n + i) * room + q * h + u;
                 if (q < l.states) memcpy(d, k + q * units, sizeof(T) * (size_t)w);
                 else memset(d, 0, sizeof(T) * (size_t)w);
