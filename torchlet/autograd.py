@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import inspect
 import weakref
+from _thread import _count as other_threads
+from _thread import get_ident
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +16,7 @@ import numpy as np
 
 from torchlet import dtypes, storage
 from torchlet import op as op_module
-from torchlet.op import STATE, Composite, Op, apply, as_spec, result_strides
+from torchlet.op import RUNS, STATE, Composite, Op, apply, as_spec, result_strides
 from torchlet.spec import CPU, Spec, device
 from torchlet.storage import DeviceArray
 from torchlet.tensor import Meta, Node, Storage, Tensor, new, share, wrap
@@ -56,14 +60,37 @@ class set_grad_enabled(contextlib.ContextDecorator):
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[override]
         _set_grad(self.previous)  # used as a decorator: the mode belongs to the calls of func
-        mode = self.mode
+        return _in_mode(functools.partial(set_grad_enabled, self.mode), func)
 
-        def inner(*args: Any, **kwargs: Any) -> Any:
-            with set_grad_enabled(mode):
-                return func(*args, **kwargs)
 
-        inner.__wrapped__ = func  # type: ignore[attr-defined]
-        return inner
+def _in_mode(mode: Callable[[], Any], func: Callable[..., Any]) -> Callable[..., Any]:
+    """`func` with the mode switched on while it runs; of a generator function, while its generators do."""
+
+    @functools.wraps(func)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        with mode():
+            return func(*args, **kwargs)
+
+    @functools.wraps(func)
+    def resumed(*args: Any, **kwargs: Any) -> Any:
+        generator = func(*args, **kwargs)
+        resume, given = generator.send, None
+        while True:
+            try:
+                with mode():
+                    value = resume(given)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                resume, given = generator.send, (yield value)
+            except GeneratorExit:
+                with mode():
+                    generator.close()
+                raise
+            except BaseException as error:
+                resume, given = generator.throw, error  # type: ignore[assignment]
+
+    return resumed if inspect.isgeneratorfunction(func) else whole
 
 
 class _Mode(contextlib.ContextDecorator):
@@ -73,8 +100,8 @@ class _Mode(contextlib.ContextDecorator):
         self = object.__new__(cls)
         return self if func is None or isinstance(func, bool) else self(func)
 
-    def _recreate_cm(self) -> _Mode:
-        return type(self)()  # nested and recursive uses as a decorator each keep their own previous mode
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[override]
+        return _in_mode(type(self), func)  # nested and recursive uses as a decorator each keep their own previous mode
 
     def __enter__(self) -> _Mode:
         self.previous = STATE.grad
@@ -117,8 +144,19 @@ def force(t: Tensor) -> np.ndarray[Any, Any]:
     run = STATE.run
     if run is not None and run.writes_pending:
         run.flush()  # a pending in-place operation may concern t
+    if other_threads():
+        meet((t,))
     assert t._np is not None
     return t._np
+
+
+def meet(read: Iterable[Any], written: Iterable[Tensor] = ()) -> None:
+    """Compiled calls of other threads launch what they have pending of writes to tensors that are read, or of reads of those written."""
+    here = get_ident()
+    for weak in list(RUNS):
+        run = weak()
+        if run is not None and run.thread not in (0, here):
+            run.meet([x._store for x in read if isinstance(x, Tensor)], [x._store for x in written])
 
 
 def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
@@ -126,6 +164,8 @@ def execute(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Tensor:
 
     Raises RuntimeError, IndexError or TypeError with the wording of the operator's spec.
     """
+    if other_threads():
+        meet(inputs)
     arrays = []
     needs = in_order = False
     for x in inputs:
@@ -235,6 +275,8 @@ def execute_inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tupl
 
     Raises RuntimeError for a leaf that requires grad, a result of another shape, or one whose dtype does not fit.
     """
+    if other_threads():
+        meet(inputs, (target,))
     for x in (target, *inputs):
         if isinstance(x, Tensor) and x._meta.shared:
             current(x)
@@ -918,6 +960,8 @@ def inplace(op: Op, target: Tensor, inputs: tuple[Any, ...], attrs: tuple[Any, .
 
 def execute_update(op: Op, lists: Sequence[Sequence[Tensor]], scalars: Sequence[Any], attrs: tuple[Any, ...]) -> None:
     """Run an update operator's body at once and write its results."""
+    if other_threads():
+        meet([t for ts in lists for t in ts], [t for i in op.writes for t in lists[i]])
     if storage.in_use and storage.update(op, lists, scalars, attrs):
         return
     before = STATE.grad
@@ -990,7 +1034,7 @@ class FunctionNode(Node):
                 f"{self.function.__name__}: Trying to backward through the graph a second time\nhelp: specify retain_graph=True"
             )
         if self.ctx._materialize:
-            grads = [_filled(0, m) if g is None else g for g, m in zip(grads, self.metas, strict=True)]
+            grads = [_filled(0, m) if g is None and m is not None else g for g, m in zip(grads, self.metas, strict=True)]
         with users_code():
             result = self.function.backward(self.ctx, *grads)
         listed = list(result) if isinstance(result, tuple | list) else [result]
@@ -1032,7 +1076,7 @@ class Function:
         ctx = Context()
         edges = tuple(edge_of(a) for a in args)
         needs = STATE.grad and any(e is not None for e in edges)
-        ctx.needs_input_grad = tuple(e is not None and STATE.grad for e in edges)
+        ctx.needs_input_grad = tuple(e is not None for e in edges)
         separate = "setup_context" in cls.__dict__ or hasattr(cls, "setup_context")
         with no_grad():
             out = cls.forward(*args, **kwargs) if separate else cls.forward(ctx, *args, **kwargs)
@@ -1049,11 +1093,11 @@ class Function:
                 t = apply(op_module.OPS["clone"], (t,)) if all(t is not d for d in ctx._dirty) else t
                 force(t)
             made.append(t)
-        tensors = [t for t in made if isinstance(t, Tensor) and t._meta.dtype.has_gradient and id(t) not in ctx._non_differentiable]
-        node = FunctionNode(cls, ctx, edges, tuple(t._meta for t in tensors))
-        for k, t in enumerate(tensors):
-            t._meta = t._meta.replace(requires_grad=True)
-            t._node, t._out = node, k
+        node = FunctionNode(cls, ctx, edges, tuple([t._meta if isinstance(t, Tensor) else None for t in made]))  # type: ignore[misc]
+        for k, t in enumerate(made):
+            if isinstance(t, Tensor) and t._meta.dtype.has_gradient and id(t) not in ctx._non_differentiable:
+                t._meta = t._meta.replace(requires_grad=True)
+                t._node, t._out = node, k
         return tuple(made) if isinstance(out, tuple | list) else made[0]
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -244,17 +244,24 @@ def compute_dtype(specs: Iterable[Spec], result: str) -> dtypes.dtype:
     return dtypes.get_default_dtype() if result == "float" and not common.has_gradient else common
 
 
+class Refusal(NamedTuple):
+    """Operands that PyTorch refuses for a pointwise operator."""
+
+    kinds: str  # one of the operands is of one of these kinds (as NumPy calls them)
+    look: Callable[[str, Sequence[Spec], dtypes.dtype], None]  # (operator, operands, their common dtype): raises if it is so
+
+
 def pointwise(
     name: str, inputs: Sequence[str], np_function: Callable[..., Any], function: Callable[..., Expr] | None = None, *,
     result: str = "same", attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, doc: str = "",
-    selects: int = 0, reject: tuple[str, ...] = (), extern: bool = False, check: Check | None = None,
+    selects: int = 0, reject: tuple[str, ...] = (), extern: bool = False, check: Check | None = None, refuse: Refusal | None = None,
 ) -> Op:
     """An operator that works element by element with broadcasting and promotion.
 
     `np_function(*arrays, *attrs)` gets inputs of one dtype. `function` defaults to the scalar expression of the same name.
     The first `selects` inputs are boolean conditions that take no part in promotion (`where`). `reject` lists dtype
-    categories ("bool") that PyTorch refuses for this operator. `extern`: there is no scalar expression; compiled code calls NumPy.
+    categories ("bool") that PyTorch refuses for this operator; `refuse` raises for those that it refuses in words of their own. `extern`: there is no scalar expression; compiled code calls NumPy.
     """
 
     def spec(*args: Any) -> Spec:
@@ -265,6 +272,8 @@ def pointwise(
             raise RuntimeError(
                 f"{name}: got dtype {common.name}; expected a number dtype\nhelp: convert with .to(torchlet.int64) or use logical operators"
             )
+        if refuse is not None:
+            refuse.look(name, specs[selects:], common)
         weak = all(s.weak for s in specs)
         return Spec(shape, dtypes.bool_ if result == "bool" else dtypes.float64 if weak and common.is_floating_point else common, weak=weak)
 
@@ -273,6 +282,9 @@ def pointwise(
     def eager(*args: Any) -> Array:
         values = args[: len(args) - count] if count else args
         first = values[selects].dtype if isinstance(values[selects], np.ndarray) else None
+        if refuse is not None and any([(v.dtype.kind if v.__class__ is np.ndarray else v.__class__.__name__[0]) in refuse.kinds for v in values]):
+            specs = [as_spec(v) for v in values]
+            refuse.look(name, specs, compute_dtype(specs, result))
         if first is None or (result == "float" and first.kind in "biu") or not _alike(values[selects:], first):
             d = compute_dtype([as_spec(v) for v in values[selects:]], result).np
             values = values[:selects] + tuple([_convert(v, _FLOAT32 if d.char in "eE" else d) for v in values[selects:]])

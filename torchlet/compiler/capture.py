@@ -90,7 +90,7 @@ class Run:
     inside = 0  # more: the owner's thread is in the C code, which has no frame that would tell
 
     def __init__(self, owner: Any):
-        self.owner = owner  # the compiled function: keeps statistics and names
+        self._owner = weakref.ref(owner)  # results know their run: they do not hold what the compiled function holds
         self.root = self.start = self.cur = Step(None)
         self.roots: dict[Any, Step] = {}  # of segments after the first, by the line where the one before ended
         self.paths: list[Path] = []
@@ -111,6 +111,11 @@ class Run:
         self.copies: dict[int, list[Tensor]] = {}  # of memory that NumPy can see, by the tensor they stand for; this segment reads them
         self.grads: dict[int, Any] | None = None  # a dry run notes here the .grad that a backward pass replaces
         RUNS.append(weakref.ref(self, RUNS.remove))
+
+    @property
+    def owner(self) -> Any:
+        """The compiled function: keeps statistics and names."""
+        return self._owner()
 
     # ------------------------------------------------------------------------------------------------ following
 
@@ -467,6 +472,26 @@ class Run:
             self.flush("memory was shown to NumPy")
         else:
             self._from_outside("memory was shown to NumPy by another thread", lambda: self._reads(store))
+
+    def meet(self, read: Sequence[Storage], written: Sequence[Storage]) -> None:
+        """Another thread is about to read or write there: what is pending here of writes to the ones or reads of the others comes first."""
+
+        def concerned() -> bool:
+            return (self.writes_pending and any(map(self._overwrites, read))) or any(map(self._reads, written))
+
+        if concerned():
+            self._from_outside("another thread uses what is overwritten, or overwrites what is used", concerned)
+
+    def _overwrites(self, store: Storage) -> bool:
+        """True if the pending part of the segment writes there, or if that part is being launched."""
+        s: Step | None = self.cur
+        if s is HELD:
+            return True
+        while s is not None:
+            if any(not isinstance(h, Step) and (t := h.t) is not None and t._store is store for h in s.writes):  # type: ignore[attr-defined]
+                return True
+            s = s.parent
+        return False
 
     def _reads(self, store: Storage) -> bool:
         """True if an outside tensor of the pending part of the segment lies there, or if that part is being launched."""

@@ -112,7 +112,7 @@ class Observation:
         self.tests = []
         for s in path.steps:
             if s.kind != "event" and s.op.check is not None:
-                test = DataTest(s, number, path.written)
+                test = DataTest(s, number, path.written, run.bound)
                 self.tests.append(test)
                 if any(i is None for _, i, _ in test.operands):
                     self.refused = f"{s.source}: {s.op.name} may fail on data that the call computes"
@@ -221,7 +221,7 @@ def build(template: Any, made: list[Tensor], tensors: Sequence[Tensor]) -> Any:
 class DataTest:
     """A step that fails on some data (a position out of range): what it has to be asked before each launch."""
 
-    def __init__(self, step: Step, number: dict[Any, int], written: Collection[Any]):
+    def __init__(self, step: Step, number: dict[Any, int], written: Collection[Any], bound: Sequence[Tensor]):
         self.check, self.attrs = step.op.check, step.attrs
         self.specs: list[Any] = []
         checks = step.checks[1:] if step.kind == "inplace" else step.checks
@@ -229,7 +229,7 @@ class DataTest:
             if slot is None:
                 self.specs.append(as_spec(meta() if isinstance(meta, type) else meta.value))
             else:
-                self.specs.append((meta or (slot.meta if isinstance(slot, Step) else slot.t._meta)).spec)  # type: ignore[union-attr]
+                self.specs.append((meta or (slot.meta if isinstance(slot, Step) else bound[number[slot]]._meta)).spec)
         on_device = any(s.device is not CPU for s in self.specs)  # a look at a device's data would wait for all that was launched
         positions = () if on_device else self.check.operands(self.specs, self.attrs)
         # (input, number of the outside tensor, views of it); no tensor where it is a number or computed by the path

@@ -242,12 +242,18 @@ def _normal_expr(position: Expr, out: Spec, seed: Expr, offset: Expr, shape: tup
 
 
 def _integers_np(seed: int, offset: int, low: int, high: int, shape: tuple[int, ...], dtype: DType) -> Any:
-    bits = philox(seed, offset, math.prod(shape), 0).astype(np.uint64)
-    return (low + ((bits * np.uint64(high - low)) >> np.uint64(32)).astype(np.int64)).reshape(shape).astype(dtype.np)
+    bits, span = philox(seed, offset, math.prod(shape), 0).astype(np.uint64), high - low
+    picked = bits * np.uint64(span >> 32) + ((bits * np.uint64(span & 0xFFFFFFFF)) >> np.uint64(32))
+    return (low + picked.astype(np.int64)).reshape(shape).astype(dtype.np)
 
 
 def _integers_expr(position: Expr, out: Spec, seed: Expr, offset: Expr, low: Expr, high: Expr, shape: tuple[int, ...], dtype: DType) -> Expr:
-    return cast(low + call("rshift", call("mul", _bits(position, seed, offset, 0), high - low), 32), dtype)
+    # bits * span >> 32 in three products that 63 bits hold: of the upper 32 bits of the span, and of the lower ones by halves
+    bits, span = _bits(position, seed, offset, 0), high - low
+    lowest = call("rshift", call("mul", bits, call("and", span, 0xFFFF)), 16)
+    lower = call("mul", bits, call("rshift", call("and", span, 0xFFFFFFFF), 16))
+    upper = call("mul", bits, call("rshift", span, 32))
+    return cast(low + upper + call("rshift", lower + lowest, 16), dtype)
 
 
 def _random_spec(*args: Any) -> Spec:

@@ -159,7 +159,7 @@ def is_tensor(obj: Any) -> bool:
 def item(self: Tensor) -> Any:
     """The one element as a Python number. Raises RuntimeError when there are more or none."""
     a = self._np
-    if a is None or STATE.run is not None:
+    if a is None or STATE.run is not None or autograd.other_threads():
         a = force(self)
     if a.size != 1:
         raise RuntimeError(f"a Tensor with {a.size} elements cannot be converted to Scalar")

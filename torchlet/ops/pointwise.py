@@ -13,7 +13,7 @@ from torchlet.autograd import inplace
 from torchlet.expr import Expr, call, const
 from torchlet.expr import cast as cast_expr
 from torchlet.expr import where as select
-from torchlet.op import Check, Op, Pointwise, apply, define, pointwise
+from torchlet.op import Check, Op, Pointwise, Refusal, apply, define, pointwise
 from torchlet.ops.public import (
     METHODS,
     Draws,
@@ -49,20 +49,52 @@ def unary(
 
 def binary(
     name: str, np_function: Callable[..., Any], grads: tuple[Callable[..., Any], Callable[..., Any]] | None = None, result: str = "same",
-    low: float = -2.0, high: float = 2.0, function: Callable[..., Expr] | None = None, reject: tuple[str, ...] = (),
+    low: float = -2.0, high: float = 2.0, function: Callable[..., Expr] | None = None, refuse: Refusal | None = None,
     check: Check | None = None,
 ) -> Op:
     """Enter a two-input operator."""
     return pointwise(
         name, ("a", "b"), np_function, function, result=result, vjp=dict(zip("ab", grads, strict=True)) if grads else None,
-        samples=draw((3, 4), (4,), low=low, high=high), reject=reject, check=check,
+        samples=draw((3, 4), (4,), low=low, high=high), refuse=refuse, check=check,
     )
 
 
 # ------------------------------------------------------------------------------------------------ arithmetic
 
 add_ = binary("add", np.add, (lambda g: g, lambda g: g))
-sub_ = binary("sub", np.subtract, (lambda g: g, lambda g: -g), reject=("bool",))
+
+
+def _no_truth_values(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
+    """PyTorch subtracts no booleans, not even from numbers."""
+    if common is dtypes.bool_:
+        raise RuntimeError(
+            f"{name}: got dtype bool; expected a number dtype: Subtraction, the `-` operator, with two bool tensors is not supported. "
+            "Use the `^` or `logical_xor()` operator instead."
+        )
+    if any(s.dtype is dtypes.bool_ for s in specs):
+        raise RuntimeError(
+            f"{name}: Subtraction, the `-` operator, with a bool tensor is not supported. "
+            "If you are trying to invert a mask, use the `~` or `logical_not()` operator instead."
+        )
+
+
+def _no_bool(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
+    if common is dtypes.bool_:
+        raise NotImplementedError(f'{name}: "{name}_cpu" not implemented for bool')
+
+
+def _no_float(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
+    if common.has_gradient:
+        raise NotImplementedError(f'{name}: "{name}_cpu" not implemented for {common.name}')
+
+
+def _no_shift(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
+    _no_bool(name, specs, common)
+    _no_float(name, specs, common)
+
+
+NO_BOOL, WHOLE = Refusal("b", _no_bool), Refusal("fcV", _no_float)
+sub_ = binary("sub", np.subtract, (lambda g: g, lambda g: -g), refuse=Refusal("b", _no_truth_values))
 mul_ = binary("mul", np.multiply, (lambda g, b: g * b, lambda g, a: g * a))
 div_ = binary("div", np.divide, (lambda g, b: g / b, lambda g, out, b: -g * out / b), result="float", low=0.5)
 
@@ -88,11 +120,11 @@ def _whole(specs: Sequence[Any], attrs: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 _DIVIDES = Check(_whole, lambda values, attrs: None if isinstance(values[1], Spec) else _nonzero(values[1]))
-floor_divide_ = binary("floor_divide", _floor_divide, result="same", low=0.5, function=lambda a, b: call("floordiv", a, b), check=_DIVIDES)
+floor_divide_ = binary("floor_divide", _floor_divide, result="same", low=0.5, function=lambda a, b: call("floordiv", a, b), check=_DIVIDES, refuse=NO_BOOL)
 remainder_ = binary(
     "remainder", lambda a, b: np.remainder(a, b if np.asarray(b).dtype.kind not in "biu" else _nonzero(b)),
     (lambda g: g, lambda g, a, b: -g * floor_divide(a, b)), low=0.5, function=lambda a, b: call("mod", a, b),
-    check=_DIVIDES,
+    check=_DIVIDES, refuse=NO_BOOL,
 )
 fmod_ = binary("fmod", np.fmod, (lambda g: g, lambda g, a, b: -g * trunc(a / b)), low=0.5)
 maximum_ = binary("maximum", np.maximum, (lambda g, a, b: g * _share(a, b, ge), lambda g, a, b: g * _share(b, a, ge)))
@@ -256,12 +288,18 @@ le: Callable[[Any, Any], Tensor]
 ge: Callable[[Any, Any], Tensor]
 
 
-def _bits(name: str, np_function: Any, expr_name: str) -> Op:
-    return pointwise(name, ("a", "b"), np_function, lambda a, b: call(expr_name, a, b), samples=lambda: [((_rng.integers(0, 9, (3, 4)), _rng.integers(0, 9, (4,))), ())])
+def _bits(name: str, np_function: Any, expr_name: str, refuse: Refusal) -> Op:
+    return pointwise(
+        name, ("a", "b"), np_function, lambda a, b: call(expr_name, a, b), refuse=refuse,
+        samples=lambda: [((_rng.integers(0, 9, (3, 4)), _rng.integers(0, 9, (4,))), ())],
+    )
 
 
-and_, or_, xor_ = _bits("bitwise_and", np.bitwise_and, "and"), _bits("bitwise_or", np.bitwise_or, "or"), _bits("bitwise_xor", np.bitwise_xor, "xor")
-lshift_, rshift_ = _bits("bitwise_left_shift", np.left_shift, "lshift"), _bits("bitwise_right_shift", np.right_shift, "rshift")
+and_ = _bits("bitwise_and", np.bitwise_and, "and", WHOLE)
+or_ = _bits("bitwise_or", np.bitwise_or, "or", WHOLE)
+xor_ = _bits("bitwise_xor", np.bitwise_xor, "xor", WHOLE)
+lshift_ = _bits("bitwise_left_shift", np.left_shift, "lshift", Refusal("bfcV", _no_shift))
+rshift_ = _bits("bitwise_right_shift", np.right_shift, "rshift", Refusal("bfcV", _no_shift))
 for _name, _op in {"and": and_, "or": or_, "xor": xor_, "lshift": lshift_, "rshift": rshift_}.items():
     binary_public(_op)
     dunder(f"__{_name}__", _op)
@@ -276,9 +314,16 @@ def _truth(x: Expr) -> Expr:
 for _name, _np, _expr in (("logical_and", np.logical_and, "and"), ("logical_or", np.logical_or, "or"), ("logical_xor", np.logical_xor, "xor")):
     binary_public(binary(_name, _np, result="bool", function=lambda a, b, e=_expr: call(e, _truth(a), _truth(b))))
 logical_not = unary_public(pointwise("logical_not", ("x",), np.logical_not, lambda x: ~_truth(x), result="bool", samples=draw((3, 4))))
+
+
+def _inverts(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
+    if common.has_gradient:
+        raise TypeError(f"{name}: ~ (operator.invert) is only implemented on integer and Boolean-type tensors; got {common.name}")
+
+
 bitwise_not = unary_public(
     pointwise("bitwise_not", ("x",), np.invert, lambda x: ~x if x.dtype is dtypes.bool_ else call("sub", const(-1, x.dtype), x),
-              samples=lambda: [((_rng.integers(0, 9, (3, 4)),), ())])
+              samples=lambda: [((_rng.integers(0, 9, (3, 4)),), ())], refuse=Refusal("fcV", _inverts))
 )
 METHODS["__invert__"] = bitwise_not
 
@@ -434,6 +479,9 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
     return apply(where_, (condition, operand(input, "where"), operand(other, "where")))
+
+
+METHODS["where"] = lambda self, condition, other: where(condition, self, other)
 
 
 @public("clamp", "clip")

@@ -40,8 +40,8 @@ class _Again(autograd.Function):
         finally:
             if ctx.state is not None:
                 default_generator.seed_value, default_generator.offset = now
-        outs = [o for o in (out if isinstance(out, tuple | list) else [out]) if isinstance(o, Tensor) and o.dtype.has_gradient]
-        pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if o.requires_grad]
+        outs = out if isinstance(out, tuple | list) else [out]
+        pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if isinstance(o, Tensor) and o.requires_grad]
         autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
         return (None, None, None, *[v.grad if isinstance(v, Tensor) else None for v in values])
 
