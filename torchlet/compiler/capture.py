@@ -108,6 +108,7 @@ class Run:
         self.weak: dict[int, ScalarSlot] = {}
         self.replaced: list[tuple[Tensor, Any]] = []  # (leaf, its .grad before) of backward passes in this segment
         self.arguments: Any = None  # of the running call, for the names in the dump
+        self.places: tuple[Step | None, dict[int, Slot], int] = (None, {}, 0)  # up to a step: the outside tensors, their slots, how many
         self.copies: dict[int, list[Tensor]] = {}  # of memory that NumPy can see, by the tensor they stand for; this segment reads them
         self.grads: dict[int, Any] | None = None  # a dry run notes here the .grad that a backward pass replaces
         RUNS.append(weakref.ref(self, RUNS.remove))
@@ -667,10 +668,10 @@ class Run:
         """The edge with these operands from here; made if it is not there. Nothing changes if the operands are refused."""
         self._unbind()
         parent = self._here()
-        bound = {id(h.t): h for h in self._slots()}
         checks: list[tuple[Slot | None, Any]] = []
         key: list[Any] = [kind, op, attrs]
         fresh: list[Slot] = []
+        mine: dict[int, Slot] = {}
         for x in inputs:
             if not isinstance(x, Tensor):
                 entry: Any = Constant.of(x) if self.constants or _is_fixed(op, x) else x.__class__
@@ -680,14 +681,13 @@ class Run:
                 checks.append((x._step, None))
                 key.append(x._step)
             else:
-                slot = bound.get(id(x))
+                slot = mine.get(id(x)) or self._slot_of(x, parent)
                 if slot is not None:
                     checks.append((slot, None))
                     key.append(slot)
                 else:
-                    slot = Slot()
+                    slot = mine[id(x)] = Slot()
                     slot.t = x
-                    bound[id(x)] = slot
                     fresh.append(slot)
                     checks.append((slot, x._meta))
                     key.append(x._meta)
@@ -706,8 +706,8 @@ class Run:
             parent.edges[tuple(key)] = found
             self.owner.steps_recorded += 1
         else:
-            for mine, now in zip(found.fresh, fresh, strict=True):
-                mine.t = now.t
+            for known, now in zip(found.fresh, fresh, strict=True):
+                known.t = now.t
         del self.scalars[found.scalars_before :]  # an interrupt may have left some
         self.scalars.extend(x for x, (slot, entry) in zip(inputs, found.checks, strict=True) if slot is None and isinstance(entry, type))
         return found
@@ -723,6 +723,31 @@ class Run:
         if expected is not None:
             for slot in expected.fresh:
                 slot.t = None
+
+    def _slot_of(self, x: Tensor, parent: Step) -> Slot | None:
+        """The slot that an outside tensor has up to a step of this segment. To look through all steps each time would be quadratic."""
+        at, table, count = self.places
+        if at is not parent:
+            more: list[Slot] = []
+            s: Step | None = parent
+            while s is not at and s is not self.root:
+                assert s is not None
+                more += s.fresh
+                s = s.parent
+            if s is not at:
+                table, count = {}, 0
+            table.update((id(h.t), h) for h in more)
+            count += len(more)
+            self.places = parent, table, count
+        slot = table.get(id(x))
+        if slot is not None and slot.t is x:
+            return slot
+        if len(table) != count or list(map(id, map(get_t, table.values()))) != list(table):  # an earlier call filled it
+            slots = self._slots()
+            table = {id(h.t): h for h in slots}
+            self.places = parent, table, len(slots)
+            return table.get(id(x))
+        return None
 
     def _slots(self) -> list[Slot]:
         """The outside tensors bound so far in this segment."""

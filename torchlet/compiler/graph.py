@@ -90,19 +90,24 @@ class Builder:
 
     def __init__(self) -> None:
         self.table: dict[tuple[Any, ...], Node] = {}
+        self.count = {"input": 0, "scalar": 0}
         self.source = ""
 
     def input(self, spec: Spec, strides: tuple[int, ...], name: str = "", source: str = "") -> Node:
         """A further input."""
-        position = sum(n.kind == "input" for n in self.table.values())
+        position = self._next("input")
         node = self.table["input", position] = Node("input", None, (), (position, strides), spec, source, name)
         return node
 
     def scalar(self, dtype: dtypes.dtype, name: str = "") -> Node:
         """A further scalar (float64, int64 or bool)."""
-        position = sum(n.kind == "scalar" for n in self.table.values())
+        position = self._next("scalar")
         node = self.table["scalar", position] = Node("scalar", None, (), (position,), Spec((), dtype, weak=True), "", name)
         return node
+
+    def _next(self, kind: str) -> int:
+        self.count[kind] += 1
+        return self.count[kind] - 1
 
     @staticmethod
     def key(op: Op, inputs: tuple[Node | Number, ...], attrs: tuple[Any, ...]) -> tuple[Any, ...]:
