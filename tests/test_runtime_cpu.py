@@ -23,7 +23,7 @@ import torchlet as tl
 from torchlet import dtypes, nn
 from torchlet import index as ix
 from torchlet.compiler import load as loading
-from torchlet.compiler.load import LoadedKernel, load
+from torchlet.compiler.load import COUNTS, LoadedKernel, load
 from torchlet.compiler.loops import Buffer, Kernel, Phase, Reduction, ScalarArg, Store
 from torchlet.config import config
 from torchlet.errors import CompileError
@@ -367,6 +367,58 @@ def test_a_failing_compiler_is_a_compile_error_with_its_output(folder: Path, tmp
     with config(cc=str(fake)), pytest.raises(CompileError, match="status 3:\nsomething went wrong"):
         load([scale_kernel(factor=12.0)])
     assert list(folder.glob("build-*")) == []
+
+
+def test_what_is_built_ahead_is_built_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[str] = []
+    real = subprocess.run
+
+    def count(command: list[str], **options: Any) -> Any:
+        commands.append(Path(command[-3]).read_text())
+        return real(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", count)
+    wanted = [(f"part-{i}", f"int part_{i}(void) {{ return {i}; }}") for i in range(3)]
+    cc.build_ahead(wanted)
+    for (key, _), (path, digest) in zip(wanted, cc.libraries(wanted), strict=True):
+        assert path == folder / f"{key}.so" and cc.verified(path, digest)
+    cc.build_ahead(wanted)
+    assert sorted(commands) == sorted(text for _, text in wanted)
+    assert ctypes.CDLL(str(folder / "part-2.so")).part_2() == 2
+
+
+def test_an_error_of_what_was_built_ahead_comes_to_who_needs_it(folder: Path) -> None:
+    wanted = [("good", "int good;"), ("bad", "this is no C")]
+    cc.build_ahead(wanted)
+    with pytest.raises(CompileError, match="failed with status"):
+        cc.libraries(wanted)
+    assert cc.library(*wanted[0])[0].exists() and not (folder / "bad.so").exists()
+
+
+def test_a_child_of_fork_builds_what_its_parent_is_building(folder: Path) -> None:
+    with cc._locks.setdefault("child", threading.Lock()):
+        child = multiprocessing.get_context("fork").Process(target=cc.library, args=("child", "int child;"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+        child.join(60)
+        assert child.exitcode == 0 and (folder / "child.so").exists()
+
+
+def test_many_kernels_are_compiled_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PART", 1000)
+    monkeypatch.setattr(runtime, "cores", lambda: 3)
+    factors = [float(f) for f in range(100, 112)]
+    kernels = load([scale_kernel(factor=f) for f in factors])
+    assert len(list(folder.glob("kernels-*.so"))) == 3
+    x, y = np.ones(N, "f"), np.zeros(N, "f")
+    for k, factor in zip(kernels, factors, strict=True):
+        program((k, [x, y])).run()
+        assert y[0] == factor
+    monkeypatch.setattr(loading, "_ADDRESSES", {})
+    before = COUNTS["compiled"]
+    load([scale_kernel(factor=f) for f in factors])
+    assert COUNTS["compiled"] == before
 
 
 def test_config_refuses_unknown_switches() -> None:

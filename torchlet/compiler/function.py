@@ -360,8 +360,8 @@ def stats() -> dict[str, int]:
             out["segments"] += 1
             for exe in executables(p):
                 out["compiles"] += 1
-                out["kernels"] += len(exe.kernels)
-                out["cache_hits"] += exe.stages.get("cached", 0)
+                out["kernels"] += exe.counts[0]
+                out["cache_hits"] += exe.counts[1]
     return out
 
 

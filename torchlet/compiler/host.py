@@ -39,10 +39,10 @@ def emit_launch(
     addresses = [f"a{i}" for i in range(inputs)] + [f"e{k}[1]" if fresh else "0" for k, fresh in enumerate(pools)]
     values = [f"numbers[{i}]" for i in scalars]
     if executable.is_single:
-        if executable.plan.arena_bytes:
+        if executable.arena_bytes:
             lines += [
-                f"    if arena({executable.plan.arena_bytes}) != executable._base:",
-                f"        executable._move(arena({executable.plan.arena_bytes}))",
+                f"    if arena({executable.arena_bytes}) != executable._base:",
+                f"        executable._move(arena({executable.arena_bytes}))",
             ]
         lines += [f"    pack_pointers(pointers, 0, {', '.join(addresses)})"]
         if values:
@@ -86,7 +86,7 @@ def c_launch(
         return None
     c.know(Tensor, Storage)
     program = executable.programs[0]
-    nbytes = executable.plan.arena_bytes
+    nbytes = executable.arena_bytes
     return c.Launch(  # type: ignore[no-any-return]
         inputs=inputs, pools=[None if p is None else (p.entries, p.take) for p in pools], indices=tuple(scalars),
         kinds=executable._kinds, written=[(names[name], n) for name, n in written], bound=bound, returns=returns, address=names["address"],

@@ -266,6 +266,8 @@ class CudaExecutable:
 
     extern_text = "is copied to the host and back"
     is_single = False  # `run` does more than one native call
+    recipe = None
+    counts = 0, 0
 
     def __init__(self, plan: Plan, place: Place, host_inputs: Sequence[int] = (), host_outputs: Sequence[int] = ()):
         self.plan, self.place, self.name = plan, place, plan.name

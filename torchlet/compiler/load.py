@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 from torchlet.compiler.codegen import cpu as codegen
 from torchlet.compiler.loops import Dot, Kernel, Reduction
+from torchlet.compiler.recipe import Launch
 from torchlet.compiler.simplify_loops import map_kernel, substitute_axes
 from torchlet.config import config
 from torchlet.errors import CompileError
@@ -18,7 +20,7 @@ from torchlet.index import Axis
 from torchlet.runtime import cc
 from torchlet.runtime import cpu as runtime
 
-__all__ = ["LoadedKernel", "Source", "canonical", "load", "printed"]
+__all__ = ["LoadedKernel", "Source", "canonical", "function_of", "load", "load_kept", "printed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,17 @@ class LoadedKernel:
 
 
 _ADDRESSES: dict[str, int] = {}
-COUNTS = {"kernels": 0, "compiled": 0, "calls": 0}  # how many were asked for, how many compiled, and in how many calls of the C compiler
+PARTS: dict[str, list[str]] = {}  # of the runtime that a kernel calls, where it calls any
+COUNTS = {"kernels": 0, "compiled": 0, "calls": 0}  # how many were asked for, how many compiled, and how often the C compiler was called
+PART = 1 << 14  # characters of C from which a further core is worth a call of the compiler of its own
 
 
-def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None) -> list[LoadedKernel]:
+def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None, parts: Sequence[str] = ()) -> list[LoadedKernel]:
     """The kernels, compiled. Equal ones under different names share one function. Raises CompileError with the compiler's output.
 
-    `sources`: what to compile for each, where it is not the text of the kernel itself.
+    `sources`: what to compile for each, where it is not the text of the kernel itself. `parts` of the runtime that are needed next, too.
     """
     found: list[LoadedKernel] = []
-    runtime.runtime()
     fingerprint = cc.fingerprint() + _header_digest()
     texts: dict[str, str] = {}
     keys: list[str] = []
@@ -79,19 +82,44 @@ def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None) -> 
         sources = [Source(printed(kernel)) for kernel in kernels]
     for source in sources:
         text = source.text
-        runtime.link(text)
         key = hashlib.sha256((fingerprint + text).encode()).hexdigest()[:40]
         texts[key] = text
         keys.append(key)
-    missing = [key for key in texts if key not in _ADDRESSES and not _load_from_cache(key)]
-    COUNTS["kernels"] += len(keys)
-    COUNTS["compiled"] += len(missing)
+    every = "\n".join(texts.values())
+    PARTS.update({key: needed for key, text in texts.items() if (needed := runtime.parts(text))})
+    absent = [key for key in texts if key not in _ADDRESSES]
+    missing = [key for key in absent if _on_disk(key) is None]
     if missing:
+        runtime.build_ahead([*runtime.parts(every), *parts])
         _build(missing, texts)
+    runtime.link(runtime.parts(every))
+    broken = [key for key in absent if not _open(key)]
+    if broken:
+        _build(broken, texts)
+        for key in broken:
+            if not _open(key):
+                raise CompileError(f"cpu: the compiled library has no function tl_{key}")
+    COUNTS["kernels"] += len(keys)
+    COUNTS["compiled"] += len(missing) + len(broken)
     for kernel, source, key in zip(kernels, sources, keys, strict=True):
         amount = codegen.work(kernel)
         found.append(LoadedKernel(kernel.name, _ADDRESSES[key], amount >= codegen.MIN_WORK, key, amount, kernel, source.values))
     return found
+
+
+def load_kept(keys: Sequence[str], parts: Sequence[str]) -> None:
+    """Load kernels that were compiled before, and the parts of the runtime that they call. Raises CompileError where one is gone."""
+    runtime.link(parts)
+    for key in dict.fromkeys(keys):
+        if key not in _ADDRESSES and not _open(key):
+            raise CompileError(f"cpu: the cache has no kernel {key}")
+    COUNTS["kernels"] += len(keys)
+
+
+def function_of(launch: Launch) -> runtime.Function:
+    """A kernel that was loaded, or a function of the runtime, to be launched."""
+    address = runtime.address_of(launch.function) if launch.native else _ADDRESSES[launch.function]
+    return runtime.Function(launch.name, address, launch.work, launch.writes, launch.parallel)
 
 
 def printed(kernel: Kernel) -> str:
@@ -110,38 +138,49 @@ def _header_digest() -> str:
 
 
 def _build(missing: list[str], texts: dict[str, str]) -> None:
-    """Compile the missing kernels together and note in the cache where each one is."""
-    parts = [texts[key].replace(_PLACEHOLDER, f"tl_{key}") for key in missing]
-    text = "\n".join(['#include "tl_runtime.h"', "", *parts])
-    name = "kernels-" + hashlib.sha256("".join(sorted(missing)).encode()).hexdigest()[:40]
-    COUNTS["calls"] += not (cc.cache_folder() / f"{name}.so").exists()
-    path, digest = cc.library(name, text)
-    for key in missing:
-        cc.write_entry(key, {"library": name, "sha256": digest})
-    library = ctypes.CDLL(str(path))
-    for key in missing:
-        _ADDRESSES[key] = _address(library, key)
+    """Compile the missing kernels, in parts side by side where that is much, and note in the cache where each one is."""
+    parts = _shares(missing, texts)
+    names = ["kernels-" + hashlib.sha256("".join(sorted(part)).encode()).hexdigest()[:40] for part in parts]
+    COUNTS["calls"] += not all((cc.cache_folder() / f"{name}.so").exists() for name in names)
+    wanted = [
+        (name, "\n".join(['#include "tl_runtime.h"', "", *(texts[key].replace(_PLACEHOLDER, f"tl_{key}") for key in part)]))
+        for name, part in zip(names, parts, strict=True)
+    ]
+    for name, part, (_, digest) in zip(names, parts, cc.libraries(wanted), strict=True):
+        for key in part:
+            cc.write_entry(key, {"library": name, "sha256": digest})
 
 
-def _load_from_cache(key: str) -> bool:
+def _shares(keys: list[str], texts: dict[str, str]) -> list[list[str]]:
+    """The kernels in as many parts as there are cores, but none so small that starting the compiler is most of the work."""
+    count = max(1, min(runtime.cores(), sum(len(texts[key]) for key in keys) // PART))
+    parts: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for key in sorted(keys, key=lambda key: (-len(texts[key]), key)):
+        i = sizes.index(min(sizes))
+        parts[i].append(key)
+        sizes[i] += len(texts[key])
+    return parts
+
+
+def _on_disk(key: str) -> Path | None:
+    """The library that has a kernel, None where there is none, or a damaged one."""
     entry = cc.read_entry(key)
     if entry is None or not entry.get("library", "").replace("-", "").isalnum():
-        return False
+        return None
     path = cc.cache_folder() / f"{entry['library']}.so"
-    if cc.verified(path, entry.get("sha256")) is None:
-        return False
+    return None if cc.verified(path, entry.get("sha256")) is None else path
+
+
+def _open(key: str) -> bool:
+    path = _on_disk(key)
     try:
-        _ADDRESSES[key] = _address(ctypes.CDLL(str(path)), key)
+        address = None if path is None else ctypes.cast(getattr(ctypes.CDLL(str(path)), f"tl_{key}"), ctypes.c_void_p).value
     except (OSError, AttributeError):
         return False
-    return True
-
-
-def _address(library: ctypes.CDLL, key: str) -> int:
-    address = ctypes.cast(getattr(library, f"tl_{key}"), ctypes.c_void_p).value
-    if address is None:
-        raise CompileError(f"cpu: the compiled library has no function tl_{key}")
-    return address
+    if address is not None:
+        _ADDRESSES[key] = address
+    return address is not None
 
 
 _PLACEHOLDER = "tl_the_kernel"

@@ -279,7 +279,7 @@ class Program:
         self.graph = graph
         half = self.backward
         self.executable = compile_graph(
-            graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes,
+            graph, graph.name, self.place, self.host_inputs, self.host_outputs, self.sizes, self._marks,
             lambda: self._example(graph) if half is None else half.examples[0],
         )
         places = [CPU if k in self.host_outputs else self.place for k in range(len(graph.outputs))]
@@ -329,6 +329,10 @@ class Program:
         if any(slots[i].t._meta.device is CPU for i in seg.written):
             raise UnsupportedError("a CPU tensor is overwritten in a segment that runs on a device")
         return place, [i for i, d in enumerate(inputs) if d is CPU], [k for k, d in enumerate(outputs) if d is CPU]
+
+    @property
+    def _marks(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        return tuple(sorted((i, tuple(dims)) for i, dims in self.varying.items()))
 
     def _example(self, graph: Graph) -> Graph | None:
         """The segment's graph (or one with the same inputs) at other sizes, where sizes are expected to vary."""
@@ -500,7 +504,7 @@ class Backward:
             inputs += [kept + j for j, m in enumerate(self.seed_metas) if m.device is CPU and program.place is not CPU]
             outputs = [j for j, p in enumerate(self.places()) if p is not program.place]
             found = self.executables[given] = compile_graph(
-                self._given(self.graph, given), self.graph.name, program.place, inputs, outputs, program.sizes,
+                self._given(self.graph, given), self.graph.name, program.place, inputs, outputs, program.sizes, program._marks,
                 lambda: None if self.examples[1] is None else self._given(self.examples[1], given),
             )
             if len(self.executables) == 1 and self.on_compiled is not None:

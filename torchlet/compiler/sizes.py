@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,8 +103,17 @@ class Sizes:
 
     def __init__(self, dynamic: bool | None = None):
         self.dynamic = dynamic
+        self.lock = threading.RLock()
+        self.past: str | None = ""  # the key of what was compiled last, and with it of all before; None where something had no key
+        self.waiting: list[Callable[[], object]] = []  # what was found on disk is not entered yet: calls that compile it, in order
         self._families: dict[Hashable, Family] = {}
         self._cuts: dict[Hashable, tuple[int, ...]] = {}
+
+    def catch_up(self) -> None:
+        """Compile what waits."""
+        with self.lock:
+            while self.waiting:
+                self.waiting.pop(0)()
 
     def enter(self, graph: Graph) -> tuple[Family | None, bool]:
         """The family of a simplified graph (None: its sizes do not vary), and whether the graph is a further member of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -12,14 +13,17 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torchlet.config import config
 from torchlet.errors import CompileError
 
-__all__ = ["CSRC", "FLAGS", "cache_folder", "features", "fingerprint", "library", "read_entry", "write_entry"]
+__all__ = ["CSRC", "FLAGS", "build_ahead", "cache_folder", "features", "fingerprint", "libraries", "library", "read_entry", "write_entry"]
 
 CSRC = Path(__file__).with_name("csrc")
 # never -ffast-math: it breaks -inf masks and NumPy's denormals; only the reductions we write are reassociated
@@ -83,16 +87,47 @@ def library(key: str, text: str, include: str = "") -> tuple[Path, str]:
 
     `include` is a folder of headers beside our own.
     """
-    folder = cache_folder()
+    return _library(key, text, include, cache_folder(), _command(config.cc))
+
+
+def libraries(wanted: Sequence[tuple[str, str]]) -> list[tuple[Path, str]]:
+    """The same for several (key, text) at once: what has to be built is built side by side. Raises CompileError."""
+    build_ahead(wanted[1:])
+    return [library(key, text) for key, text in wanted]
+
+
+def build_ahead(wanted: Sequence[tuple[str, str]]) -> None:
+    """Begin to build what the cache lacks; nobody waits for it here, and who needs it gets it, or the error, from `library`."""
+
+    def build(*job: Any) -> None:
+        with contextlib.suppress(CompileError, OSError):
+            _library(*job)
+
+    for key, text in wanted:
+        if not _locks.setdefault(key, threading.Lock()).locked() and _cached(key, cache_folder()) is None:
+            job = key, text, "", cache_folder(), _command(config.cc)
+            threading.Thread(target=build, args=job, name=f"torchlet builds {key}").start()
+
+
+def _library(key: str, text: str, include: str, folder: Path, command: Sequence[str]) -> tuple[Path, str]:
+    with _locks.setdefault(key, threading.Lock()):  # who comes second finds what the first has built
+        return _cached(key, folder) or _build(key, text, include, folder, command)
+
+
+def _cached(key: str, folder: Path) -> tuple[Path, str] | None:
     path = folder / f"{key}.so"
-    entry = read_entry(key)
-    if entry is not None and (digest := verified(path, entry.get("sha256"))):
-        return path, digest
+    entry = _read(folder / f"{key}.json")
+    digest = verified(path, entry.get("sha256")) if entry is not None else None
+    return (path, digest) if digest else None
+
+
+def _build(key: str, text: str, include: str, folder: Path, compiler: Sequence[str]) -> tuple[Path, str]:
+    path = folder / f"{key}.so"
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as build:
         source, made = Path(build, "kernels.c"), Path(build, "kernels.so")
         source.write_text(text)
         folders = [f"-I{folder}" for folder in (str(CSRC), include) if folder]
-        command = [*_command(config.cc), *folders, "-o", str(made), str(source), "-lm", "-lpthread"]
+        command = [*compiler, *folders, "-o", str(made), str(source), "-lm", "-lpthread"]
         try:
             run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         except (OSError, subprocess.TimeoutExpired) as problem:
@@ -102,8 +137,13 @@ def library(key: str, text: str, include: str = "") -> tuple[Path, str]:
         digest = hashlib.sha256(made.read_bytes()).hexdigest()
         os.replace(source, folder / f"{key}.c")
         os.replace(made, path)
-    write_entry(key, {"sha256": digest})
+    _write(folder / f"{key}.json", {"sha256": digest})
     return path, digest
+
+
+_locks: dict[str, threading.Lock] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)  # a child has no thread that would give one back
 
 
 @lru_cache(maxsize=4096)
@@ -122,8 +162,12 @@ def verified(path: Path, digest: object) -> str | None:
 
 def read_entry(key: str) -> dict[str, str] | None:
     """The facts kept under `key`, None when absent or unreadable."""
+    return _read(cache_folder() / f"{key}.json")
+
+
+def _read(path: Path) -> dict[str, str] | None:
     try:
-        entry = json.loads((cache_folder() / f"{key}.json").read_text())
+        entry = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     return entry if isinstance(entry, dict) and all(isinstance(v, str) for v in entry.values()) else None
@@ -131,10 +175,13 @@ def read_entry(key: str) -> dict[str, str] | None:
 
 def write_entry(key: str, entry: dict[str, str]) -> None:
     """Keep facts under `key`; readers see the old or the new file, never a part."""
-    folder = cache_folder()
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix="entry-", delete=False) as f:
+    _write(cache_folder() / f"{key}.json", entry)
+
+
+def _write(path: Path, entry: dict[str, str]) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="entry-", delete=False) as f:
         json.dump(entry, f)
-    os.replace(f.name, folder / f"{key}.json")
+    os.replace(f.name, path)
 
 
 def cache_folder() -> Path:

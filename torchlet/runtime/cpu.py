@@ -16,16 +16,24 @@ from typing import Protocol
 from torchlet.config import config
 from torchlet.runtime import cc
 
-__all__ = ["Native", "Program", "arena", "get_num_threads", "link", "native", "runtime", "set_num_threads", "tiles"]
+__all__ = [
+    "Function", "Program", "address_of", "arena", "build_ahead", "cores", "get_num_threads", "link", "part_of", "parts", "runtime",
+    "set_num_threads", "tiles",
+]  # fmt: skip
 
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
-# What functions begin with -> the file they are in. Each file is a library of its own, compiled when a program first needs it.
+# What functions begin with -> the file they are in. Each is a library of its own for each element type, compiled when a program first
+# needs it, as are products of float64.
 _PARTS = {
     "tl_attention": "tl_attention.c", "tl_recurrent": "tl_recurrent.c", "tl_conv": "tl_conv.c", "tl_pool": "tl_conv.c",
     "tl_scan": "tl_scan.c",
 }  # fmt: skip
+_RUNTIME = '#define TL_F32\n#include "tl_runtime.c"\n#include "tl_gemm.c"'
+_DOUBLE = '#define TL_F64\n#include "tl_gemm.c"'  # products of float64, which few programs have
+_AMX = '#include "tl_amx.c"'
+_OPEN: set[str] = set()  # what was loaded
 _TILES = {"amx_tile", "amx_bf16", "avx512f", "avx512_bf16"}  # what tl_amx.c is written for
 
 
@@ -62,27 +70,51 @@ class _Program(ctypes.Structure):
 @lru_cache(maxsize=1)
 def runtime() -> ctypes.CDLL:
     """The runtime library, compiled once per machine; its symbols are what generated kernels link to. Raises CompileError."""
-    lib = _library('#include "tl_runtime.c"\n#include "tl_gemm.c"')
+    lib = _library(_RUNTIME)
     lib.tl_alloc.restype = ctypes.c_void_p
     lib.tl_alloc.argtypes = [ctypes.c_int64]
     lib.tl_free.argtypes = [ctypes.c_void_p]
-    lib.tl_set_threads(config.num_threads or _cores())
+    lib.tl_set_threads(config.num_threads or cores())
     return lib
 
 
 def _library(text: str) -> ctypes.CDLL:
     """C files of the runtime as a library whose symbols others may link to. Raises CompileError."""
-    sources = [p.read_text() for p in sorted([*cc.CSRC.glob("*.h"), *(cc.CSRC / name for name in re.findall(r'"(\w+\.c)"', text))])]
-    key = "runtime-" + hashlib.sha256("\0".join([cc.fingerprint(), text, *sources]).encode()).hexdigest()[:40]
-    path, _ = cc.library(key, text)
+    path, _ = cc.library(_key(text), text)
+    _OPEN.add(text)
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
+def _key(text: str) -> str:
+    sources = [p.read_text() for p in sorted([*cc.CSRC.glob("*.h"), *(cc.CSRC / name for name in re.findall(r'"(\w+\.c)"', text))])]
+    return "runtime-" + hashlib.sha256("\0".join([cc.fingerprint(), text, *sources]).encode()).hexdigest()[:40]
+
+
+def build_ahead(wanted: Sequence[str] = ()) -> None:
+    """Begin to compile what the cache lacks of the runtime and of these parts of it; nobody waits for it here."""
+    texts = [text for text in dict.fromkeys((_RUNTIME, *wanted)) if text not in _OPEN]
+    cc.build_ahead([(_key(text), text) for text in texts])
+
+
+def parts(text: str) -> list[str]:
+    """The parts of the runtime that C code calls functions of, each as the text that is compiled for it."""
+    found = [] if ".parts" not in text or not _TILES <= cc.features() else [_AMX]
+    found += [_DOUBLE] if "tl_gemm_run_f64" in text else []
+    return found + [_part(file, "f32") for start, file in _PARTS.items() if start in text]
+
+
+def _part(file: str, kind: str) -> str:
+    """A file of larger functions for one element type; they call the kernels of products, which are compiled elsewhere."""
+    return f'#define TL_{kind.upper()}\n#define TL_KERNELS_ONLY\n#include "tl_gemm.c"\n#include "{file}"'
+
+
 @cache
-def _part(name: str) -> ctypes.CDLL:
-    """A file of larger functions, with the kernels of products that they use."""
+def open_part(text: str) -> ctypes.CDLL:
+    """A part of the runtime, loaded after what it calls. Raises CompileError."""
     runtime()
-    return _library(f'#define TL_KERNELS_ONLY\n#include "tl_gemm.c"\n#include "{name}"')
+    if "TL_F64" in text and text != _DOUBLE:
+        open_part(_DOUBLE)
+    return _library(text)
 
 
 @cache
@@ -90,21 +122,19 @@ def tiles() -> bool:
     """True where products may use AMX: the processor has it, and the system lets this process use it. Raises CompileError."""
     if not _TILES <= cc.features():
         return False
-    runtime()
-    _library('#include "tl_amx.c"')
+    open_part(_AMX)
     return bool(ctypes.c_void_p.in_dll(runtime(), "tl_gemm_on_tiles"))
 
 
-def link(text: str) -> None:
-    """Load the parts of the runtime that C code calls functions of. Raises CompileError."""
-    if ".parts" in text:
-        tiles()
-    for start, name in _PARTS.items():
-        if start in text:
-            _part(name)
+def link(wanted: Sequence[str]) -> None:
+    """Load the runtime and these parts of it. Raises CompileError."""
+    runtime()
+    for part in wanted:
+        open_part(part)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -121,22 +151,27 @@ def get_num_threads() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Native:
-    """A function of the runtime with the face of a loaded kernel."""
+class Function:
+    """What a program launches: a loaded kernel, or a function of the runtime. `writes`: the positions of the buffers that it writes."""
 
     name: str
     address: int
     work: int
     writes: tuple[int, ...]
-    parallel: bool = True
+    parallel: bool
 
 
-def native(name: str, function: str, work: int, writes: tuple[int, ...]) -> Native:
-    """A function of the runtime, to be launched like a kernel; `writes`: the positions of the buffers that it writes."""
-    part = next(name for start, name in _PARTS.items() if function.startswith(start))
-    address = ctypes.cast(getattr(_part(part), function), ctypes.c_void_p).value
+def address_of(function: str) -> int:
+    """The address of a function of the runtime that is launched like a kernel. Raises CompileError."""
+    address = ctypes.cast(getattr(open_part(part_of(function)), function), ctypes.c_void_p).value
     assert address is not None
-    return Native(name, address, work, writes)
+    return address
+
+
+def part_of(function: str) -> str:
+    """The part of the runtime, as the text that is compiled for it, in which a function is that is launched like a kernel."""
+    file = next(file for start, file in _PARTS.items() if function.startswith(start))
+    return f'#include "{file}"' if file == "tl_scan.c" else _part(file, function.rpartition("_")[2])
 
 
 class Program:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torchlet.config import config
 from torchlet.errors import CompileError
-from torchlet.runtime import cc
+from torchlet.runtime import cc, cpu
 
 __all__ = ["missing", "walk"]
 
@@ -48,6 +48,7 @@ def _decided() -> tuple[Any, str]:
 def _load(include: str) -> Any:
     text = (cc.CSRC / "walk.c").read_text()
     key = "walk-" + hashlib.sha256("\0".join([cc.fingerprint(), sys.version, include, text]).encode()).hexdigest()[:40]
+    cpu.build_ahead()  # where one is not there, the other is likely not there either
     path, _ = cc.library(key, text, include)
     loader = importlib.machinery.ExtensionFileLoader(_NAME, str(path))
     spec = importlib.util.spec_from_file_location(_NAME, path, loader=loader)

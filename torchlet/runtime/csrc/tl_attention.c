@@ -38,7 +38,7 @@ TL_INLINE vec_f32 higher_of(vec_f32 a, vec_f32 b) {
 // c[height][PANEL] (+)= a[height][k] * b[k][PANEL]; by_rows: rows of a are lda apart, else its columns are
 TL_INLINE void panel_product(int by_rows, int64_t height, const float *a, int64_t lda, int64_t k, const float *b, int64_t ldb, float *c,
                              int64_t ldc, int add) {
-    kernels_f32[by_rows][height](lda, k, a, b, ldb, c, ldc, add, &nothing);
+    tl_kernels_f32[by_rows][height](lda, k, a, b, ldb, c, ldc, add, &nothing);
 }
 
 TL_INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }

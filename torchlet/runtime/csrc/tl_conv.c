@@ -45,6 +45,7 @@ static int64_t tl_first(const tl_shape *f, int d, int64_t phase) {
     return missing > 0 ? (missing + f->stride[d] - 1) / f->stride[d] : -(-missing / f->stride[d]);
 }
 
+#ifdef TL_F32
 #define T float
 #define S f32
 #define LANES (VECTOR_BYTES / 4)
@@ -52,7 +53,9 @@ static int64_t tl_first(const tl_shape *f, int d, int64_t phase) {
 #undef T
 #undef S
 #undef LANES
+#endif
 
+#ifdef TL_F64
 #define T double
 #define S f64
 #define LANES (VECTOR_BYTES / 8)
@@ -60,3 +63,4 @@ static int64_t tl_first(const tl_shape *f, int d, int64_t phase) {
 #undef T
 #undef S
 #undef LANES
+#endif

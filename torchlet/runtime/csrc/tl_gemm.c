@@ -1,5 +1,6 @@
 // Matrix products for the pool: packed panels and a register-tiled kernel in vector extensions, direct paths for skinny shapes.
 // Each finished tile goes to the caller's function while it is in cache, so the product itself needs no memory.
+// TL_F32, TL_F64: the element types that are compiled. TL_KERNELS_ONLY: for a file that uses the kernels of another library.
 #include "tl_runtime.h"
 
 #if defined(__AVX512F__)
@@ -57,10 +58,11 @@ static const fetch nothing;
 #define HIGH_2 1, 3
 
 // set by tl_amx.c where that is loaded: does a whole product, or returns 0
-#ifndef TL_KERNELS_ONLY
+#if defined(TL_F32) && !defined(TL_KERNELS_ONLY)
 int (*tl_gemm_on_tiles)(const tl_gemm_f32 *g, int tid, int nth);
 #endif
 
+#ifdef TL_F32
 #define T float
 #define S f32
 #define ON_TILES tl_gemm_on_tiles
@@ -80,8 +82,9 @@ int (*tl_gemm_on_tiles)(const tl_gemm_f32 *g, int tid, int nth);
 #undef FMA_INSTRUCTION
 #undef LANES
 #undef ON_TILES
+#endif
 
-#if VECTOR_BYTES == 64 && !defined(TL_KERNELS_ONLY)
+#if defined(TL_F32) && VECTOR_BYTES == 64 && !defined(TL_KERNELS_ONLY)
 // what tl_amx.c leaves to this file: a transpose of 16 x 16, and to[i - i0][j - j0] of up to 32 columns by multiply-adds
 void tl_transpose_f32(const float *src, int64_t lds, float *dst, int64_t ldd) { transpose_f32(src, lds, dst, ldd); }
 
@@ -94,12 +97,13 @@ void tl_gemm_block_f32(const tl_gemm_f32 *g, int64_t i0, int64_t i1, int64_t j0,
         for (int64_t i = i0; i < i1; i += MR) {
             const int64_t height = TL_MIN(MR, i1 - i);
             const block_f32 r = row_block_f32(g, &g->a, g->m, i, height, k0, k1, rows);
-            kernels_f32[r.by_rows][height](r.stride, k1 - k0, r.at, panel, 32, to + (i - i0) * ld, ld, k0 > 0, &nothing);
+            tl_kernels_f32[r.by_rows][height](r.stride, k1 - k0, r.at, panel, 32, to + (i - i0) * ld, ld, k0 > 0, &nothing);
         }
     }
 }
 #endif
 
+#ifdef TL_F64
 #define T double
 #define S f64
 #define FMA_INSTRUCTION "vfmadd231pd %1%{1to8%}, %2, %0"
@@ -112,3 +116,9 @@ void tl_gemm_block_f32(const tl_gemm_f32 *g, int64_t i0, int64_t i1, int64_t j0,
 #define LANES 2
 #endif
 #include "tl_gemm_template.h"
+#undef T
+#undef S
+#undef SLICE
+#undef FMA_INSTRUCTION
+#undef LANES
+#endif

@@ -12,6 +12,14 @@ typedef T N_(uvec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)),
 #define OPERAND JOIN(tl_operand, S)
 #define GEMM JOIN(tl_gemm, S)
 
+// the kernels of every height, by columns and by rows of a
+#define ARGUMENTS \
+    int64_t lda, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add, \
+    const fetch *restrict f
+typedef void (*N_(kernel))(ARGUMENTS);
+#ifdef TL_KERNELS_ONLY  // they are compiled once, with tl_gemm.c
+extern const N_(kernel) N_(tl_kernels)[2][MR + 1];
+#else
 // A multiply-add that reads its broadcast factor from memory is one operation of the processor's front end, not two. There are two loads
 // a cycle and four operations, fewer when another thread shares the core: so most rows do it, not all.
 #ifdef __AVX512F__
@@ -76,11 +84,6 @@ TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k
 #undef FOLDED
 #undef STEP
 
-// the kernels of every height, by columns and by rows of a
-#define ARGUMENTS \
-    int64_t lda, int64_t k, const T *restrict a, const T *restrict b, int64_t ldb, T *restrict c, int64_t ldc, int add, \
-    const fetch *restrict f
-typedef void (*N_(kernel))(ARGUMENTS);
 #define HEIGHT(mr) \
     static void N_(columns_##mr)(ARGUMENTS) { N_(micro)(mr, 0, lda, k, a, b, ldb, c, ldc, add, f); } \
     static void N_(rows_##mr)(ARGUMENTS) { N_(micro)(mr, 1, lda, k, a, b, ldb, c, ldc, add, f); }
@@ -92,8 +95,7 @@ HEIGHT(7) HEIGHT(8) HEIGHT(9) HEIGHT(10) HEIGHT(11) HEIGHT(12)
 HEIGHT(13) HEIGHT(14)
 #endif
 #undef HEIGHT
-#undef ARGUMENTS
-static const N_(kernel) N_(kernels)[2][MR + 1] = {
+const N_(kernel) N_(tl_kernels)[2][MR + 1] = {
 #define ROW(f) 0, N_(f##_1), N_(f##_2), N_(f##_3), N_(f##_4), N_(f##_5), N_(f##_6)
 #define MORE(f) , N_(f##_7), N_(f##_8), N_(f##_9), N_(f##_10), N_(f##_11), N_(f##_12)
 #if MR > 12
@@ -106,6 +108,8 @@ static const N_(kernel) N_(kernels)[2][MR + 1] = {
 #undef ROW
 #undef MORE
 };
+#endif
+#undef ARGUMENTS
 
 // dst[c][r] = src[r][c] for a square of LANES: interleaving the two halves of the rows log2(LANES) times transposes
 TL_INLINE void N_(transpose)(const T *restrict src, int64_t lds, T *restrict dst, int64_t ldd) {
@@ -170,7 +174,7 @@ static void N_(pack_columns)(const GEMM *g, const OPERAND *b, int64_t j0, int64_
 typedef struct {
     const T *at;
     int64_t stride;
-    int by_rows;  // an index of `kernels`
+    int by_rows;  // an index of `tl_kernels`
 } N_(block);
 
 static N_(block) N_(row_block)(const GEMM *g, const OPERAND *a, int64_t rows, int64_t i0, int64_t n, int64_t k0, int64_t k1, T *restrict dst) {
@@ -353,7 +357,7 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                         const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
                         T *to = slices > 1 || swapped ? sums + (i - i0) * wide : sums;
                         const N_(block) r = keep ? kept[x] : N_(row_block)(g, &a, m, i, height, k0, k1, rows);
-                        N_(kernel) kernel = N_(kernels)[r.by_rows][height];
+                        N_(kernel) kernel = N_(tl_kernels)[r.by_rows][height];
                         for (int64_t q = q0; q < q1; q++) {
                             const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
                             ahead.rows[0] = !a.eval && !r.by_rows && !keep && x + 1 < x1 ? p1 - p0 : 0;

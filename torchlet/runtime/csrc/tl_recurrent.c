@@ -5,6 +5,7 @@
 
 enum { TL_RNN_TANH, TL_RNN_RELU, TL_LSTM, TL_GRU };  // as in compiler/native.py
 
+#ifdef TL_F32
 #define T float
 #define S f32
 #define TANH tl_tanh
@@ -16,7 +17,9 @@ enum { TL_RNN_TANH, TL_RNN_RELU, TL_LSTM, TL_GRU };  // as in compiler/native.py
 #undef TANH
 #undef SIGMOID
 #undef MAXIMUM
+#endif
 
+#ifdef TL_F64
 #define T double
 #define S f64
 #define TANH tanh
@@ -25,3 +28,4 @@ enum { TL_RNN_TANH, TL_RNN_RELU, TL_LSTM, TL_GRU };  // as in compiler/native.py
 #include "tl_recurrent_template.h"
 #undef T
 #undef S
+#endif

@@ -52,7 +52,7 @@ static void N_(multiply)(const N_(layer) *l, int64_t p0, int64_t p1, const T *a,
         const int64_t i = N_(row)(l, part) - N_(row)(l, p0), rows = N_(row)(l, part + 1) - N_(row)(l, part);
         fetch mine = *f;
         for (int64_t q = 0; q < mine.streams; q++) mine.rows[q] = rows, mine.at[q] += i * mine.row[q];
-        N_(kernels)[1][rows](lda, k, a + i * lda, panel, NR, sums + i * ld, ld, add, &mine);
+        N_(tl_kernels)[1][rows](lda, k, a + i * lda, panel, NR, sums + i * ld, ld, add, &mine);
     }
 }
 
