@@ -1,9 +1,11 @@
 """What is kept of a compile: another process launches it without the passes, and nothing that is damaged or of other code is used."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +215,9 @@ def test_the_key_tells_apart_whatever_changes_the_program() -> None:
     assert None not in keys and len(set(keys)) == len(keys)
     with config(cpu_float32_dot="bf16"):
         keys.append(key_of(graphs[0]))
+    torch.set_default_dtype(torch.float64)
+    keys.append(key_of(graphs[0]))
+    torch.set_default_dtype(torch.float32)
     keys += [key_of(graphs[0], "another"), key_of(replace(graphs[0], name="g"))]
     assert len(set(keys)) == len(keys)
     assert key_of(graph_of(lambda x: x * 2, x)) == keys[0]
@@ -266,6 +271,24 @@ def test_a_compile_error_of_the_cache_does_not_reach_the_user(monkeypatch: pytes
     monkeypatch.setattr(execute.load, "load_kept", refused)
     close(torch.compile(layer)(*arguments()), layer(*arguments()))
     assert len(passes) == 2
+
+
+def test_of_too_many_recipes_the_older_ones_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "MAX_FILES", 6)
+    for i in range(9):
+        (folder / f"recipe-{i}.json").write_text("{}")
+        os.utime(folder / f"recipe-{i}.json", (i, i))
+    torch.compile(layer)(*arguments())
+    left = sorted(p.stem for p in folder.glob("recipe-*.json"))
+    assert left[:3] == ["recipe-6", "recipe-7", "recipe-8"] and len(left) == 4
+
+
+def test_a_function_whose_sizes_never_end_does_not_fill_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchlet.compiler.sizes.MAX_KEYS", 3)
+    f = torch.compile(layer)
+    for n in range(10, 16):
+        close(f(*arguments(n)), layer(*arguments(n)))
+    assert len(list(folder.glob("recipe-*.json"))) == 3
 
 
 CHILD = """
@@ -323,3 +346,18 @@ def test_programs_are_the_same_from_the_disk(passes: list[str]) -> None:
         g(*arguments(), 2.5)
         found.append(contents(compiled_function(g).programs[0]))
     assert found[0] == found[1] and passes == ["f"]
+
+
+def test_arguments_are_not_held_by_what_was_made_of_them() -> None:
+    w = torch.full((8, 8), 0.1, requires_grad=True)
+    for _ in range(2):
+        f = torch.compile(layer)
+        gc.disable()  # it would come by chance, and hide it
+        try:
+            x = arguments()[0]
+            seen = weakref.ref(x)
+            f(x, w).sum().backward()
+            del x
+            assert seen() is None
+        finally:
+            gc.enable()

@@ -76,8 +76,7 @@ def compile_graph(
     if device is not CPU or sizes is None:
         return compiled()
     with sizes.lock:
-        # what was compiled before decides which kernels are shared, so it is part of the key
-        key = sizes.past = None if sizes.past is None else recipe.key_of(graph, name, sizes.dynamic, varying, sizes.past)
+        key = sizes.key(graph, name, varying)
         kept = None if key is None else recipe.find(key)
         if kept is not None:
             try:

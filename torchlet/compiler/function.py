@@ -130,7 +130,9 @@ class CompiledFunction:
 
     def compile(self, path: Path, alive: list[Step], run: Run) -> Program:
         """The program of a path for these visible outputs."""
-        program = Program(path, alive, self.name, _Namer(self.function, run.arguments), self.sizes, self._varying(path, run))
+        namer = _Namer(self.function, run.arguments)
+        program = Program(path, alive, self.name, namer, self.sizes, self._varying(path, run))
+        namer.arguments = None  # functions that call each other go on to hold it, until the garbage collector comes
         self.programs.append(program)
         debug.record(self, path, program, run.scalars)
         return program

@@ -66,7 +66,7 @@ class LoadedKernel:
 _ADDRESSES: dict[str, int] = {}
 PARTS: dict[str, list[str]] = {}  # of the runtime that a kernel calls, where it calls any
 COUNTS = {"kernels": 0, "compiled": 0, "calls": 0}  # how many were asked for, how many compiled, and how often the C compiler was called
-PART = 1 << 14  # characters of C from which a further core is worth a call of the compiler of its own
+PART = 1 << 13  # characters of C, about a quarter of a second, that are worth a call of the compiler for a further core
 
 
 def load(kernels: Sequence[Kernel], sources: Sequence[Source] | None = None, parts: Sequence[str] = ()) -> list[LoadedKernel]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from torchlet.compiler.graph import Graph, Node
 from torchlet.config import config
-from torchlet.dtypes import dtype
+from torchlet.dtypes import dtype, get_default_dtype
 from torchlet.errors import CompileError
 from torchlet.op import OPS
 from torchlet.runtime import cc
@@ -25,6 +25,7 @@ from torchlet.spec import Spec, device
 
 __all__ = ["Launch", "Recipe", "find", "keep", "key_of"]
 
+MAX_FILES = 2048  # in the cache folder, of some 10 kB each
 _ATOMS = (int, float, bool, str, type(None))
 _IMPORTED = time.time()
 _PACKAGE = Path(__file__).parent.parent
@@ -66,7 +67,7 @@ def key_of(graph: Graph, *more: Hashable) -> str | None:
     None where something in the graph has no text that says all of it, or where there is no compiler.
     """
     number: dict[Node, int] = {}
-    parts: list[Any] = [graph.name, graph.targets, graph.output_names, more, config.cpu_float32_dot]
+    parts: list[Any] = [graph.name, graph.targets, graph.output_names, more, config.cpu_float32_dot, get_default_dtype().name]
     try:
         for n in (*graph.inputs, *graph.scalars, *graph.nodes()):
             if n not in number:
@@ -128,6 +129,15 @@ def find(key: str) -> Recipe | None:
     return Recipe(launches, tuple(kept["places"]), tuple(kept["fixed"]), overlaps, kept["arena_bytes"], tuple(kept["parts"]))
 
 
+@lru_cache(maxsize=8)
+def _make_room(folder: Path) -> None:
+    """Once a process: forget the older half of too many."""
+    with contextlib.suppress(OSError):  # another process does the same
+        found = sorted(folder.glob("recipe-*.json"), key=lambda p: p.stat().st_mtime)
+        for path in found[: -MAX_FILES // 2] if len(found) > MAX_FILES else ():
+            path.unlink(missing_ok=True)
+
+
 def _launch(values: list[Any]) -> Launch:
     return Launch(*values)
 
@@ -135,6 +145,7 @@ def _launch(values: list[Any]) -> Launch:
 def keep(key: str, recipe: Recipe) -> None:
     """Keep a recipe, if the disk takes it: it saves time, nothing else."""
     launches = [list(astuple(x)) for x in recipe.launches]
+    _make_room(cc.cache_folder())
     text = json.dumps({f.name: getattr(recipe, f.name) for f in fields(recipe)} | {"launches": launches})
     with contextlib.suppress(OSError):
         cc.write_entry(key, {"recipe": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})

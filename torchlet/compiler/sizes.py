@@ -21,6 +21,7 @@ from torchlet.compiler.generalize import Text
 from torchlet.compiler.graph import Builder, Graph, Node
 from torchlet.compiler.load import Source, canonical, printed
 from torchlet.compiler.loops import Kernel
+from torchlet.compiler.recipe import key_of
 from torchlet.spec import contiguous_strides
 
 __all__ = ["Family", "Sizes", "resized"]
@@ -29,6 +30,7 @@ __all__ = ["Family", "Sizes", "resized"]
 _SIZES = frozenset(("shape", "size", "items", "count", "chain", "pads", "offset", "n", "k", "counts", "shifts", "step", "num_classes"))
 MAX_FAMILIES = 1024  # of one function
 MAX_PARAMETERS = 512  # of one kernel
+MAX_KEYS = 64  # of one function: more graphs come in another order each time, and what was kept of them would not be found
 
 
 @dataclass
@@ -104,10 +106,17 @@ class Sizes:
     def __init__(self, dynamic: bool | None = None):
         self.dynamic = dynamic
         self.lock = threading.RLock()
-        self.past: str | None = ""  # the key of what was compiled last, and with it of all before; None where something had no key
+        self.past: str | None = ""  # the key of what was compiled last, and with it of all before; None where something has no key
+        self.keys = 0  # so many
         self.waiting: list[Callable[[], object]] = []  # what was found on disk is not entered yet: calls that compile it, in order
         self._families: dict[Hashable, Family] = {}
         self._cuts: dict[Hashable, tuple[int, ...]] = {}
+
+    def key(self, graph: Graph, *more: Hashable) -> str | None:
+        """The key under which on disk is what compiling the graph now comes to: what was compiled before decides what is shared."""
+        self.keys += 1
+        self.past = None if self.past is None or self.keys > MAX_KEYS else key_of(graph, self.dynamic, self.past, *more)
+        return self.past
 
     def catch_up(self) -> None:
         """Compile what waits."""
