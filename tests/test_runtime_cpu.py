@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from itertools import product
@@ -237,6 +238,28 @@ def test_programs_may_run_from_several_python_threads() -> None:
     for t in threads:
         t.join()
     assert wrong == []
+
+
+def test_runs_after_any_pause_are_complete_and_threads_sleep_in_the_end() -> None:
+    x, y = np.random.rand(N).astype("f"), np.zeros(N, "f")
+    p = program((load([scale_kernel()])[0], [x, y]))
+    before = set(threads_by_state())
+    runtime.set_num_threads(1 + runtime.get_num_threads())  # a thread that other tests have not started
+    for pause in (0, 6e-5, 1e-4, 1e-4, 3e-4, 1e-4, 2e-3) * 5:  # shorter and longer than they spin
+        time.sleep(pause)
+        y[:] = 0
+        p.run()
+        np.testing.assert_array_equal(y, x * 2)
+    made = set(threads_by_state()) - before
+    end = time.monotonic() + 30
+    while any(threads_by_state()[t] == "R" for t in made) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert all(threads_by_state()[t] == "S" for t in made)
+
+
+def threads_by_state() -> dict[str, str]:
+    """What each thread of this process does, by its number: R is running, S sleeping. Nothing where the system does not tell."""
+    return {p.parent.name: p.read_text().rpartition(")")[2].split()[0] for p in Path("/proc/self/task").glob("*/stat")}
 
 
 def _child(connection: Any, p: runtime.Program, y: np.ndarray[Any, Any]) -> None:

@@ -8,7 +8,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define SPIN_NS 50000
+#define SPIN_NS 50000        // so long a thread waits for work before it sleeps,
+#define LONG_SPIN_NS 200000  // and so long where the work it slept for came within this time: waking it costs 10 us of each call
 #define TL_SHARED_BYTES (32 << 20)
 #define MAX_ARGUMENTS 1024  // of one kernel; runtime/cpu.py checks it
 
@@ -108,16 +109,18 @@ static void *worker(void *arg) {
     uintptr_t packed = (uintptr_t)arg;
     int tid = (int)(packed % TL_MAX_THREADS);
     unsigned seen = (unsigned)(packed / TL_MAX_THREADS);
+    int64_t spin = SPIN_NS;
     for (;;) {
         int64_t start = now_ns();
         for (int k = 1; atomic_load_explicit(&epoch, memory_order_acquire) == seen; k++) {
             PAUSE();
-            if (k % 64 == 0 && now_ns() - start > SPIN_NS) {
+            if (k % 64 == 0 && now_ns() - start > spin) {
                 pthread_mutex_lock(&sleep_lock);
                 atomic_fetch_add(&sleepers, 1);
                 while (atomic_load(&epoch) == seen) pthread_cond_wait(&wake, &sleep_lock);
                 atomic_fetch_sub(&sleepers, 1);
                 pthread_mutex_unlock(&sleep_lock);
+                spin = now_ns() - start < LONG_SPIN_NS ? LONG_SPIN_NS : SPIN_NS;
             }
         }
         seen++;
