@@ -36,6 +36,7 @@ typedef struct {
     int64_t streams;
     const char *at[TL_STREAMS + 1];
     int64_t rows[TL_STREAMS + 1], row[TL_STREAMS + 1], last[TL_STREAMS + 1];
+    int near;  // the columns of b lie in the first-level cache and are not fetched
 } fetch;
 static const fetch nothing;
 

@@ -2,7 +2,7 @@
 #define N_(name) JOIN(name, S)
 #define NR (2 * LANES)
 #define ROW_STRIDE (SLICE + 16)
-#define AHEAD 16  // steps of k from which columns of b are fetched: panels come from the second-level cache
+#define AHEAD 16  // steps of k from which columns of b are fetched where panels come from the second-level cache
 #define COLUMN_STRIDE 16  // of a row block packed with k outermost; MR <= 16
 
 typedef T N_(vec) __attribute__((vector_size(VECTOR_BYTES), may_alias));
@@ -33,11 +33,10 @@ extern const N_(kernel) N_(tl_kernels)[2][MR + 1];
 // c[mr][NR] (+)= a[mr][k] * b[k][NR]. `by_rows`: row i of a starts at a + i * lda, k contiguous; else column p starts at a + p * lda, rows
 // contiguous. Meanwhile `lines` of memory are fetched that will be read and written when the product is there.
 #define ELEMENT(i) *(by_rows ? &start[(i) / 3][(i) % 3 * lda] : &a[i])  // few starts and small multiples of lda: they fit in registers
-#define STEP \
+#define STEP(far) \
     { \
         VEC b0 = *(const UVEC *)b, b1 = *(const UVEC *)(b + LANES); \
-        __builtin_prefetch(b + AHEAD * ldb); \
-        __builtin_prefetch(b + AHEAD * ldb + LANES); \
+        if (far) __builtin_prefetch(b + AHEAD * ldb), __builtin_prefetch(b + AHEAD * ldb + LANES); \
         _Pragma("GCC unroll 16") for (int i = 0; i < mr; i++) { \
             if (FOLDED(i)) { \
                 FMA_MEMORY(x[i][0], ELEMENT(i), b0); \
@@ -67,10 +66,13 @@ TL_INLINE void N_(micro)(const int mr, const int by_rows, int64_t lda, int64_t k
             __builtin_prefetch(line, 1);
             __builtin_prefetch(line + f->last[l], 1);
             line += f->row[l];
-            if (p++ < k) STEP
+            if (p++ < k) STEP(0)
         }
     }
-    for (; p < k; p++) STEP
+    if (f->near)
+        for (; p < k; p++) STEP(0)
+    else
+        for (; p < k; p++) STEP(1)
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) {
         UVEC *to = (UVEC *)(c + i * ldc), *next = (UVEC *)(c + i * ldc + LANES);
@@ -330,7 +332,7 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
         const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
         kept[x] = N_(row_block)(g, &a, m, i, height, 0, k, rows + x * block_room);
     }
-    fetch ahead = {1};  // first the block of a that is packed next, if its columns are short pieces of memory far apart
+    fetch ahead = {.near = keep};  // first the block of a that is packed next, if its columns are short pieces of memory far apart
     ahead.row[0] = a.col * (int64_t)sizeof(T), ahead.last[0] = (MR - 1) * (int64_t)sizeof(T);
     for (int64_t l = 0; l < g->n_streams; l++) {
         ahead.row[l + 1] = g->streams[l].row;
@@ -359,9 +361,12 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                         const N_(block) r = keep ? kept[x] : N_(row_block)(g, &a, m, i, height, k0, k1, rows);
                         N_(kernel) kernel = N_(tl_kernels)[r.by_rows][height];
                         for (int64_t q = q0; q < q1; q++) {
-                            const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
-                            ahead.rows[0] = !a.eval && !r.by_rows && !keep && x + 1 < x1 ? p1 - p0 : 0;
-                            ahead.at[0] = (const char *)(a.p + (i + height) * a.row + p0 * a.col);
+                            ahead.rows[0] = 0;
+                            if (!keep && !a.eval && !r.by_rows && x + 1 < x1) {
+                                const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
+                                ahead.rows[0] = p1 - p0;
+                                ahead.at[0] = (const char *)(a.p + (i + height) * a.row + p0 * a.col);
+                            }
                             ahead.streams = 1 + (c == slices - 1 ? g->n_streams : 0);
                             for (int64_t l = 1; l < ahead.streams; l++) {
                                 const tl_stream *stream = &g->streams[l - 1];
