@@ -125,6 +125,12 @@ class Composite:
         self.body = body
 
 
+class Written:
+    """Lowering: a kernel written by hand. Passes of the compiler put such operators into graphs, programs do not."""
+
+    __slots__ = ()
+
+
 class Check(Record):
     """An operator that can fail on data: captured code asks before it defers one, so that it fails at the user's line.
 
@@ -141,7 +147,7 @@ class Check(Record):
         self.operands, self.test = operands, test
 
 
-Lowering = Pointwise | Generate | Reduce | View | Contract | Select | ScatterAdd | Composite | None
+Lowering = Pointwise | Generate | Reduce | View | Contract | Select | ScatterAdd | Composite | Written | None
 
 
 class Op:

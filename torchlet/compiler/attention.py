@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from torchlet.compiler.loops import Buffer, Handwritten
-from torchlet.compiler.tile import MACHINES, SPECIALISED, TENSOR_MAPS, Tile
+from torchlet.compiler.tile import MACHINES, SPECIALISED, TENSOR_MAPS, Tile, near
 from torchlet.errors import UnsupportedError
 from torchlet.runtime.cuda import TensorMap
 
@@ -77,12 +77,16 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a Triton kernel is printed from: its lines, the device functions they call, the programs, tensor maps and their blocks."""
+    """What a Triton kernel is printed from: its lines, the device functions they call, the programs, tensor maps and their blocks.
+
+    `sizes`: numbers that are arguments, so that kernels which differ in nothing else share one binary.
+    """
 
     lines: list[str]
     helpers: list[str]
     programs: int
     maps: dict[str, tuple[TensorMap, tuple[int, ...]]]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,13 @@ class Attention(Handwritten):
             shape += (self.columns if o.name == "mask" else self.dv if o.name in ("v", "out", "g", "dv") else self.d,)
             strides += (o.column,)
         return np.lib.stride_tricks.as_strided(flat[o.start :], shape, [s * flat.itemsize for s in strides])
+
+    def problem(self, buffers: Sequence[Buffer]) -> str:
+        """Part, dtype, widths, lengths and heads to the nearest power of two."""
+        kind = buffers[self._operand("q").buffer].dtype.name
+        shape = f"{near(math.prod(self._problems()))}x{near(self.rows)}x{near(self.columns)}"
+        mask = ", masked" if any(o.name == "mask" for o in self.operands) else ""
+        return f"attention {self.part} {kind} {self.d} {self.dv} {shape}{', causal' if self.causal else ''}{mask}"
 
     def bytes_moved(self, buffers: Sequence[Buffer]) -> int:
         """Each element of each operand once."""

@@ -1,4 +1,4 @@
-"""Which composite operators a kernel written by hand computes, on GPUs and on the CPU, and what that kernel is."""
+"""Which operators a kernel written by hand computes, on GPUs and on the CPU, and what that kernel is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from torchlet import index as ix
 from torchlet.compiler.attention import PARTS, Attention, Operand
 from torchlet.compiler.graph import Graph, Node
+from torchlet.compiler.loops import Buffer, Handwritten
+from torchlet.compiler.recurrent import recurrent
 from torchlet.index import Axis, Index, of
-from torchlet.op import Composite
+from torchlet.op import Composite, Written
 from torchlet.ops.attention import unfit
 
-__all__ = ["attention", "claims", "group_key", "refusals"]
+__all__ = ["claims", "group_key", "kernel_of", "refusals"]
 
 _PART = {  # operator -> (kernel, the kernel's name of the result)
     "sdpa": ("forward", "out"), "sdpa_lse": ("forward", "lse"), "sdpa_dq": ("query_gradient", "dq"), "sdpa_dk": ("key_gradient", "dk"),
@@ -34,19 +36,31 @@ def refusals(graph: Graph, gpu: bool) -> list[tuple[str, str, str]]:
 
 def group_key(n: Node, gpu: bool) -> tuple[Any, ...]:
     """Claimed nodes with equal keys are results of one kernel: on the CPU all gradients are, which share the scores."""
+    if n.op is not None and isinstance(n.op.lower, Written):
+        return (n,)
     part, operands, attrs = _call(n)
     return ("gradients" if part != "forward" and not gpu else part, *operands.items(), *attrs)
 
 
-def attention(
-    nodes: Sequence[Node], place: Callable[[Node, tuple[Index, ...]], tuple[str, Index]], homes: Mapping[Node, tuple[str, tuple[int, ...]]],
-    number: Callable[[str], int],
-) -> Attention:
-    """The kernel of the nodes, which are results of one.
+Place = Callable[[Node, tuple[Index, ...]], tuple[str, Index]]
+
+
+def kernel_of(
+    nodes: Sequence[Node], place: Place, homes: Mapping[Node, tuple[str, tuple[int, ...]]], number: Callable[[str], int]
+) -> tuple[Handwritten, list[Buffer]]:
+    """The kernel of the nodes, which are results of one, and memory that only the kernel uses.
 
     `place`: the buffer of a node's element and where it is in it; `homes`: buffers and strides of the results that are stored;
     `number`: the position of a buffer among the kernel's.
     """
+    if nodes[0].op is not None and isinstance(nodes[0].op.lower, Written):
+        return recurrent(nodes[0], place, homes[nodes[0]], number)
+    return _attention(nodes, place, homes, number), []
+
+
+def _attention(
+    nodes: Sequence[Node], place: Place, homes: Mapping[Node, tuple[str, tuple[int, ...]]], number: Callable[[str], int]
+) -> Attention:
     parts = dict.fromkeys(_call(n)[0] for n in nodes)
     part = next(iter(parts)) if len(parts) == 1 else "gradients"
     _, operands, (causal, scale, gqa) = _call(nodes[0])

@@ -126,6 +126,10 @@ class _Dump:
                 warnings.warn(f"debug dump: {problem}", RuntimeWarning, stacklevel=2)
 
     def _write(self, entry: pages.Entry, ptx: bool) -> None:
+        for half in entry.halves:
+            if half.exe not in entry.watched:
+                entry.watched.append(half.exe)
+                half.exe.on_tuned.append(lambda: self.write(entry, ptx))
         for name, text in pages.pages(entry, ptx).items():
             _put(self.folder / entry.folder / name, text)
         index = self.index()

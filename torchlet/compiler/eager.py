@@ -11,6 +11,7 @@ from torchlet import autograd, dtypes, storage
 from torchlet.compiler.execute import compile_graph
 from torchlet.compiler.graph import Builder, Graph, Node
 from torchlet.compiler.launch import HOST_CALLS, target_of
+from torchlet.compiler.recurrent import LAYERS, has_loop
 from torchlet.errors import CompileError
 from torchlet.op import OPS, Op
 from torchlet.runtime import cuda
@@ -64,12 +65,14 @@ def common_place(name: str, arrays: Sequence[Any]) -> Place:
 
 
 def _compile_op(op: Op, arrays: Sequence[Any], attrs: tuple[Any, ...], place: Place) -> Any:
-    if op.lower is None or op.barrier:
+    if op.barrier or (op.lower is None and op.name not in LAYERS):
         return None
     target_of(cuda.device(place))  # an architecture that is not supported is no reason to compute elsewhere
     b = Builder()
     operands = _operands(b, arrays)
     node = b.node(op, tuple(operands), attrs)
+    if op.lower is None and not has_loop(node):
+        return None
     try:
         executable = compile_graph(_graph(op.name, operands, (node,), (None,)), op.name, place)
     except CompileError:

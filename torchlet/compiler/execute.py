@@ -23,9 +23,11 @@ from torchlet.compiler.launch import CudaExecutable
 from torchlet.compiler.loops import Kernel
 from torchlet.compiler.recipe import Launch, Recipe
 from torchlet.compiler.recognise import recognise
+from torchlet.compiler.recurrent import with_loops
 from torchlet.compiler.schedule import Extern, KernelLaunch, Plan, Slot, schedule
 from torchlet.compiler.simplify import simplify
 from torchlet.compiler.sizes import Family, Sizes
+from torchlet.compiler.tune import Choice
 from torchlet.errors import CompileError
 from torchlet.runtime import cpu
 from torchlet.runtime.cpu import Program, arena
@@ -53,7 +55,7 @@ def optimize(graph: Graph, gpu: bool = False, notes: list[tuple[str, str]] | Non
             graph = decompose(simplify(graph), claimed)
         return graph
 
-    graph = simple(decompose(recognise(graph, claimed), claimed))
+    graph = simple(decompose(recognise(with_loops(graph) if gpu else graph, claimed), claimed))
     chunked = chunk(graph, notes)
     return graph if chunked is graph else simple(chunked)
 
@@ -166,6 +168,7 @@ class Executable:
         self._kinds = "".join("d" if n.spec.dtype is dtypes.float64 else "q" for n in graph.scalars)
         self._pack_scalars = struct.Struct(f"={self._kinds}").pack_into
         self._lock = threading.Lock()
+        self.on_tuned: list[Callable[[], None]] = []  # for GPUs: called when timed alternates have changed
         self._base = 0
         self._offsets: list[tuple[int, int]] = []
         self.programs: list[Program] = []
@@ -280,6 +283,10 @@ class Executable:
         with np.errstate(all="ignore"):
             out = node.op.eager(*args, *node.attrs)
         array_at(address(step.output), node.spec.shape, node.spec.dtype)[...] = out
+
+    def choices(self) -> list[Choice]:
+        """For GPUs: which tiles the kernels have, and why."""
+        return []
 
     def _interpret(self, inputs: Sequence[int], outputs: Sequence[int], scalars: Sequence[Number] = ()) -> None:
         """Run without a compiler: the graph in NumPy."""

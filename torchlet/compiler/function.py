@@ -449,6 +449,7 @@ def describe(f: CompiledFunction) -> Explanation:
                 for k, s in zip(exe.kernels, sources, strict=True):
                     sizes = f"for all sizes since {s.note}" if s.note and s.values else "for all sizes" if s.values else s.note
                     lines.append(f"    {k.name.ljust(44)} {places(k.origin).ljust(24 if sizes else 0)} {sizes}".rstrip())
+                lines.extend(f"    tile of {c}" for c in exe.choices())
                 lines.extend(
                     f"    native {n.op.name if n.op else n.kind}: a function of the C runtime".ljust(48) + f" {short(n.source)}"
                     for n in natives

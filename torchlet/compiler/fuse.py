@@ -22,7 +22,7 @@ from torchlet.compiler.native import is_extern
 from torchlet.dtypes import dtype
 from torchlet.expr import expr, walk
 from torchlet.index import Axis, Index, of
-from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View
+from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, Written
 
 __all__ = ["Decisions", "Fused", "fuse"]
 
@@ -112,13 +112,13 @@ def named_nodes(graph: Graph) -> list[Node]:
             continue
         assert n.op is not None
         lower = n.op.lower
-        if lower is None or isinstance(lower, Reduce | Contract | ScatterAdd | Composite):
+        if lower is None or isinstance(lower, Reduce | Contract | ScatterAdd | Composite | Written):
             named.add(n)
             for x in n.args():
                 if x.kind == "op" and x not in named:
                     if is_extern(n):
                         named.add(x)
-                    elif isinstance(lower, Contract | Composite):
+                    elif isinstance(lower, Contract | Composite | Written):
                         base = _operand(x)
                         if base.kind == "op":
                             named.add(base)
@@ -385,7 +385,7 @@ class _Search:
         """Results of one kernel written by hand: they read the same, so nothing can stand between them."""
         first: dict[object, Node] = {}
         for n in self.named:
-            claimed = n.op is not None and isinstance(n.op.lower, Composite) and not is_extern(n)
+            claimed = n.op is not None and isinstance(n.op.lower, Composite | Written) and not is_extern(n)
             if claimed and (other := first.setdefault(group_key(n, self.gpu), n)) is not n:
                 a, b = self.group[other], self.group[n]
                 joined = Group((*a.nodes, *b.nodes), a.grid, {**a.coords, **b.coords}, {**a.inner, **b.inner}, a.fixed, alone=True)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from torchlet.compiler import offline, tune
+from torchlet.compiler import offline, tune, winners
 from torchlet.compiler.codegen import triton as codegen
 from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.compiler.graph import Node
@@ -99,13 +99,24 @@ def _record(kernel: TritonKernel, device: Device) -> str:
 
 
 def _chosen(kernel: Kernel, device: Device) -> TritonKernel:
-    """The form that won a contest on such a device; where there was none, the formula's."""
+    """The form that won a contest on such a device; where there was none, the table's or the formula's."""
     target = target_of(device)
     formula = _emitted(kernel, target)
     won = tune.recall(_record(formula, device)) if tune.allowed() else None
-    if won is None or won == _key(formula, target):
+    if won is None:
+        return _tabled(kernel, target) or formula
+    if won == _key(formula, target):
         return formula
     return next((f for f in codegen.emit_choices(_nameless(kernel), target) if _key(f, target) == won), formula)
+
+
+def _tabled(kernel: Kernel, target: str) -> TritonKernel | None:
+    """The form that the committed table names, if it has the kernel's problem."""
+    if not winners.knows(target):
+        return None
+    nameless = _nameless(kernel)
+    tile = winners.lookup(winners.problem_of(codegen.simplified(nameless)), target, codegen.tiles(nameless, target))
+    return None if tile is None else codegen.emit(nameless, target, tile)
 
 
 def _fitting(kernel: Kernel, target: str) -> TritonKernel:
@@ -247,10 +258,13 @@ ON_LOAD: list[Callable[[Function, TritonKernel], None]] = []  # who wants to see
 class _Segment:
     """Kernels between two extern calls. `sources[i]` picks the arguments of launch i from the call's values; `sites`: what is timed."""
 
-    __slots__ = ("launches", "sources", "kernels", "bound", "graph", "names", "sites")
+    __slots__ = ("launches", "sources", "kernels", "forms", "bound", "graph", "names", "sites")
 
-    def __init__(self, launches: list[Launch], sources: list[Callable[[Sequence[Any]], tuple[Any, ...]]], kernels: list[Kernel]):
-        self.launches, self.sources, self.kernels = launches, sources, kernels
+    def __init__(
+        self, launches: list[Launch], sources: list[Callable[[Sequence[Any]], tuple[Any, ...]]], kernels: list[Kernel],
+        forms: list[TritonKernel],
+    ):  # fmt: skip
+        self.launches, self.sources, self.kernels, self.forms = launches, sources, kernels, forms
         self.sites: dict[int, tune.Site] = {}
         self.bound: list[tuple[Any, ...] | None] = [None] * len(launches)
         self.graph: LaunchGraph | None = None
@@ -287,7 +301,9 @@ class CudaExecutable:
         self._position = self._positions()
         precompile(self._emitted, target_of(self.device))
         self._parts = self._variant(frozenset())
-        self._turns = _tuned([p for p in self._parts if isinstance(p, _Segment)], self.device)
+        self.contests: set[str] = set()  # the names of those that were decided here
+        self.on_tuned: list[Callable[[], None]] = []
+        self._turns = _tuned([p for p in self._parts if isinstance(p, _Segment)], self.device, self.contests, self.on_tuned)
 
     def _positions(self) -> dict[Slot, int]:
         """Where the values of a call hold each slot: inputs, outputs, places in the arena, then numbers."""
@@ -307,13 +323,13 @@ class CudaExecutable:
         launches: list[Launch] = []
         sources: list[Any] = []
         kernels: list[Kernel] = []
+        forms: list[TritonKernel] = []
 
         def flush() -> None:
             if launches:
-                parts.append(_Segment(list(launches), list(sources), list(kernels)))
-                launches.clear()
-                sources.clear()
-                kernels.clear()
+                parts.append(_Segment(list(launches), list(sources), list(kernels), list(forms)))
+                for entries in (launches, sources, kernels, forms):
+                    entries.clear()  # type: ignore[attr-defined]
 
         emitted = iter(self._emitted)
         for step in self.plan.steps:
@@ -338,6 +354,7 @@ class CudaExecutable:
             launches.append(_launch_of(function, kernel, step.kernel))
             sources.append(_picker(where))
             kernels.append(step.kernel)
+            forms.append(kernel)
         flush()
         self._variants[misaligned] = parts
         return parts
@@ -408,6 +425,25 @@ class CudaExecutable:
                 launch(stream)
             COUNTS["launches"] += len(part.launches)
 
+    def choices(self) -> list[tune.Choice]:
+        """For each kernel that can be cut in several ways: how it is cut now, and why."""
+        target = target_of(self.device)
+        found: dict[str, tune.Choice] = {}
+        for part in self._variants[frozenset()]:
+            for kernel, form in zip(part.kernels, part.forms, strict=True) if isinstance(part, _Segment) else ():
+                tiles = codegen.tiles(_nameless(kernel), target)
+                if len(tiles) < 2 or form.tile is None:
+                    continue
+                formula = _emitted(kernel, target)
+                name = _record(formula, self.device)
+                known = tune.times(name) if tune.allowed() else []
+                timed = "timed" if name in self.contests else "timed before"
+                why = timed if known else "by the table" if _tabled(kernel, target) else "by formula"
+                why += "" if known or why != "by formula" or form.tile == formula.tile else ", the first that fits the registers"
+                candidates = known or [(winners.in_words(t), None) for t in tiles[: 1 + tune.ALTERNATES]]
+                found[name] = tune.Choice(kernel.name, winners.in_words(form.tile), why, tuple(candidates))
+        return list(found.values())
+
     # -------------------------------------------------------------------------------------------- host memory
 
     def _stage(self, kind: str, number: int, nbytes: int) -> int:
@@ -470,8 +506,13 @@ def _launch_of(function: Function, form: TritonKernel, kernel: Kernel) -> Launch
     return TableLaunch(*about, table=form.table, count=len(kernel.buffers))
 
 
-def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
-    """For each call which form of the hot kernels it is to time, None: none. At the end the winners have their places."""
+def _tuned(
+    parts: Sequence[_Segment], device: Device, decided: set[str], then: Sequence[Callable[[], None]]
+) -> Iterator[int | None]:
+    """For each call which form of the hot kernels it is to time, None: none. At the end the winners have their places.
+
+    Then their names are in `decided`, and `then` is called. (It knows no executable, which could not be freed at once.)
+    """
     for _ in range(tune.AFTER):
         yield None
     if not tune.allowed() or config.cuda_sync:
@@ -484,7 +525,7 @@ def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
     groups = {name: [part.kernels[i] for part, i in found] for name, found in places.items()}
     forms: dict[str, list[TritonKernel]] = {}
     for name in tune.hot(groups, target):
-        if tune.recall(name) is None:
+        if tune.recall(name) is None and _tabled(groups[name][0], target) is None:
             forms[name] = list(itertools.islice(codegen.emit_choices(_nameless(groups[name][0]), target), 1 + tune.ALTERNATES))
     forms = {name: found for name, found in forms.items() if len(found) > 1}
     compiled = compile_later([f for found in forms.values() for f in found], target)
@@ -495,13 +536,17 @@ def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
         now = places[name][0][0].launches[places[name][0][1]].function
         functions = {_key(f, target): (f, load(f, device)) for f in found if f in there}
         others = [f for f, function in functions.values() if not function.info.flaw and function is not now]
-        first = [key for key, (_, function) in functions.items() if function is now]
+        first = [f for f, function in functions.values() if function is now]
         if others and first:
-            about = {"kernel": groups[name][0].name, "device": device.properties.name}
-            contests[name] = tune.Contest(name, [*first, *[_key(f, target) for f in others]], about)
+            kernel = groups[name][0]
+            about = {"kernel": kernel.name, "device": device.properties.name, "target": target}
+            about["problem"] = winners.problem_of(codegen.simplified(_nameless(kernel)))
+            rivals = [*first, *others]
+            tiles = [winners.in_words(f.tile) for f in rivals if f.tile is not None]
+            contests[name] = tune.Contest(name, [_key(f, target) for f in rivals], tiles, about)
             for part, i in places[name]:
                 more = [_launch_of(load(f, device), f, part.kernels[i]) for f in others]
-                part.sites[i] = tune.Site(contests[name], [part.launches[i], *more])
+                part.sites[i] = tune.Site(contests[name], [part.launches[i], *more], rivals)
     COUNTS["contests"] += len(contests)
     for _ in range(tune.ROUNDS if contests else 0):
         yield from range(1 + tune.ALTERNATES)
@@ -511,13 +556,17 @@ def _tuned(parts: Sequence[_Segment], device: Device) -> Iterator[int | None]:
     for part in parts:
         changed = [i for i, site in part.sites.items() if won[site.contest.name]]
         for i in changed:
-            part.launches[i] = part.sites[i].launches[won[part.sites[i].contest.name]]
+            number = won[part.sites[i].contest.name]
+            part.launches[i], part.forms[i] = part.sites[i].launches[number], part.sites[i].forms[number]
             part.bound[i] = part.bound[0] = None  # they are looked at where the first is not bound
         if changed and part.graph is not None:  # it has ended: calls after it have
             part.graph.close()
             part.graph = None
         part.sites.clear()
     COUNTS["swaps"] += sum(w > 0 for w in won.values())
+    decided |= won.keys()
+    for call in then if won else ():
+        call()
 
 
 def _picker(where: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -21,6 +21,7 @@ from torchlet.dtypes import bfloat16, bool_, float16, float32, float64, int8, in
 from torchlet.expr import const, expr
 from torchlet.index import ZERO, Axis, FloorDiv, Mod, of
 from torchlet.compiler.attention import Attention, Operand
+from torchlet.compiler.recurrent import Recurrent
 """
 """The imports that the text of `to_python` needs."""
 

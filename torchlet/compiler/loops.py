@@ -127,6 +127,10 @@ class Handwritten:
     def flops(self) -> int:
         """Floating-point operations."""
 
+    def problem(self, buffers: Sequence[Buffer]) -> str:
+        """The class of problems that it belongs to, for the table of tiles (`winners`); empty where there is one tile only."""
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torchlet import dtypes
 from torchlet import index as ix
-from torchlet.compiler.claim import attention
+from torchlet.compiler.claim import kernel_of
 from torchlet.compiler.graph import Names, Node
 from torchlet.compiler.interpret import buffer_of, compute_dtype, index_of, register
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store, depends_on
@@ -19,7 +19,7 @@ from torchlet.compiler.simplify_loops import map_kernel
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
 from torchlet.index import Axis, FloorDiv, Index, Mod, of
-from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, as_spec
+from torchlet.op import OPS, Composite, Contract, Generate, Pointwise, Reduce, ScatterAdd, Select, View, Written, as_spec
 from torchlet.spec import Spec, contiguous_strides
 
 __all__ = ["Group", "Home", "Refused", "build_kernels", "group_of"]
@@ -134,7 +134,7 @@ def group_of(node: Node) -> Group:
         base, forward = _source_of_views(node)
         axes = _axes(base.spec.shape, "i")
         return Group((node,), axes, {node: forward(tuple(of(a) for a in axes))}, {node: ()}, fixed=False)
-    alone = lower is None or isinstance(lower, ScatterAdd | Composite)
+    alone = lower is None or isinstance(lower, ScatterAdd | Composite | Written)
     axes = _axes(node.args()[0].spec.shape if isinstance(lower, ScatterAdd) else shape, "i")
     return Group((node,), axes, {node: tuple(of(a) for a in axes)}, {node: ()}, fixed=False, alone=alone)
 
@@ -371,7 +371,7 @@ def build_kernels(
 ) -> Built:
     """The loop nests of a group. `homes`: nodes that are in memory; `stores`: where members go; a trial needs no name. Raises Refused."""
     emitter = Emitter(homes, names, group.nodes)
-    if (op := group.nodes[0].op) is not None and isinstance(op.lower, Composite):
+    if (op := group.nodes[0].op) is not None and isinstance(op.lower, Composite | Written):
         return _claimed(group, emitter, homes, stores, order)
     draft = Draft()
     sizes: dict[str, Buffer] = {}
@@ -421,7 +421,7 @@ def build_kernels(
 def _claimed(
     group: Group, emitter: Emitter, homes: Mapping[Node, Home], stores: Mapping[Node, Sequence[Home]], order: Mapping[Node, int]
 ) -> Built:
-    """The kernel written by hand for composites that stayed whole."""
+    """The kernel written by hand for operators that stayed whole."""
     numbers: dict[str, int] = {}
 
     def number(buffer: str) -> int:
@@ -435,8 +435,8 @@ def _claimed(
         return buffer_of(e), index_of(e)
 
     written = {n: stores[n][0] for n in group.nodes if stores.get(n)}
-    body = attention(group.nodes, place, {n: (h.buffer, h.strides) for n, h in written.items()}, number)
-    known = {h.buffer: Buffer(h.buffer, n.spec.dtype, h.size, "output") for n, h in written.items()}
+    body, own = kernel_of(group.nodes, place, {n: (h.buffer, h.strides) for n, h in written.items()}, number)
+    known = {h.buffer: Buffer(h.buffer, n.spec.dtype, h.size, "output") for n, h in written.items()} | {b.name: b for b in own}
     for x in emitter.reads:
         h = homes[x]
         other = known.get(h.buffer, Buffer(h.buffer, x.spec.dtype, 0))

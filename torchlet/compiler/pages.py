@@ -10,7 +10,7 @@ import linecache
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -101,6 +101,7 @@ class Entry:
     program: Any
     scalars: Sequence[float | int | bool]
     folder: str = ""
+    watched: list[Any] = field(default_factory=list)  # executables that tell when their tiles have changed
 
     @property
     def name(self) -> str:
@@ -150,6 +151,8 @@ def pages(entry: Entry, ptx: bool) -> dict[str, str]:
         out[f"{base}_run.py"] = kernel_script(entry, k)
     if any("shared" in h.exe.stages for h in entry.halves):
         out["6_kernels/sizes.txt"] = "\n".join(sizes(h) for h in entry.halves if "shared" in h.exe.stages)
+    if chosen := "".join(f"{c.untimed}\n" for h in entry.halves for c in h.exe.choices()):
+        out["6_kernels/tiles.txt"] = "# which tile each kernel has, why, and the candidates; what was timed: times.json\n" + chosen
     out["7_host.py"] = "\n\n".join(host(h) for h in entry.halves)
     out["repro.py"] = repro(entry)
     return out
@@ -497,4 +500,7 @@ def times(entry: Entry) -> str:
         h.title: {"ms": h.exe.stages.get("ms", {}), "kernels": len(h.kernels), "cached_kernels": h.exe.stages.get("cached", 0)}
         for h in entry.halves
     }
+    for h in entry.halves:
+        if timed := {c.kernel: dict(c.candidates) for c in h.exe.choices() if c.candidates[0][1] is not None}:
+            found[h.title]["tiles"] = timed
     return json.dumps(found, indent=2, sort_keys=True) + "\n"

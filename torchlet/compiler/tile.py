@@ -69,6 +69,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def near(n: int) -> int:
+    """The power of two that is nearest to n by ratio."""
+    return 1 << round(math.log2(n)) if n > 0 else 0
+
+
 def extent(axes: Iterable[Axis]) -> int:
     """How many points the axes span."""
     return math.prod(a.extent for a in axes)

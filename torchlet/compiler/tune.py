@@ -8,8 +8,11 @@ twice and no memory is needed. The winner is kept beside the compiled kernels, b
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torchlet.compiler import tile
 from torchlet.compiler.loops import Kernel
@@ -22,6 +25,28 @@ LEAST_US, SHARE = 20.0, 0.03  # what a kernel takes by its roofline, and of its 
 ALTERNATES = 4
 ROUNDS = 5
 GAIN = 0.98  # of the formula's time: what a form that takes its place may need at most
+
+
+CONTESTS: list[dict[str, Any]] = []  # what was decided in this process: problem, target, device, kernel, tiles, ms, number of the winner
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tile a kernel has and why: by formula, by the table, timed, or timed before; the candidates, with times where there are."""
+
+    kernel: str
+    tile: str
+    why: str
+    candidates: tuple[tuple[str, float | None], ...]
+
+    def __str__(self) -> str:
+        others = [f"{tile} {ms:.4f} ms" if ms is not None else tile for tile, ms in self.candidates]
+        return f"{self.kernel}: {self.tile} ({self.why}); of {' | '.join(others)}"
+
+    @property
+    def untimed(self) -> Choice:
+        """The same without numbers."""
+        return Choice(self.kernel, self.tile, self.why, tuple([(tile, None) for tile, _ in self.candidates]))
 
 
 def allowed() -> bool:
@@ -41,6 +66,12 @@ def recall(name: str) -> str | None:
     return entry.get("form") if entry else None
 
 
+def times(name: str) -> list[tuple[str, float | None]]:
+    """The tiles of a contest that was decided, and their milliseconds."""
+    entry = cc.read_entry(name) or {}
+    return list(zip(json.loads(entry.get("tiles", "[]")), map(float, entry.get("milliseconds", "").split(", ")), strict=False))
+
+
 def hot(kernels: Mapping[str, Sequence[Kernel]], target: str) -> list[str]:
     """Those of a plan's groups of equal kernels that take so much of its time that a better tile would be felt."""
     each = {name: tile.roofline_us(group[0], target) for name, group in kernels.items()}
@@ -51,8 +82,8 @@ def hot(kernels: Mapping[str, Sequence[Kernel]], target: str) -> list[str]:
 class Contest:
     """Forms of one kernel, the formula's first, and when they started and ended."""
 
-    def __init__(self, name: str, forms: Sequence[str], about: Mapping[str, str]):
-        self.name, self.forms, self.about = name, tuple(forms), dict(about)
+    def __init__(self, name: str, forms: Sequence[str], tiles: Sequence[str], about: Mapping[str, str]):
+        self.name, self.forms, self.tiles, self.about = name, tuple(forms), tuple(tiles), dict(about)
         self.spans: list[list[tuple[Event, Event]]] = [[] for _ in forms]
 
     @property
@@ -67,15 +98,16 @@ class Contest:
         found = best if medians[best] <= GAIN * medians[0] else 0
         if medians[0] < float("inf"):
             facts = {"form": self.forms[found], "number": str(found), "milliseconds": ", ".join(f"{ms:.4f}" for ms in medians)}
-            cc.write_entry(self.name, {**self.about, **facts})
+            cc.write_entry(self.name, {**self.about, **facts, "tiles": json.dumps(self.tiles)})
+            CONTESTS.append({**self.about, "tiles": list(self.tiles), "ms": medians, "winner": found})
         return found
 
 
 class Site:
     """One launch of a plan in all forms of its contest."""
 
-    def __init__(self, contest: Contest, launches: Sequence[Launch]):
-        self.contest, self.launches = contest, tuple(launches)
+    def __init__(self, contest: Contest, launches: Sequence[Launch], forms: Sequence[Any]):
+        self.contest, self.launches, self.forms = contest, tuple(launches), tuple(forms)
 
     def run(self, turn: int, values: tuple[object, ...], stream: int) -> None:
         """Queue the form whose turn it is between two events; where there are fewer forms, the first, untimed."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from torchlet.op import STATE, apply, define
+from torchlet.op import STATE, Written, apply, define
 from torchlet.ops.arrange import cat
 from torchlet.ops.contract import matmul_
 from torchlet.ops.reduce import sum_
@@ -221,3 +221,13 @@ recurrent_ = define(
     "contribute to the gates (T, N, gates) and the initial states (states, N, hidden size). Past its length a sample keeps its state. With "
     "`keep` they are followed by what the gradients are made of (see `MODES`); without it the gradients compute that again.",
 )
+
+# The same as kernels of a GPU (`compiler.recurrent`), which puts them into graphs.
+loop_ = define(
+    "recurrent_loop", ("gates", "w_hh", "b_hh", "initial", "*lengths"), _forward, _spec, Written(), ("mode", "reverse", "keep"),
+    doc="`recurrent` as a kernel of a GPU.",
+)  # fmt: skip
+loop_grad_ = define(
+    "recurrent_loop_grad", ("grad", "w_hh", "initial", "kept", "*lengths"), _backward, _grad_spec, Written(), ("mode", "reverse"),
+    doc="`recurrent_grad` as a kernel of a GPU.",
+)  # fmt: skip

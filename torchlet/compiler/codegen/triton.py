@@ -25,6 +25,7 @@ from torchlet.compiler.codegen.triton_boxes import Boxes, Edge
 from torchlet.compiler.codegen.triton_expr import ALIGNED, ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
 from torchlet.compiler.group import BLOCK, Grouped
 from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
+from torchlet.compiler.recurrent import Recurrent
 from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
 from torchlet.compiler.tile import Tile, extent, index_axes
 from torchlet.expr import Expr, call, cast, const, expr, rewrite
@@ -60,6 +61,8 @@ class TritonKernel:
     """Arguments after the sizes that are tensor maps; then buffers must start at 16-byte boundaries."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Arguments after the scalars that are the same in every launch: kernels that differ in nothing else share one binary."""
+    tile: Tile | None = None
+    """How it is cut; None where there is no choice."""
 
     @property
     def types(self) -> list[str]:
@@ -71,11 +74,11 @@ def emit(kernel: Kernel, target: str = "cuda:90", tile: Tile | None = None, maps
     """The kernel as Triton source for the target; `tile` overrides the choice of blocks and warps, `maps`: tensor maps may be used."""
     if isinstance(kernel.body, Grouped):
         return _grouped(kernel, kernel.body)
-    simple = kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel))
+    simple = simplified(kernel)
     tile = tile or _tiles(simple, target, maps)[0]
     if not maps:
         tile = replace(tile, map_bytes=0, programs=0)
-    if isinstance(kernel.body, Attention):
+    if isinstance(kernel.body, Attention | Recurrent):
         return _handwritten(kernel, kernel.body, target, tile)
     printer = {"flat": _pointwise, "square": _pointwise, "rows": _rows, "dot": _product}[tile.kind]
     writer, programs = printer(simple, tile) if kernel.points else (Writer(simple, tile, {}), 0)
@@ -88,7 +91,7 @@ def emit_choices(kernel: Kernel, target: str) -> Iterator[TritonKernel]:
         yield emit(kernel, target)
         return
     seen = set()
-    for tile in _tiles(kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel)), target):
+    for tile in tiles(kernel, target):
         found = emit(kernel, target, tile)
         key = found.source, found.num_warps, found.num_stages, *found.constexprs.values()
         if key not in seen:
@@ -96,8 +99,20 @@ def emit_choices(kernel: Kernel, target: str) -> Iterator[TritonKernel]:
             yield found
 
 
+def simplified(kernel: Kernel) -> Kernel:
+    """The kernel that is cut into tiles."""
+    return kernel if kernel.body else _without_unit_reductions(collapse_axes(kernel))
+
+
+def tiles(kernel: Kernel, target: str) -> list[Tile]:
+    """The tiles that may be good, the best by formula first; none where there is no choice at all."""
+    return [] if isinstance(kernel.body, Grouped) or not kernel.points else _tiles(simplified(kernel), target)
+
+
 def _tiles(kernel: Kernel, target: str, maps: bool = True) -> list[Tile]:
-    return kernel.body.tiles(kernel.buffers, target, maps) if isinstance(kernel.body, Attention) else tiling.choices(kernel, target)
+    if isinstance(kernel.body, Attention | Recurrent):
+        return kernel.body.tiles(kernel.buffers, target, maps)
+    return tiling.choices(kernel, target)
 
 
 def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
@@ -114,25 +129,33 @@ def _finish(w: Writer, programs: int, kernel: Kernel) -> TritonKernel:
     signature |= {map_name: _map_type(kind, block) for map_name, (_, kind, block) in w.maps.items()}
     signature |= dict.fromkeys(blocks, "constexpr")
     maps = {map_name: m for map_name, (m, _, _) in w.maps.items()}
-    attrs = _aligned(kernel)
-    for size, n in places.items():  # what Triton would see in the number
-        if n % ALIGNED == 0:
-            attrs[(list(signature).index(size),)] = [["tt.divisibility", ALIGNED]]
+    attrs = _aligned(kernel) | _divisible(signature, places)
     return TritonKernel(
-        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel, maps=maps, sizes=sizes
+        name, text, signature, blocks, (programs, 1, 1), tile.num_warps, tile.num_stages, attrs, kernel, maps=maps, sizes=sizes,
+        tile=tile,
     )  # fmt: skip
 
 
-def _handwritten(kernel: Kernel, body: Attention, target: str, tile: Tile) -> TritonKernel:
+def _handwritten(kernel: Kernel, body: Attention | Recurrent, target: str, tile: Tile) -> TritonKernel:
     """The entry point of a kernel of `torchlet.kernels` with the device functions it calls."""
     entry = body.emit(kernel.buffers, target, tile)
-    signature = {f"b{i}": POINTER[b.dtype.name] for i, b in enumerate(kernel.buffers)}
+    signature = {f"b{i}": POINTER[b.dtype.name] for i, b in enumerate(kernel.buffers)} | dict.fromkeys(entry.sizes, "i32")
     signature |= {name: _map_type(kernel.buffers[m.buffer].dtype.name, block) for name, (m, block) in entry.maps.items()}
-    lines = [f"# b{i}: {b.name}, {b.dtype.name}[{b.size}], {b.role}" for i, b in enumerate(kernel.buffers)] + entry.lines
+    lengths = ["…" if entry.sizes else b.size for b in kernel.buffers]  # with sizes, the text serves buffers of all lengths
+    lines = [f"# b{i}: {b.name}, {b.dtype.name}[{n}], {b.role}" for i, (b, n) in enumerate(zip(kernel.buffers, lengths, strict=True))]
+    lines += entry.lines
     name, text = _text(kernel, list(signature), lines, entry.helpers)
     maps = {map_name: m for map_name, (m, _) in entry.maps.items()}
-    grid = (entry.programs, 1, 1)
-    return TritonKernel(name, text, signature, {}, grid, tile.num_warps, tile.num_stages, _aligned(kernel), kernel, maps=maps)
+    grid, attrs = (entry.programs, 1, 1), _aligned(kernel)
+    attrs |= _divisible(signature, {name: n for name, n in entry.sizes.items() if name.endswith(("_start", "_plane", "_step", "_row"))})
+    return TritonKernel(
+        name, text, signature, {}, grid, tile.num_warps, tile.num_stages, attrs, kernel, maps=maps, sizes=entry.sizes, tile=tile
+    )  # fmt: skip
+
+
+def _divisible(signature: Mapping[str, str], sizes: Mapping[str, int]) -> dict[tuple[int, ...], list[list[object]]]:
+    """What Triton would see in the numbers."""
+    return {(list(signature).index(name),): [["tt.divisibility", ALIGNED]] for name, n in sizes.items() if n % ALIGNED == 0}
 
 
 def _map_type(kind: str, block: Sequence[int]) -> str:
@@ -557,7 +580,7 @@ def _masks(dims: Iterable[tuple[Axis, Dim]]) -> list[str]:
 def _device_functions() -> dict[str, tuple[str, frozenset[str]]]:
     """Text of each function of the files of device functions and the names it uses. Read as text, so that printing needs no triton."""
     found: dict[str, tuple[str, frozenset[str]]] = {}
-    for module in ("device_math", "attention"):
+    for module in ("device_math", "attention", "recurrent"):
         spec = importlib.util.find_spec(f"torchlet.kernels.{module}")
         assert spec is not None and spec.origin is not None
         text = Path(spec.origin).read_text()

@@ -47,7 +47,9 @@ class PackedSequence(_Packed):
 
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """The data in another dtype or on another device."""
-        return PackedSequence(self.data.to(*args, **kwargs), self.batch_sizes, self.sorted_indices, self.unsorted_indices)
+        data = self.data.to(*args, **kwargs)
+        indices = [None if i is None else i.to(data.device) for i in (self.sorted_indices, self.unsorted_indices)]
+        return PackedSequence(data, self.batch_sizes, *indices)
 
     def cuda(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """The data on a CUDA device."""
@@ -67,7 +69,7 @@ def invert_permutation(permutation: Tensor | None) -> Tensor | None:
     """The permutation that undoes another."""
     if permutation is None:
         return None
-    return ops.tensor(np.argsort(permutation.numpy(), kind="stable"))
+    return ops.tensor(np.argsort(permutation.cpu().numpy(), kind="stable"), device=permutation.device)
 
 
 def _lengths(packed: PackedSequence) -> np.ndarray[Any, Any]:
@@ -83,23 +85,25 @@ def _places(lengths: Any) -> np.ndarray[Any, Any]:
 
 
 def pad_packed(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """(T, N, *) with zeros past the ends, and the lengths (N), both in packed order of the sequences."""
+    """(T, N, *) with zeros past the ends, and the lengths (N), both in packed order of the sequences, where the data is."""
     lengths = _lengths(packed)
     steps, n, rest = int(lengths.max()), len(lengths), tuple(packed.data.shape[1:])
-    flat = ops.zeros(steps * n, *rest, dtype=packed.data.dtype).index_copy(0, ops.tensor(_places(lengths)), packed.data)
-    return flat.reshape(steps, n, *rest), ops.tensor(lengths)
+    place = packed.data.device
+    flat = ops.zeros(steps * n, *rest, dtype=packed.data.dtype, device=place)
+    flat = flat.index_copy(0, ops.tensor(_places(lengths), device=place), packed.data)
+    return flat.reshape(steps, n, *rest), ops.tensor(lengths, device=place)
 
 
 def pack_padded(x: Tensor, like: PackedSequence) -> PackedSequence:
     """(T, N, *) packed as another sequence is."""
-    data = x.reshape(-1, *x.shape[2:]).index_select(0, ops.tensor(_places(_lengths(like))))
+    data = x.reshape(-1, *x.shape[2:]).index_select(0, ops.tensor(_places(_lengths(like)), device=x.device))
     return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
 
 
 def pack_padded_sequence(input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True) -> PackedSequence:
     """Pack (T, N, *), or (N, T, *) with `batch_first`, by the lengths of the sequences."""
     if isinstance(lengths, Tensor):
-        counts = lengths.numpy().astype(np.int64)
+        counts = lengths.cpu().numpy().astype(np.int64)
     else:
         counts = np.asarray([int(n) for n in lengths], np.int64)
     x = input.transpose(0, 1) if batch_first else input
@@ -118,11 +122,12 @@ def pack_padded_sequence(input: Tensor, lengths: Any, batch_first: bool = False,
             )
     else:
         sorting = np.argsort(-counts, kind="stable")
-        counts, order = counts[sorting], ops.tensor(sorting)
+        counts, order = counts[sorting], ops.tensor(sorting, device=x.device)
         x = x.index_select(1, order)
     x = x[: int(counts.max())]
     sizes = (np.arange(int(counts.max()))[:, None] < counts).sum(1)
-    return PackedSequence(x.reshape(-1, *x.shape[2:]).index_select(0, ops.tensor(_places(counts))), ops.tensor(sizes), order)
+    data = x.reshape(-1, *x.shape[2:]).index_select(0, ops.tensor(_places(counts), device=x.device))
+    return PackedSequence(data, ops.tensor(sizes), order)
 
 
 def pad_packed_sequence(
@@ -139,11 +144,11 @@ def pad_packed_sequence(
             )
         x = ops.pad(x, (0, 0) * (x.ndim - 1) + (0, total_length - steps))
     if padding_value != 0.0:
-        over = ops.arange(x.shape[0]).unsqueeze(1) >= lengths
+        over = ops.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
         x = ops.where(over.reshape(*over.shape, *[1] * (x.ndim - 2)), float(padding_value), x)
     if sequence.unsorted_indices is not None:
         x, lengths = x.index_select(1, sequence.unsorted_indices), lengths[sequence.unsorted_indices]
-    return (x.transpose(0, 1) if batch_first else x), lengths
+    return (x.transpose(0, 1) if batch_first else x), lengths.cpu()
 
 
 def pad_sequence(
