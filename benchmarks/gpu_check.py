@@ -2,6 +2,9 @@
 
     benchmarks/gpu_check.sh                      # all sections, results to benchmarks/results/
     benchmarks/gpu_check.sh --dry --out /tmp/x   # the same code on the stand-in device of the tests
+    benchmarks/gpu_check.sh --adopt x/gpu….json  # enter the contests of a run elsewhere into torchlet/compiler/winners.json
+
+A run on a device writes the winners of timed alternates into that table itself, and to DIR/winners.json.
 
 Each section runs in processes of its own with a time limit: one that fails or hangs loses its own rows only. Contenders of a
 row are timed in turn, the order reversed every round; a number is the median over rounds of the mean of a batch of calls that
@@ -22,6 +25,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -342,6 +346,27 @@ def _training(make: Callable[[Any, Callable[..., Any]], Any], half: bool = False
     return build
 
 
+def _lstm(half: bool) -> Any:
+    """A forward and backward pass of one layer."""
+
+    def build(T: Any, size: Callable[..., Any]) -> Any:
+        T.manual_seed(0)
+        d = T.bfloat16 if half else T.float32
+        width = size(512 if half else 256)
+        model = T.nn.LSTM(width, width).to("cuda").to(d)
+        x = T.randn(size(128), size(64), width, device="cuda").to(d)
+
+        def step() -> Any:
+            model.zero_grad()
+            out = model(x)[0]
+            out.float().square().mean().backward()
+            return out
+
+        return step, {}
+
+    return build
+
+
 def _mlp(T: Any, size: Callable[..., Any]) -> Any:
     nn = T.nn
     x, y = T.randn(64, 784, device="cuda"), T.randint(0, 10, (64,), device="cuda")
@@ -413,6 +438,7 @@ STEPS = {
     "MLP step 784-256-128-10, batch 64": _training(_mlp),
     "GPT-2 124M step, bf16 autocast, AdamW, 32x1024": _training(_gpt2, half=True),
     "GPT step 4 layers, 384 wide, 8x512, fp32": _training(_gpt),
+    "LSTM fwd+bwd 128x64x512 bf16": _lstm(True), "LSTM fwd+bwd 128x64x256 fp32": _lstm(False),
 }
 AUTOTUNED = ("matmul 4096 bf16", "softmax 16384x4096 bf16", "MLP step 784-256-128-10, batch 64")  # torch searches for tens of seconds
 
@@ -632,6 +658,19 @@ def checksum(result: Any) -> float:
     return float(first.detach().float().abs().mean())
 
 
+def decisions(report: Report, section: str) -> None:
+    """What timed alternates decided in this process, for the table of tiles."""
+    tune = importlib.import_module("torchlet.compiler.tune")
+    for contest in tune.CONTESTS:
+        report(section="contests", during=section, **contest)
+
+
+def adopt(rows: list[dict[str, Any]], path: Path) -> int:
+    """Enter the contests among the rows into the table of tiles at `path`; how many problems they decide."""
+    winners = importlib.import_module("torchlet.compiler.winners")
+    return int(winners.merged(path, [r for r in rows if r["section"] == "contests"]))
+
+
 def synchronize(torchlet: Any, torch: Any) -> None:
     """Wait for the device: both libraries work in the same context."""
     torchlet.cuda.synchronize()
@@ -799,6 +838,8 @@ def run(arguments: argparse.Namespace) -> int:
     text = markdown(result)
     (out / f"{stem}.md").write_text(text)
     print(text)
+    for table in (out / "winners.json", *([] if arguments.dry else [importlib.import_module("torchlet.compiler.winners").PATH])):
+        print(f"{adopt(rows, table)} classes entered into {table}")
     bad = [r for r in rows if r.get("status") in ("wrong", "failed")]
     return 1 if problems or bad else 0
 
@@ -836,6 +877,14 @@ def markdown(result: dict[str, Any]) -> str:
             mine = {r["contender"]: f"{r['peak'] / 2**20:.0f} / {r['first_s']:.2g}" for r in peaks if r["row"] == row}
             text.append(f"| {row} | " + " | ".join(mine.get(n, "") for n in names) + " |")
         text.append("")
+    contests = list({(r["problem"], r["kernel"]): r for r in rows if r["section"] == "contests"}.values())
+    text += ["## Contests of timed alternates (ms, median)", ""]
+    text += ["| for | kernel | by formula | winner | gain | all |", "|---" * 6 + "|"]
+    for r in contests:
+        timed = ", ".join(f"{tile}: {ms:.4f}" for tile, ms in zip(r["tiles"], r["ms"], strict=True))
+        gain = r["ms"][0] / r["ms"][r["winner"]] if r["ms"][r["winner"]] else 1.0
+        text.append(f"| {r['problem']} | {r['kernel']} | {r['tiles'][0]} | {r['tiles'][r['winner']]} | {gain:.2f} | {timed} |")
+    text += ["", f"{len(contests)} contests", ""]
     for section, unit in (("tables", "ms"), ("products", "ms"), ("steps", "ms"), ("host", "us")):
         found = [r for r in rows if r["section"] == section]
         names = list(dict.fromkeys(r["contender"] for r in found if "contender" in r))
@@ -885,19 +934,30 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--sections", default=",".join(SECTIONS))
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--adopt", metavar="JSON", help="only enter the contests of such a result into the package's table of tiles")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--lines", help=argparse.SUPPRESS)
     parser.add_argument("--shard", default="0/1", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.adopt:
+        table = importlib.import_module("torchlet.compiler.winners").PATH
+        print(f"{adopt(json.loads(Path(arguments.adopt).read_text())['rows'], table)} classes entered into {table}")
+        return 0
     if arguments.worker is None:
         return run(arguments)
+    importlib.import_module("torchlet.compiler.winners").PATH = Path(os.devnull)  # what is to be decided must not be settled
+    tune = importlib.import_module("torchlet.compiler.tune")
+    if arguments.dry:  # nothing is hot on the stand-in: show the shape of the table
+        tune.LEAST_US, tune.AFTER, tune.ROUNDS = 0.0, 3, 1
+        importlib.import_module("torchlet.config").config.cache_dir = tempfile.mkdtemp(prefix="torchlet-dry-")  # nothing was timed before
     try:
         with device(arguments.dry):
             report = Report(arguments.lines)
             {"correct": correct, "checks": checks, "tables": tables, "products": products, "steps": steps, "host": host}[arguments.worker](
                 report, arguments.dry, arguments.shard, arguments.deadline
             )
+            decisions(report, arguments.worker)
     except BaseException:
         traceback.print_exc()
         return 1

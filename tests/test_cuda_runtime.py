@@ -24,7 +24,7 @@ from standin import CC, StandIn, stand_in
 
 import torchlet as torch
 from torchlet import nn
-from torchlet.compiler import launch
+from torchlet.compiler import launch, winners
 from torchlet.compiler.codegen.triton import TritonKernel
 from torchlet.config import config
 from torchlet.op import OPS, apply
@@ -667,14 +667,19 @@ def test_a_real_cubin_has_the_entry_that_its_launch_names(gpu: StandIn, tmp_path
 @pytest.mark.parametrize("sections", ["host", "correct,checks,tables,products,steps,host"])
 def test_gpu_check_runs_dry_and_writes_its_tables(tmp_path: Path, sections: str) -> None:
     root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHON": sys.executable}
+    env, before = {**os.environ, "PYTHON": sys.executable}, winners.PATH.read_bytes()
     command = [str(root / "benchmarks" / "gpu_check.sh"), "--dry", "--out", str(tmp_path), "--sections", sections]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert "problem" not in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
-    (found,) = tmp_path.glob("*.json")
+    (found,) = tmp_path.glob("gpu_*.json")
     rows = json.loads(found.read_text())["rows"]
     ok = {(r["section"], r.get("contender")) for r in rows if r.get("status") == "ok"}
     timed = [s for s in sections.split(",") if s not in ("correct", "checks")]
     assert not [r for r in rows if r["section"] == "checks" and r["status"] != "ok"]
     assert {x for x in ok if x[0] in timed} == {(s, c) for s in timed for c in ("torchlet", "torchlet eager")}
     assert "MLP step" in next(tmp_path.glob("*.md")).read_text()
+    contests = [r for r in rows if r["section"] == "contests"]
+    assert bool(contests) == ("products" in sections) and all(len(r["tiles"]) == len(r["ms"]) > 1 for r in contests)
+    entered = json.loads((tmp_path / "winners.json").read_text())["targets"]
+    assert set(entered.get("cuda:90", ())) == {r["problem"] for r in contests if r["problem"]}
+    assert winners.PATH.read_bytes() == before, "a dry run enters nothing into the package's table"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,9 +17,10 @@ from standin import CC, StandIn, stand_in
 
 import torchlet as torch
 from torchlet import compiler
-from torchlet.compiler import launch, tune
-from torchlet.compiler.codegen.triton import TritonKernel, emit_choices
+from torchlet.compiler import launch, tune, winners
+from torchlet.compiler.codegen.triton import TritonKernel, emit_choices, simplified
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Store
+from torchlet.compiler.offline import TARGETS
 from torchlet.config import config
 from torchlet.dtypes import bfloat16, float32
 from torchlet.expr import cast, expr
@@ -204,6 +207,117 @@ def test_attention_has_alternates_of_which_the_last_reads_through_pointers(gpu: 
     gpu.ticks = lambda k: seen.append(k) or 0  # type: ignore[func-returns-value]
     attend(x)
     assert [bool(k.maps) for k in seen if k.name.startswith("attention")] == [False]
+
+
+# ------------------------------------------------------------------------------------------------ what is told, and the table
+
+
+def compiled() -> Any:
+    """The program, called until its contests are over."""
+    x, w, f = halves(M, K).cuda(), halves(N, K).cuda(), torch.compile(program)
+    for _ in range(CALLS):
+        f(x, w)
+    return f, (x, w)
+
+
+def tile_line(f: Any, args: tuple[Any, ...]) -> str:
+    (line,) = [line for line in str(torch.explain(f)(*args)).splitlines() if line.startswith("    tile of ") and "dot" in line]
+    return line
+
+
+def test_explain_tells_the_tile_of_each_kernel_why_and_the_times_of_its_rivals(gpu: StandIn) -> None:
+    f, args = torch.compile(program), (halves(M, K).cuda(), halves(N, K).cuda())
+    first = tile_line(f, args)
+    assert "(by formula); of dot m" in first and " ms" not in first and len(first.split(" | ")) > 2
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    for _ in range(CALLS):
+        f(*args)
+    line = tile_line(f, args)
+    assert "dot m64 n16 k64" in line.partition(";")[0] and "(timed)" in line
+    times = re.findall(r"(dot m\d+ n\d+ k\d+)[^|]*? ([\d.]+) ms", line.partition("; of ")[2])
+    assert min(times, key=lambda t: float(t[1]))[0] == "dot m64 n16 k64" and len({ms for _, ms in times}) == 2
+    compiler.reset()
+    assert "(timed before)" in tile_line(torch.compile(program), args)
+
+
+def test_the_dump_lists_choices_and_is_written_again_after_a_contest(gpu: StandIn, tmp_path: Path) -> None:
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    folder = tmp_path / "dump"
+    with torch.debug.dump(str(folder)):
+        f, args = torch.compile(program), (halves(M, K).cuda(), halves(N, K).cuda())
+        f(*args)
+        (page,) = folder.glob("*/6_kernels/tiles.txt")
+        assert "(by formula)" in page.read_text() and "(timed)" not in page.read_text()
+        for _ in range(CALLS):
+            f(*args)
+    assert re.search(r"dot m64 n16 k64.*\(timed\)", page.read_text()) and " ms" not in page.read_text()
+    assert "dot m64 n16 k64" in (page.parent.parent / "times.json").read_text()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winners, "PATH", tmp_path / "winners.json")
+        winners._entries.cache_clear()
+        yield tmp_path / "winners.json"
+    winners._entries.cache_clear()
+
+
+def test_winners_written_to_the_table_serve_processes_without_measurements_and_deterministic_mode(
+    gpu: StandIn, table: Path, tmp_path: Path
+) -> None:
+    before = len(tune.CONTESTS)
+    gpu.ticks = slow_but(lambda k: blocks(k) == BEST)
+    compiled()
+    assert winners.merged(table, tune.CONTESTS[before:]) >= 1
+    (problem,) = [p for p in json.loads(table.read_text())["targets"]["cuda:90"] if p.startswith("product bfloat16 nt 1x256x128x64")]
+    contests = launch.COUNTS["contests"]
+    with config(cache_dir=str(tmp_path / "another")):
+        compiler.reset()
+        launch._FUNCTIONS.clear()
+        f, args = compiled()
+        assert running(gpu) == BEST and launch.COUNTS["contests"] == contests, "what the table settles is not timed"
+        assert "(by the table)" in tile_line(f, args)
+        compiler.reset()
+        with config(deterministic=True):
+            assert running(gpu) == BEST
+    assert problem
+
+
+def test_the_table_says_nothing_of_other_problems_or_tiles_that_are_gone(gpu: StandIn, table: Path) -> None:
+    train(1)
+    (form,) = products(gpu)
+    formula = blocks(form)
+    assert form.kernel is not None
+    problem = winners.problem_of(simplified(launch._nameless(form.kernel)))
+    for entries in ({problem: {"tile": "dot m8 n8 k8, 1 warps, 1 stages"}}, {f"{problem} and more": {"tile": "dot m64 n16 k64"}}, {}):
+        table.write_text(json.dumps({"targets": {"cuda:90": entries}}))
+        winners._entries.cache_clear()
+        compiler.reset()
+        assert running(gpu) == formula
+    table.write_text("no json")
+    winners._entries.cache_clear()
+    compiler.reset()
+    assert running(gpu) == formula
+
+
+def contest(tiles: dict[str, float], problem: str = "p") -> dict[str, Any]:
+    return {"problem": problem, "target": "cuda:90", "device": "d", "tiles": list(tiles), "ms": list(tiles.values())}
+
+
+def test_contests_of_one_class_are_decided_together(table: Path) -> None:
+    assert winners.merged(table, [contest({"a": 1.0, "b": 0.9}), contest({"a": 1.0, "b": 1.5, "c": 0.8}), contest({"a": 1.0}, "q")]) == 2
+    found = json.loads(table.read_text())["targets"]["cuda:90"]
+    assert found["p"] == {"tile": "a", "formula": "a", "gain": 1.0, "device": "d"} and set(found) == {"p", "q"}
+    winners.merged(table, [contest({"a": 1.0, "b": 0.5})])
+    found = json.loads(table.read_text())["targets"]["cuda:90"]
+    assert found["p"]["tile"] == "b" and found["p"]["gain"] == 2.0 and "q" in found, "what was there stays"
+
+
+def test_the_packages_table_can_be_read_and_names_only_known_devices_and_tiles_in_words() -> None:
+    targets = json.loads(winners.PATH.read_text())["targets"]
+    assert set(targets) <= set(TARGETS)
+    assert all(re.match(r"\w+ \w+\d", e["tile"]) for entries in targets.values() for e in entries.values())
 
 
 @pytest.mark.slow

@@ -564,7 +564,7 @@ def _tuned(
             part.graph = None
         part.sites.clear()
     COUNTS["swaps"] += sum(w > 0 for w in won.values())
-    decided |= won.keys()
+    decided.update(won)
     for call in then if won else ():
         call()
 
