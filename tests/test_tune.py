@@ -309,6 +309,7 @@ def test_contests_of_one_class_are_decided_together(table: Path) -> None:
     assert winners.merged(table, [contest({"a": 1.0, "b": 0.9}), contest({"a": 1.0, "b": 1.5, "c": 0.8}), contest({"a": 1.0}, "q")]) == 2
     found = json.loads(table.read_text())["targets"]["cuda:90"]
     assert found["p"] == {"tile": "a", "formula": "a", "gain": 1.0, "device": "d"} and set(found) == {"p", "q"}
+    assert winners.merged(table, [contest({"a": 1.0}, "r"), contest({"b": 1.0}, "r")]) == 0
     winners.merged(table, [contest({"a": 1.0, "b": 0.5})])
     found = json.loads(table.read_text())["targets"]["cuda:90"]
     assert found["p"]["tile"] == "b" and found["p"]["gain"] == 2.0 and "q" in found, "what was there stays"

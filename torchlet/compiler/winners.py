@@ -91,8 +91,10 @@ def lookup(problem: str, target: str, tiles: Sequence[Tile]) -> Tile | None:
 def merged(path: Path, contests: Iterable[Mapping[str, Any]]) -> int:
     """Enter contests (`problem`, `target`, `device`, `tiles`, `ms`) into the table at `path`; how many problems they decide.
 
-    Where several are of one class, the tile with the least time in all of them, each relative to its best, wins.
+    Where several are of one class, the tile with the least time in all of them, each relative to its best, wins. A class whose members
+    have no tile in common gets no entry.
     """
+    decided = 0
     classes: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for c in contests:
         if c["problem"] and c["tiles"]:
@@ -110,10 +112,11 @@ def merged(path: Path, contests: Iterable[Mapping[str, Any]]) -> int:
             tile = min(common, key=lambda t: (common[t], t != first))
             entry = {"tile": tile, "formula": first, "gain": round(common[first] / common[tile], 3), "device": group[0]["device"]}
             found.setdefault(target, {})[problem] = entry
+            decided += 1
     text = json.dumps({"targets": {t: dict(sorted(found[t].items())) for t in sorted(found)}}, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{os.getpid()}")
     new.write_text(text)
     os.replace(new, path)
     _entries.cache_clear()
-    return len(classes)
+    return decided
