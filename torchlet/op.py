@@ -267,7 +267,8 @@ def pointwise(
 
     `np_function(*arrays, *attrs)` gets inputs of one dtype. `function` defaults to the scalar expression of the same name.
     The first `selects` inputs are boolean conditions that take no part in promotion (`where`). `reject` lists dtype
-    categories ("bool") that PyTorch refuses for this operator; `refuse` raises for those that it refuses in words of their own. `extern`: there is no scalar expression; compiled code calls NumPy.
+    categories ("bool") that PyTorch refuses for this operator; `refuse` says others, in words of its own. `extern`: there is no
+    scalar expression; compiled code calls NumPy.
     """
 
     def spec(*args: Any) -> Spec:
@@ -288,9 +289,11 @@ def pointwise(
     def eager(*args: Any) -> Array:
         values = args[: len(args) - count] if count else args
         first = values[selects].dtype if isinstance(values[selects], np.ndarray) else None
-        if refuse is not None and any([(v.dtype.kind if v.__class__ is np.ndarray else v.__class__.__name__[0]) in refuse.kinds for v in values]):
-            specs = [as_spec(v) for v in values]
-            refuse.look(name, specs, compute_dtype(specs, result))
+        if refuse is not None:
+            kinds = [v.dtype.kind if v.__class__ is np.ndarray else v.__class__.__name__[0] for v in values]
+            if any([kind in refuse.kinds for kind in kinds]):
+                specs = [as_spec(v) for v in values]
+                refuse.look(name, specs, compute_dtype(specs, result))
         if first is None or (result == "float" and first.kind in "biu") or not _alike(values[selects:], first):
             d = compute_dtype([as_spec(v) for v in values[selects:]], result).np
             values = values[:selects] + tuple([_convert(v, _FLOAT32 if d.char in "eE" else d) for v in values[selects:]])

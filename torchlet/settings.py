@@ -58,20 +58,6 @@ def get_default_device() -> Device:
     return STATE.default_device or CPU
 
 
-def _enter(self: Device) -> Device:
-    _outer.append(STATE.default_device)
-    set_default_device(self)
-    return self
-
-
-def _leave(self: Device, *_: object) -> None:
-    STATE.default_device = _outer.pop()
-
-
-_outer: list[Any] = []
-Device.__enter__, Device.__exit__ = _enter, _leave  # type: ignore[attr-defined]  # `with torch.device("cuda"):`
-
-
 def get_num_threads() -> int:
     """Threads of the CPU runtime."""
     return config.num_threads or len(os.sched_getaffinity(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,8 @@ def same(a: Any, b: Any, where: str = "result") -> None:
     elif isinstance(a, np.ndarray):
         assert a.shape == b.shape and a.dtype == b.dtype, where
         # fused kernels add in another order than NumPy and use other polynomials: a few float32 ulps
-        np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=3e-5, atol=3e-6, err_msg=where)
+        wide = complex if a.dtype.kind == "c" else float
+        np.testing.assert_allclose(a.astype(wide), b.astype(wide), rtol=3e-5, atol=3e-6, err_msg=where)
     elif isinstance(a, float):
         assert a == pytest.approx(b, rel=3e-5, abs=3e-6, nan_ok=True), where
     else:
@@ -97,3 +99,44 @@ def state(model: Any) -> dict[str, Any]:
     return {k: v.clone() for k, v in model.state_dict().items()} | {
         f"grad.{k}": (None if p.grad is None else p.grad.clone()) for k, p in model.named_parameters()
     }
+
+
+def attempt(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """As `catch`, for every exception, with the lines of the program that it came through."""
+    try:
+        return f(*args, **kwargs)
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        return [type(error).__name__, str(error), [f.lineno for f in frames if "/capture/test_" in f.filename]]
+
+
+def ramp(*shape: int, r: bool = False, k: int = 0, dt: Any = None) -> Any:
+    """Numbers between -1 and 1 that depend on `k` alone; `r`: they require grad."""
+    t = torch.tensor(((np.arange(int(np.prod(shape))) * 7 + k) % 11 / 5 - 1).astype(np.float32).reshape(shape), dtype=dt)
+    return t.requires_grad_(True) if r else t
+
+
+def filled(module: Any, k: int = 0) -> Any:
+    """The module, its parameters filled with numbers that depend on `k` alone."""
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.copy_(ramp(*p.shape, k=k + i) * 0.5)
+    return module
+
+
+def trained(module: Any) -> Any:
+    """Parameters with their gradients, and buffers."""
+    parameters = [(n, p.detach().clone(), None if p.grad is None else p.grad.clone()) for n, p in module.named_parameters()]
+    return [parameters, [(n, b.clone()) for n, b in module.named_buffers()]]
+
+
+def optimizer_state(optimizer: Any) -> Any:
+    """The numbers of its groups, and what it keeps of each parameter."""
+    numbers = ("lr", "momentum", "weight_decay", "betas", "initial_lr")
+    out: list[Any] = []
+    for group in optimizer.param_groups:
+        out.append({k: v for k, v in sorted(group.items()) if k in numbers})
+        for p in group["params"]:
+            kept = optimizer.state.get(p, {})
+            out.append({k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in sorted(kept.items())})
+    return out

@@ -131,8 +131,10 @@ class CompiledFunction:
     def compile(self, path: Path, alive: list[Step], run: Run) -> Program:
         """The program of a path for these visible outputs."""
         namer = _Namer(self.function, run.arguments)
-        program = Program(path, alive, self.name, namer, self.sizes, self._varying(path, run))
-        namer.arguments = None  # functions that call each other go on to hold it, until the garbage collector comes
+        try:
+            program = Program(path, alive, self.name, namer, self.sizes, self._varying(path, run))
+        finally:
+            namer.forget()
         self.programs.append(program)
         debug.record(self, path, program, run.scalars)
         return program
@@ -182,6 +184,10 @@ class _Namer:
                 self._enter(name, value)
         found = self.table.get(id(original(t)))
         return found or ""
+
+    def forget(self) -> None:
+        """Let go of the call: functions that call themselves, of which graphs are made, live until the collector comes."""
+        self.table, self.function, self.arguments = self.table or {}, None, None
 
     def _visible(self) -> Iterator[tuple[str, Any]]:
         f = named = self.function
@@ -246,8 +252,8 @@ def compile(
                when it raises CompileError
     mode, options are accepted for PyTorch's sake. `disable=True` returns `f` as it is.
 
-    The result gives exactly what `f` gives, prints, side effects and exceptions included. When temporaries die, and when other threads
-    see writes in place to tensors made before, are the two things that it may do later: see compiler/README.md.
+    The result gives exactly what `f` gives, prints, side effects and exceptions included. When temporaries die, and when compiled calls
+    of other threads see writes in place to tensors made before, are the two things that it may do later: see compiler/README.md.
     """
     if f is None:
         return functools.partial(

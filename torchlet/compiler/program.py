@@ -431,7 +431,7 @@ class Backward:
         self.forward, self.graph, kept = partition(joint, grads_in, len(graph.outputs), known, barred)
         if sizes is not None and known is None:
             sizes.note_cut(joint, kept)
-        self._distinct = distinct
+        self.distinct = distinct
         self.joint, self.kept_nodes = joint, kept
         joint_inputs = list(joint.inputs)
         computed = len(graph.outputs)
@@ -478,7 +478,7 @@ class Backward:
         """The nodes, in order, that lead to the outputs from the inputs and from what the segment has written into inputs."""
         order: list[Node] = []
         seen: set[Node] = set()
-        stack = [(n, False) for n in reversed(self._distinct)]
+        stack = [(n, False) for n in reversed(self.distinct)]
         while stack:
             n, done = stack.pop()
             if done:
@@ -527,7 +527,7 @@ class Backward:
     @cached_property
     def examples(self) -> tuple[Graph | None, Graph | None]:
         """Both halves at other sizes, where sizes are expected to vary."""
-        graph, distinct = self.program.segment.graph, self._distinct
+        graph, distinct = self.program.segment.graph, self.distinct
         both = replace(graph, outputs=(*graph.outputs, *distinct), targets=(*graph.targets, *[None] * len(distinct)))
         other = self.program._example(both)
         if other is None:
@@ -619,6 +619,10 @@ class SegmentNode(TapeNode):
         self.copies: list[tuple[int, Any]] = [(k, t._np) for k, t in enumerate(inputs) if t._stands_for is not None]
         self.kept: list[Any] = [self.inputs[n] if is_input else entries[n] for is_input, n in half.kept]
         self.arrays = [entries[n][0] for is_input, n in half.kept if not is_input]  # held, so that the pools leave them alone
+
+    def maker(self, output: int) -> Node:
+        """The node of the graph that computes an output."""
+        return self.half.distinct[output]
 
     def _check(self, grads: Sequence[Any], read: frozenset[int]) -> None:
         if self.freed:

@@ -229,7 +229,7 @@ class DataTest:
             if slot is None:
                 self.specs.append(as_spec(meta() if isinstance(meta, type) else meta.value))
             else:
-                self.specs.append((meta or (slot.meta if isinstance(slot, Step) else bound[number[slot]]._meta)).spec)
+                self.specs.append((meta or (slot.meta if isinstance(slot, Step) else bound[number[slot]]._meta)).spec)  # type: ignore[union-attr]
         on_device = any(s.device is not CPU for s in self.specs)  # a look at a device's data would wait for all that was launched
         positions = () if on_device else self.check.operands(self.specs, self.attrs)
         # (input, number of the outside tensor, views of it); no tensor where it is a number or computed by the path

@@ -80,6 +80,8 @@ def finish(t: Tensor, device: Any, requires_grad: bool) -> Tensor:
 def full(size: Sequence[int], fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """A tensor of shape `size` filled with a number; its dtype follows the number unless given."""
     value = fill_value.item() if hasattr(fill_value, "item") else fill_value
+    if not isinstance(value, bool | int | float | complex):
+        raise TypeError(f"full: argument 'fill_value' must be a number, not {type(value).__name__}")
     return finish(make(full_, (value,), (_sizes((size,)), dtype or dtypes.of_scalar(value)), device), None, requires_grad)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,12 @@ def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
     leaf: Any = data
     while isinstance(leaf, list | tuple) and leaf:
         leaf = leaf[0]
+    inner: Any = None
     if isinstance(leaf, Tensor):
+        inner = common_dtype(*[Spec((1,), d) for d in _dtypes_within(data)]).np
         data = _values(data)
     try:
-        out = np.array(data)
+        out = np.array(data, inner)
     except ValueError:
         raise ValueError(f"{name}: expected sequences of equal length at every level of the nesting") from None
     if out.dtype == object or (out.dtype.kind not in "biufc" and out.dtype != dtypes.bfloat16.np):
@@ -54,6 +57,15 @@ def _array_of(data: Any, name: str, given: DType | None = None) -> Array:
         default = dtypes.get_default_dtype()
         out = out.astype(dtypes.complex_of(default).np if out.dtype.kind == "c" else default.np)  # Python numbers carry no precision of their own
     return out
+
+
+def _dtypes_within(data: Any) -> list[DType]:
+    """The dtypes of the tensors and numbers in nested sequences."""
+    if isinstance(data, list | tuple):
+        return [d for x in data for d in _dtypes_within(x)]
+    if isinstance(data, np.ndarray | np.generic):
+        return [dtypes.from_numpy(data.dtype)]
+    return [data.dtype if isinstance(data, Tensor) else dtypes.of_scalar(data)]
 
 
 def _values(data: Any) -> Any:
@@ -526,22 +538,22 @@ def zero_(self: Tensor) -> Tensor:
 
 
 class GradFn:
-    """What made a tensor, as `t.grad_fn` shows it."""
+    """What made a tensor, as `t.grad_fn` shows it; its class has the name of the operation's backward."""
 
-    __slots__ = ("node",)
+    __slots__ = ("node", "output")
 
-    def __init__(self, node: Node | Tensor):
-        self.node = node
+    def __init__(self, node: Node | Tensor, output: int = 0):
+        self.node, self.output = node, output
 
     def name(self) -> str:
         """The name of the operation's backward: "MulBackward0"."""
-        return _backward_name(self.node)
+        return type(self).__name__
 
     @property
     def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
         """Where the gradients of the inputs go: (function, output number) for each input."""
         edges = self.node.edges if isinstance(self.node, Node) else ()
-        return tuple((None, 0) if e is None else (GradFn(e), 0) if isinstance(e, Tensor) else (GradFn(e[0]), e[1]) for e in edges)
+        return tuple((None, 0) if e is None else (_shown(e), 0) if isinstance(e, Tensor) else (_shown(*e), e[1]) for e in edges)
 
     @property
     def variable(self) -> Tensor:
@@ -554,7 +566,7 @@ class GradFn:
         return f"<{self.name()}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GradFn) and other.node is self.node
+        return isinstance(other, GradFn) and other.node is self.node and other.output == self.output
 
     def __hash__(self) -> int:
         return id(self.node)
@@ -571,19 +583,32 @@ _BACKWARD_NAMES = {
 }
 
 
-def _backward_name(node: Any) -> str:
+@cache
+def _kind(name: str) -> type[GradFn]:
+    return type(name, (GradFn,), {"__slots__": ()})
+
+
+def _shown(node: Node | Tensor, output: int = 0) -> GradFn:
+    return _kind(_backward_name(node, output))(node, output)
+
+
+def _backward_name(node: Any, output: int) -> str:
     if isinstance(node, Tensor):
         return "AccumulateGrad"
-    if not isinstance(node, OpNode):
+    if isinstance(node, OpNode):
+        op, attrs, out, first = node.op, node.attrs, node.metas[0], node.in_metas[0]
+    elif getattr(node, "maker", None) is not None and (made := node.maker(output)).kind == "op":  # of a compiled call
+        op, attrs, out, first = made.op, made.attrs, made.spec, (*made.args(), made)[0].spec
+    else:
         function = getattr(node, "function", None)
         return f"{function.__name__}Backward" if function is not None else type(node).__name__
-    name = node.op.name
+    name = op.name
     if name == "index_basic":
-        kinds = [item[0] for item in node.attrs[0]]
+        kinds = [item[0] for item in attrs[0]]
         stem = "Select" if "i" in kinds else "Unsqueeze" if "n" in kinds else "Slice"
     elif name == "permute":
-        stem = "T" if node.attrs[0] == (1, 0) else "Permute"
-    elif name == "matmul" and len(node.metas[0].shape) > 2:
+        stem = "T" if attrs[0] == (1, 0) else "Permute"
+    elif name == "matmul" and len(out.shape) > 2:
         stem = "Bmm"
     elif name == "view_chain":
         return "AsStridedBackward0"
@@ -591,7 +616,7 @@ def _backward_name(node: Any) -> str:
         return "CopySlices"
     else:
         stem = _BACKWARD_NAMES.get(name) or "".join(part[:1].upper() + part[1:] for part in name.split("_"))
-    return f"{stem}Backward{1 if name in ('sum', 'mean') and len(node.attrs[0]) < len(node.in_metas[0].shape) else 0}"
+    return f"{stem}Backward{1 if name in ('sum', 'mean') and len(attrs[0]) < len(first.shape) else 0}"
 
 
 def grad_fn(self: Tensor) -> GradFn | None:
@@ -601,7 +626,7 @@ def grad_fn(self: Tensor) -> GradFn | None:
     if self._np is None:
         force(self)
     edge = edge_of(self)
-    return GradFn(edge[0]) if edge.__class__ is tuple else None
+    return _shown(*edge) if edge.__class__ is tuple else None
 
 
 def _get_grad(self: Tensor) -> Tensor | None:

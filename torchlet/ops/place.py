@@ -24,6 +24,21 @@ def place_of(where: Any) -> Device:
     return place if place is CPU else storage.open_device(place)
 
 
+def _enter(self: Device) -> Device:
+    _outer.append(STATE.default_device)
+    place = place_of(self)
+    STATE.default_device = None if place is CPU else place
+    return self
+
+
+def _leave(self: Device, *_: object) -> None:
+    STATE.default_device = _outer.pop()
+
+
+_outer: list[Any] = []
+Device.__enter__, Device.__exit__ = _enter, _leave  # type: ignore[attr-defined]  # `with torch.device("cuda"):`
+
+
 def make(op: Op, numbers: tuple[Any, ...], attrs: tuple[Any, ...], where: Any) -> Tensor:
     """An operator that needs numbers only (full, arange, random), its result made on the device where it is wanted (None: the default device)."""
     place = (STATE.default_device or CPU) if where is None else place_of(where)

@@ -141,7 +141,7 @@ def _exponent_grad(g: Any, a: Any, b: Any, out: Any) -> Any:
 pow_ = binary(
     "pow", np.power,
     (lambda g, a, b: g * b * apply(pow_, (a, b - 1)), _exponent_grad),
-    low=0.5, check=Check(_whole, lambda values, attrs: None if isinstance(values[1], Spec) else _not_negative(values[1])),
+    low=0.5, check=Check(_whole, lambda values, attrs: None if isinstance(values[1], Spec) else _not_negative(values[1])), refuse=NO_BOOL,
 )
 atan2_ = binary("atan2", np.arctan2, (lambda g, a, b: g * b / (a * a + b * b), lambda g, a, b: -g * a / (a * a + b * b)), result="float", low=0.5)
 binary_public(floor_divide_)
