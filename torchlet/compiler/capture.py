@@ -81,7 +81,7 @@ def _is_fixed(op: Op, x: Any) -> bool:
 class Run:
     """One walk at a time over one trie. `STATE.run` while a compiled function runs in this thread.
 
-    `begin`, `end`, `step`, `step_inplace`, `update`, `follow_backward` and `flush` have twins in C (runtime/csrc/walk.c), which
+    `begin`, `end`, `step`, `step_inplace`, `update`, `follow_backward` and `flush` have twins in C (runtime/csrc/walk_run.c), which
     `run_class` puts before these where it can: they do the same for what is known, and call these for everything else.
     """
 

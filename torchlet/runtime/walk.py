@@ -46,10 +46,10 @@ def _decided() -> tuple[Any, str]:
 
 
 def _load(include: str) -> Any:
-    text = (cc.CSRC / "walk.c").read_text()
-    key = "walk-" + hashlib.sha256("\0".join([cc.fingerprint(), sys.version, include, text]).encode()).hexdigest()[:40]
+    parts = [p.read_text() for p in sorted(cc.CSRC.glob("walk*.c"))]
+    key = "walk-" + hashlib.sha256("\0".join([cc.fingerprint(), sys.version, include, *parts]).encode()).hexdigest()[:40]
     cpu.build_ahead()  # where one is not there, the other is likely not there either
-    path, _ = cc.library(key, text, include)
+    path, _ = cc.library(key, '#include "walk.c"', include)
     loader = importlib.machinery.ExtensionFileLoader(_NAME, str(path))
     spec = importlib.util.spec_from_file_location(_NAME, path, loader=loader)
     assert spec is not None
