@@ -93,5 +93,5 @@ def c_launch(
         arena=partial(arena, nbytes) if nbytes else None, move=executable._move, nothing=names["nothing"],
         pack=partial(executable._pack_scalars, memoryview(program.scalars).cast("B"), 0), fail=program.fail, owner=(executable, program),
         pointers=ctypes.addressof(program.pointers), scalars=ctypes.addressof(program.scalars),
-        argument=ctypes.addressof(program._program), function=ctypes.cast(program.native, ctypes.c_void_p).value,
+        argument=ctypes.addressof(program._program), function=ctypes.cast(program.native, ctypes.c_void_p).value, brief=program.is_brief,
     )

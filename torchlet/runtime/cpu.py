@@ -23,6 +23,7 @@ __all__ = [
 
 MAX_ARGUMENTS = 1024  # of one kernel, as in tl_runtime.c
 REGION_WORK = 10_000  # element operations from which a kernel is shared out once the other threads are awake anyway
+BRIEF_WORK = 1 << 16  # element operations of a whole program up to which it is over before other threads of Python would have begun
 PROGRAM_WORK = 1 << 19  # element operations of a whole program from which they are woken though no kernel alone asks for it
 # What functions begin with -> the file they are in. Each is a library of its own for each element type, compiled when a program first
 # needs it, as are products of float64.
@@ -179,7 +180,7 @@ class Program:
 
     `launches`: (kernel, slots of its buffers in `pointers`, slots of its scalars in `scalars`). `pointers` (uint64 addresses) and
     `scalars` (int64, or the bits of a float64) are ctypes arrays to be written before `run`; both support the buffer protocol.
-    `overlaps`: for slots that share memory with others, all of these and themselves.
+    `overlaps`: for slots that share memory with others, all of these and themselves. `is_brief`: a run takes a few microseconds.
 
     The threads wait for each other only where a launch needs what one since the last wait has written, or writes what that one needs.
     """
@@ -194,7 +195,9 @@ class Program:
         self.names = [kernel.name for kernel, _, _ in launches]
         self.pointers = (ctypes.c_uint64 * max(n_pointers, 1))()
         self.scalars = (ctypes.c_int64 * max(n_scalars, 1))()
-        region = any(kernel.parallel for kernel, _, _ in launches) or sum(kernel.work for kernel, _, _ in launches) >= PROGRAM_WORK
+        amount = sum(kernel.work for kernel, _, _ in launches)
+        region = any(kernel.parallel for kernel, _, _ in launches) or amount >= PROGRAM_WORK
+        self.is_brief = amount <= BRIEF_WORK and not region
         self._table = (_Launch * max(len(launches), 1))()
         since = _Since(overlaps or {})
         for entry, (kernel, buffers, scalars) in zip(self._table, launches, strict=False):

@@ -18,7 +18,7 @@ typedef struct {
     void *argument;
     native function;
     uint64_t thread;       // whose arena the temporaries lie in
-    int returns;
+    int returns, brief;
     Py_ssize_t addresses;  // how many
     struct { PyObject *number; uint64_t value; } *known;  // the addresses of the last launch: most of them come again, as the same objects
 } Launch;
@@ -128,11 +128,20 @@ static int settle(Launch *l) {
 
 // overwritten inputs are newer, visible tensors have their arrays
 static int bind(Launch *l, PyObject **entries) {
+    long long known = -1, version;
+    PyObject *often = NULL, *next = NULL;  // most tensors have been written as often as the one before: they share a number
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(l->written); i++) {
         PyObject *pair = PyList_GET_ITEM(l->written, i), *store = store_of(FIELD(PyTuple_GET_ITEM(pair, 0), Slot, t));
-        if (!store) return PyErr_SetString(PyExc_TypeError, "launch: an overwritten input is no tensor"), -1;
-        if (add_to(&FIELD(store, Storage, version), PyTuple_GET_ITEM(pair, 1))) return -1;
+        if (!store) return Py_XDECREF(next), PyErr_SetString(PyExc_TypeError, "launch: an overwritten input is no tensor"), -1;
+        version = PyLong_AsLongLong(FIELD(store, Storage, version));
+        if (version != known || often != PyTuple_GET_ITEM(pair, 1)) {
+            known = version, often = PyTuple_GET_ITEM(pair, 1);
+            Py_XSETREF(next, PyErr_Occurred() ? NULL : PyLong_FromLongLong(version + PyLong_AsLongLong(often)));
+            if (!next) return -1;
+        }
+        set(&FIELD(store, Storage, version), next);
     }
+    Py_XDECREF(next);
     for (Py_ssize_t j = 0; j < PyList_GET_SIZE(l->bound); j++) {
         PyObject *row = PyList_GET_ITEM(l->bound, j), *slot = PyTuple_GET_ITEM(row, 0), *used_up = PyTuple_GET_ITEM(row, 2);
         PyObject *entry = entries[PyLong_AsSsize_t(PyTuple_GET_ITEM(row, 1))], *t = FIELD(slot, Slot, t);
@@ -159,9 +168,13 @@ static PyObject *launch_call(PyObject *self, PyObject *const *args, size_t nargs
     if (!entries) return PyErr_NoMemory();
     if (pack_inputs(l) || take_outputs(l, entries) || settle(l) || pack_numbers(l, args[0])) goto end;
     int failed;
-    Py_BEGIN_ALLOW_THREADS
-    failed = l->function(l->argument);
-    Py_END_ALLOW_THREADS
+    if (l->brief) {  // it is over before another thread would have begun
+        failed = l->function(l->argument);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        failed = l->function(l->argument);
+        Py_END_ALLOW_THREADS
+    }
     if (failed) {
         Py_XDECREF(PyObject_CallNoArgs(l->fail));
         if (PyErr_Occurred()) goto end;
@@ -180,13 +193,13 @@ end:
 
 static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"inputs", "pools", "indices", "kinds", "written", "bound", "returns", "address", "arena", "move", "nothing", "pack",
-                            "fail", "owner", "pointers", "scalars", "argument", "function", NULL};
+                            "fail", "owner", "pointers", "scalars", "argument", "function", "brief", NULL};
     PyObject *inputs, *pools, *indices, *written, *bound, *address, *arena, *move, *nothing, *pack, *fail, *owner, *kinds;
     unsigned long long pointers, scalars, argument, function;
-    int returns;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!UO!O!pOOOOOOOKKKK", names, &PyList_Type, &inputs, &PyList_Type, &pools, &PyTuple_Type,
+    int returns, brief;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!UO!O!pOOOOOOOKKKKp", names, &PyList_Type, &inputs, &PyList_Type, &pools, &PyTuple_Type,
                                      &indices, &kinds, &PyList_Type, &written, &PyList_Type, &bound, &returns, &address, &arena, &move, &nothing,
-                                     &pack, &fail, &owner, &pointers, &scalars, &argument, &function))
+                                     &pack, &fail, &owner, &pointers, &scalars, &argument, &function, &brief))
         return NULL;
     if (!Slot_t && PyList_GET_SIZE(inputs) + PyList_GET_SIZE(bound)) {  // a program may be made before the first walk
         PyObject *slot = PyList_GET_SIZE(inputs) ? PyList_GET_ITEM(inputs, 0) : PyTuple_GET_ITEM(PyList_GET_ITEM(bound, 0), 0);
@@ -209,7 +222,7 @@ static PyObject *launch_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     l->pack = Py_NewRef(pack), l->fail = Py_NewRef(fail), l->owner = kept;
     l->kinds = PyUnicode_AsUTF8(kinds);
     l->pointers = (uint64_t *)(uintptr_t)pointers, l->scalars = (void *)(uintptr_t)scalars, l->argument = (void *)(uintptr_t)argument;
-    l->function = (native)(uintptr_t)function, l->returns = returns, l->thread = 0;  // thread states count from 1
+    l->function = (native)(uintptr_t)function, l->returns = returns, l->brief = brief, l->thread = 0;  // thread states count from 1
     return (PyObject *)l;
 }
 
