@@ -20,7 +20,6 @@ state that changes (`train()/eval()`) is noticed by the next call that is follow
 from __future__ import annotations
 
 import operator
-import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
@@ -445,7 +444,7 @@ class Replayer:
     around this one for example.
     """
 
-    __slots__ = ("owner", "run", "table", "lock", "ready", "again")
+    __slots__ = ("owner", "run", "table", "turn", "ready", "again")
 
     def __init__(self, owner: Any):
         self.again = _again()
@@ -453,7 +452,7 @@ class Replayer:
         self.owner = owner
         self.run = WatchedRun(owner)
         self.table: dict[tuple[Any, ...], Signature] = {}
-        self.lock = threading.Lock()
+        self.turn = [True]  # empty while a thread walks here
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], follow: Callable[..., Any]) -> Any:
         """Replay, or `follow(run or None, args, kwargs)`."""
@@ -464,7 +463,9 @@ class Replayer:
         _flatten(args, parts, tensors, numbers, held)
         if kwargs:
             _flatten(kwargs, parts, tensors, numbers, held)
-        if not self.lock.acquire(blocking=False):  # one thread at a time walks here; the others are followed elsewhere
+        try:
+            turn = self.turn.pop()
+        except IndexError:  # one thread at a time walks here; the others are followed elsewhere
             return follow(None, args, kwargs)
         try:
             key = tuple(parts)
@@ -489,7 +490,7 @@ class Replayer:
                 known.plan, known.seen, known.reason = None, [], reason
             return self._follow(known, tensors, numbers, args, kwargs, follow)
         finally:
-            self.lock.release()
+            self.turn.append(turn)
 
     def _follow(
         self, known: Signature, tensors: list[Tensor], numbers: list[Any], args: Any, kwargs: Any, follow: Callable[..., Any]

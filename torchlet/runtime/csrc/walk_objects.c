@@ -17,7 +17,7 @@ FIELDS(OFFSET)
 
 #define NAMES(X) \
     X(run) X(_run) X(last) X(_record_op) X(_launch) X(_lose) X(_turn) X(_turn_back) X(_accumulated_hooks) X(step) X(step_inplace) X(update) X(flush) X(follow_backward) X(inplace) X(grad) X(event) X(_default) X(float32) \
-    X(is_plain) X(exported) X(launch) X(made) X(ask) X(_update) X(param_groups) X(state) X(autocast) X(_execute) X(_hooked) X(forward) X(__dict__) X(passes) X(acquire) X(release) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
+    X(is_plain) X(exported) X(launch) X(made) X(ask) X(_update) X(param_groups) X(params) X(bias) X(weight) X(_modules) X(_opt_called) X(MAX_PATHS) X(state) X(autocast) X(_execute) X(_hooked) X(forward) X(__dict__) X(passes) X(stepwise) X(_failure) X(_run_stepwise) X(abandon)
 #define NAME(name) static PyObject *n_##name;
 NAMES(NAME)
 #undef NAME

@@ -1,7 +1,7 @@
 // Replay: the twin of Replayer.call, of Plan.applies and Plan.run, and of advance.py.
 
 #define REPLAY_FIELDS(X) \
-    X(Replayer, lock) X(Replayer, ready) X(Signature, key) X(Signature, plan) X(Signature, calls) X(Signature, check) X(Signature, replayed) \
+    X(Replayer, turn) X(Replayer, ready) X(Signature, key) X(Signature, plan) X(Signature, calls) X(Signature, check) X(Signature, replayed) \
     X(Plan, program) X(Plan, alive) X(Plan, constants) X(Plan, data) X(Plan, advances) X(Plan, optimizers) X(Plan, values) X(Plan, taken) X(Plan, fixed) \
     X(Plan, metas) X(Plan, stores) X(Plan, tests) X(Plan, grads) X(Plan, leaves) X(Plan, without) X(Plan, added) X(Plan, result) \
     X(Advance, optimizer) X(Advance, step) X(Advance, groups) X(Advance, state) X(Advance, entries) X(Advance, lists) X(Advance, idle) \
@@ -331,18 +331,14 @@ static PyObject *call_again(PyObject *replayer, PyObject *args, PyObject *kwargs
 static PyObject *again(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 3 || !PyTuple_CheckExact(args[1]) || !PyDict_CheckExact(args[2]))
         return PyErr_SetString(PyExc_TypeError, "again(replayer, args, kwargs)"), NULL;
-    PyObject *stack[] = {FIELD(args[0], Replayer, lock), Py_False}, *held = PyObject_VectorcallMethod(n_acquire, stack, 2, NULL);
-    if (held != Py_True) {
-        Py_XDECREF(held);
-        return held ? Py_NewRef(Py_NotImplemented) : NULL;
-    }
-    Py_DECREF(held);
-    PyObject *out = call_again(args[0], args[1], args[2]), *type, *error, *trace;
+    PyObject *turn = FIELD(args[0], Replayer, turn);
+    if (!turn || !PyList_GET_SIZE(turn)) Py_RETURN_NOTIMPLEMENTED;
+    Py_INCREF(turn);
+    PyObject *out = PyList_SetSlice(turn, 0, 1, NULL) ? NULL : call_again(args[0], args[1], args[2]), *type, *error, *trace;
     PyErr_Fetch(&type, &error, &trace);
-    PyObject *let_go = PyObject_VectorcallMethod(n_release, stack, 1, NULL);
-    Py_XDECREF(let_go);
-    if (type || let_go) PyErr_Restore(type, error, trace);
-    else Py_CLEAR(out);
+    if (PyList_Append(turn, Py_True)) PyErr_Clear();  // then all calls are followed
+    PyErr_Restore(type, error, trace);
+    Py_DECREF(turn);
     return out;
 }
 
