@@ -384,18 +384,38 @@ def apply(op: Op, inputs: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> Tenso
     return _execute(op, inputs, attrs) if run is None else run.step(op, inputs, attrs)
 
 
-TWINS: list[Callable[[Any], None]] = []  # called with the C walk when it is there: who has a twin in it puts that in its own place
+_PUTTING: list[Callable[[Any], None]] = []
+_WALKS: list[Any] = []  # the C walk, once it is there
+
+
+def when_walking(put: Callable[[Any], None]) -> None:
+    """Have `put` called with the C walk when it is there: who has a twin in it puts that in its own place."""
+    _PUTTING.append(put)
+    for walk in _WALKS:
+        put(walk)
+
+
+def put_twins(walk: Any) -> None:
+    """The C walk is there."""
+    _WALKS.append(walk)
+    for put in _PUTTING:
+        put(walk)
+
+
+def put_function(plain: Callable[..., Any], twin: Any) -> None:
+    """A function's twin, under its name wherever that was imported."""
+    name = plain.__name__
+    for names in [vars(m) for m in list(sys.modules.values()) if isinstance(m, ModuleType)]:
+        if names.get(name) is plain:
+            names[name] = twin
 
 
 def _put_apply(walk: Any) -> None:
-    """`apply` in C, under its name wherever it was imported: a frame and a look into a threading.local take longer than a known step."""
-    plain, twin = apply, walk.apply(globals())
-    for names in [vars(m) for m in list(sys.modules.values()) if isinstance(m, ModuleType)]:
-        if names.get("apply") is plain:
-            names["apply"] = twin
+    """`apply` in C: a frame and a look into a threading.local take longer than a known step."""
+    put_function(apply, walk.apply(globals()))
 
 
-TWINS.append(_put_apply)
+when_walking(_put_apply)
 
 
 # ------------------------------------------------------------------------------------------------ update operators

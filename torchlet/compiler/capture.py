@@ -48,7 +48,7 @@ from torchlet.compiler.trie import (
     view_steps,
 )
 from torchlet.errors import CompileError
-from torchlet.op import OPS, RUNS, STATE, TWINS, Composite, Generate, Op, Pointwise, View, apply, as_spec, result_strides
+from torchlet.op import OPS, RUNS, STATE, Composite, Generate, Op, Pointwise, View, apply, as_spec, put_twins, result_strides
 from torchlet.ops.view import REPLACEABLE
 from torchlet.runtime.walk import walk
 from torchlet.spec import CPU
@@ -1244,6 +1244,5 @@ def run_class() -> type[Run]:
     c.setup(Run, Tensor, Storage, STATE, HELD, Slot, Step, Meta, Constant, Quiet, Macro, Path, Op, vars(dtypes), seen_more)
     led = type("Run", (c.Walk, Run), {"__doc__": Run.__doc__})
     c.setup_dispatch(led)
-    for put in TWINS:
-        put(c)
+    put_twins(c)
     return led

@@ -29,7 +29,7 @@ from torchlet.compiler.schedule import schedule
 from torchlet.compiler.sizes import Sizes
 from torchlet.compiler.trie import Path, Step, user_line
 from torchlet.config import config
-from torchlet.op import STATE
+from torchlet.op import STATE, when_walking
 from torchlet.runtime.walk import missing
 from torchlet.spec import normalize_dim
 from torchlet.tensor import Tensor, wrap
@@ -42,6 +42,8 @@ class CompiledFunction:
 
     Every call runs the Python of `function`. Calls from several threads each walk a trie of their own.
     """
+
+    __slots__ = ("function", "replayer", "paths", "_idle", "_uncompiled", "__dict__", "__weakref__")  # where the C walk reads them
 
     def __init__(
         self, function: Callable[..., Any], dynamic: bool | None, fullgraph: bool, backend: str | None, dump: str | None,
@@ -114,14 +116,14 @@ class CompiledFunction:
             self.changes.append(path.cause)
             del self.changes[:-MAX_PATHS]
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run: Run, stacklevel: int = 3) -> None:
         """Drop the paths of this trie that were not used for longest, so that what differs from call to call does not fill the memory."""
         gone = run.forget(max(len(run.paths) // 4, 1))
         if not self.dropped and gone:
             cause = max(set(self.changes), key=self.changes.count) if self.changes else "every call did something else"
             warnings.warn(
                 f"compile: {self.name} makes new paths again and again ({len(self.paths)} so far), so old ones are forgotten. "
-                f"The most frequent difference: {cause}", RuntimeWarning, stacklevel=3,
+                f"The most frequent difference: {cause}", RuntimeWarning, stacklevel=stacklevel,
             )
         self.dropped += len(gone)
         self.paths = [entry for entry in self.paths if entry[0] not in gone]
@@ -162,6 +164,17 @@ class CompiledFunction:
         self.programs.clear()
         self.changes.clear()
         self.steps_recorded = self.dropped = 0
+
+
+def _put_call(walk: Any) -> None:
+    """`CompiledFunction.__call__` in C: what it does around a call takes as long as a small function."""
+    if CompiledFunction.__call__ is _CALL:
+        walk.setup_calls(CompiledFunction)
+        CompiledFunction.__call__ = walk.Twin("compiled", _CALL, None, globals())  # type: ignore[method-assign]
+
+
+_CALL = CompiledFunction.__call__
+when_walking(_put_call)
 
 
 def _suspends(function: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from torchlet.nn.module import Module, typename
 from torchlet.nn.parameter import Parameter
+from torchlet.op import when_walking
 from torchlet.tensor import Tensor
 
 __all__ = ["ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"]
@@ -116,6 +117,16 @@ class Sequential(_Numbered):
         for module in self._modules.values():
             input = module(input)  # type: ignore[misc]
         return input
+
+
+def _put_forward(walk: Any) -> None:
+    """`Sequential.forward` in C."""
+    if Sequential.forward is _FORWARD:
+        Sequential.forward = walk.Twin("sequential", _FORWARD)  # type: ignore[method-assign]
+
+
+_FORWARD = Sequential.forward
+when_walking(_put_forward)
 
 
 class ModuleList(_Numbered):

@@ -19,7 +19,7 @@ from torchlet import dtypes, ops
 from torchlet.autograd import Function, RemovableHandle, is_leaf, no_grad
 from torchlet.dtypes import dtype
 from torchlet.nn.parameter import Buffer, Parameter
-from torchlet.op import TWINS
+from torchlet.op import when_walking
 from torchlet.spec import device as device_type
 from torchlet.tensor import Tensor
 
@@ -840,7 +840,7 @@ def _put_call(walk: Any) -> None:
 
 
 _CALL = Module.__dict__["__call__"]
-TWINS.append(_put_call)
+when_walking(_put_call)
 
 
 def _raised_by_library(trace: TracebackType | None) -> bool:

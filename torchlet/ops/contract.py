@@ -9,7 +9,7 @@ import numpy as np
 
 from torchlet import dtypes
 from torchlet.op import Composite, Contract, apply, define
-from torchlet.ops.public import METHODS, Draws, as_tensor_like, in_place, public
+from torchlet.ops.public import METHODS, Draws, applies, as_tensor_like, in_place, public
 from torchlet.ops.view import permute_, reshape, transpose, unsqueeze
 from torchlet.spec import Spec, broadcast_shapes
 from torchlet.tensor import Tensor
@@ -85,7 +85,8 @@ def _matmul_operator(self: Tensor, other: Any) -> Any:
     return apply(matmul_, (self, other)) if len(self._meta.shape) >= 2 and len(other._meta.shape) >= 2 else matmul(self, other)
 
 
-METHODS["__matmul__"] = _matmul_operator
+applies("__matmul__", _matmul_operator, matmul_, 2)
+applies("matmul", matmul, matmul_, 2)
 METHODS["__rmatmul__"] = lambda self, other: matmul(other, self)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torchlet import autograd, dtypes, printing, storage
 from torchlet.autograd import OpNode, edge_of, force, inplace
 from torchlet.dtypes import dtype as DType
-from torchlet.op import RUNS, STATE, apply
+from torchlet.op import RUNS, STATE, apply, when_walking
 from torchlet.ops.create import finish, full_
 from torchlet.ops.place import place_of, to_device_
 from torchlet.ops.pointwise import cast, cast_, clone_, clone_in_order_
@@ -725,6 +725,14 @@ def backward(
     only = None if inputs is None else [inputs] if isinstance(inputs, Tensor) else list(inputs)
     autograd.backward((self,), (gradient,), create_graph if retain_graph is None else retain_graph, create_graph, only)
 
+
+def _put_backward(walk: Any) -> None:
+    """`Tensor.backward` in C, for backward passes that are known."""
+    if Tensor.__dict__.get("backward") is backward:
+        Tensor.backward = walk.Twin("backward", backward)  # type: ignore[method-assign]
+
+
+when_walking(_put_backward)
 
 METHODS |= {
     "grad": property(_get_grad, _set_grad_of, doc="The gradient that `backward` collected, or None."),

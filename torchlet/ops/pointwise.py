@@ -17,6 +17,7 @@ from torchlet.op import Check, Op, Pointwise, Refusal, apply, define, pointwise
 from torchlet.ops.public import (
     METHODS,
     Draws,
+    applies,
     as_tensor_like,
     binary_public,
     dunder,
@@ -335,8 +336,9 @@ where_ = pointwise(
 
 # ------------------------------------------------------------------------------------------------ mathematics
 
-neg = unary_public(pointwise("neg", ("x",), np.negative, vjp={"x": lambda g: -g}, samples=draw((3, 4)), reject=("bool",)), "neg", "negative")
-METHODS["__neg__"] = neg
+neg_ = pointwise("neg", ("x",), np.negative, vjp={"x": lambda g: -g}, samples=draw((3, 4)), reject=("bool",))
+neg = unary_public(neg_, "neg", "negative")
+applies("__neg__", neg, neg_, 1)
 METHODS["__pos__"] = lambda self: self
 abs_ = unary("abs", np.abs, grad=lambda g, x: g * sign(x), result="same", names=("abs", "absolute"))
 METHODS["__abs__"] = METHODS["abs"]

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from torchlet.autograd import inplace
-from torchlet.op import STATE, Op, apply
+from torchlet.op import STATE, Op, apply, when_walking
 from torchlet.tensor import Tensor
 
 FUNCTIONS: dict[str, Any] = {}  # torchlet.NAME: functions, and a few classes and words
 METHODS: dict[str, Any] = {}  # Tensor.NAME
 F = TypeVar("F", bound=Callable[..., Any])
+_APPLYING: list[tuple[str, Callable[..., Any], Op, int, bool]] = []  # see `applies`
 
 
 class Draws:
@@ -43,6 +44,22 @@ def public(*names: str, function: bool = True, method: bool = True) -> Callable[
     return register
 
 
+def applies(name: str, f: Callable[..., Any], op: Op, operands: int, reflected: bool = False) -> None:
+    """`Tensor.name` is `f`, which given so many operands and nothing else applies one operator to them, without attributes."""
+    METHODS[name] = f
+    _APPLYING.append((name, f, op, operands, reflected))
+
+
+def _put_methods(walk: Any) -> None:
+    """These methods in C: a step that is expected is taken without a frame."""
+    for name, f, op, operands, reflected in _APPLYING:
+        if Tensor.__dict__.get(name) is f:
+            setattr(Tensor, name, walk.Twin("operator", f, op, None, operands, 0, reflected))
+
+
+when_walking(_put_methods)
+
+
 def unary_public(op: Op, *names: str) -> Callable[[Tensor], Tensor]:
     """`name(input)`, `x.name()` and `x.name_()` of a one-input operator."""
 
@@ -58,6 +75,7 @@ def unary_public(op: Op, *names: str) -> Callable[[Tensor], Tensor]:
     _describe(f_, name + "_", f"In-place {name}.")
     for n in names or (op.name,):
         public(n)(f)
+        applies(n, f, op, 1)
         METHODS[n + "_"] = f_
         FUNCTIONS[n + "_"] = f_
     return f
@@ -78,6 +96,7 @@ def binary_public(op: Op, *names: str, inplace_too: bool = True) -> Callable[[An
     _describe(f_, name + "_", f"In-place {name}.")
     for n in names or (op.name,):
         public(n)(f)
+        applies(n, f, op, 2)
         if inplace_too:
             METHODS[n + "_"] = f_
     return f
@@ -186,7 +205,7 @@ def dunder(name: str, op: Op, reflected: bool = False) -> None:
         return apply(op, (b, a) if reflected else (a, b))
 
     _describe(f, name, op.doc)
-    METHODS[name] = f
+    applies(name, f, op, 2, reflected)
 
 
 def inplace_dunder(name: str, op: Op) -> None:

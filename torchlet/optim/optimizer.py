@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from torchlet import dtypes, ops
 from torchlet.autograd import RemovableHandle, enable_grad, is_leaf, no_grad
-from torchlet.op import STATE, Op, apply_update
+from torchlet.op import STATE, Op, apply_update, put_function, when_walking
 from torchlet.tensor import Tensor
 
 __all__ = ["Optimizer", "required"]
@@ -319,6 +319,34 @@ def with_grads(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return params, grads  # type: ignore[return-value]
 
 
+def states_of(state: dict[Any, State], params: list[Tensor]) -> tuple[list[State], bool]:
+    """The states of the parameters, and True if none is empty and all have made the same number of steps."""
+    states = [state[p] for p in params]
+    if not all(states):
+        return states, False
+    counts = list(map(_get_step, states))
+    return states, counts.count(counts[0]) == len(counts)
+
+
+_get_step = operator.itemgetter("step")
+
+
+def _put_twins(walk: Any) -> None:
+    """What a step and `zero_grad` do for each parameter, in C: with many small ones that takes longer than everything else."""
+    for f in (with_grads, states_of):
+        put_function(f, walk.Twin(f.__name__, f))
+    for kind, name, f in _METHODS:
+        if vars(Optimizer)[name] is f:
+            setattr(Optimizer, name, walk.Twin(kind, f))
+
+
+_METHODS = [
+    (kind, name, vars(Optimizer)[name])
+    for kind, name in (("begin_step", "_begin"), ("apply_step", "_apply"), ("zero_grad", "zero_grad"))
+]
+when_walking(_put_twins)
+
+
 class Counted(Optimizer):
     """Its parameters count their steps, and those that have made equally many share one update operator."""
 
@@ -330,19 +358,18 @@ class Counted(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
         loss = self._begin(closure)
-        state = self.state
         for group in self.param_groups:
             params, grads = with_grads(group["params"])
             if not params:
                 continue
-            states = list(map(state.__getitem__, params))
-            for p, s in zip(params, states, strict=True) if not all(states) else ():
+            states, together = states_of(self.state, params)
+            if together:
+                self._advance(group, params, grads, states)
+                continue
+            for p, s in zip(params, states, strict=True):
                 if not s:
                     s.update(self._fresh(p, group))
             counts = list(map(_get_step, states))
-            if counts.count(counts[0]) == len(counts):
-                self._advance(group, params, grads, states)
-                continue
             for count in sorted(set(counts)):  # parameters that sat out some steps have their own bias corrections
                 chosen = [i for i, n in enumerate(counts) if n == count]
                 self._advance(group, [params[i] for i in chosen], [grads[i] for i in chosen], [states[i] for i in chosen])
@@ -351,6 +378,3 @@ class Counted(Optimizer):
     def _advance(self, group: dict[str, Any], params: Tensors, grads: Tensors, states: list[State]) -> None:
         """Update parameters that have all made the same number of steps."""
         self._apply(self._update(group, states[0]), params, grads, states)
-
-
-_get_step = operator.itemgetter("step")

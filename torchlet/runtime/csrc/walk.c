@@ -13,15 +13,29 @@
 #include <stdint.h>
 
 #include "walk_objects.c"
+#include "walk_twin.c"
 #include "walk_run.c"
 #include "walk_launch.c"
 #include "walk_replay.c"
 #include "walk_calls.c"
+#include "walk_optimizer.c"
+
+static vectorcallfunc kind_of(const char *name) {
+    static const struct { const char *name; vectorcallfunc call; } kinds[] = {
+        {"operator", operator_call}, {"activation", activation_call}, {"linear", linear_call}, {"sequential", sequential_call}, {"backward", backward_call},
+        {"compiled", compiled_call}, {"with_grads", with_grads_call}, {"states_of", states_of_call}, {"begin_step", begin_step_call},
+        {"apply_step", apply_step_call}, {"zero_grad", zero_grad_call}, {NULL},
+    };
+    int i = 0;
+    while (kinds[i].name && strcmp(kinds[i].name, name)) i++;
+    return kinds[i].call;
+}
 
 static PyMethodDef functions[] = {{"know", know, METH_VARARGS, NULL}, {"setup", setup, METH_VARARGS, NULL},
                                   {"setup_replay", setup_replay, METH_VARARGS, NULL}, {"again", (PyCFunction)(void (*)(void))again, METH_FASTCALL, NULL},
                                   {"setup_dispatch", setup_dispatch, METH_O, NULL}, {"apply", make_apply, METH_O, NULL},
                                   {"module_call", make_module_call, METH_VARARGS, NULL},
+                                  {"setup_calls", setup_calls, METH_O, NULL},
                                   {NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "torchlet_walk", NULL, -1, functions};
 
@@ -34,8 +48,11 @@ PyMODINIT_FUNC PyInit_torchlet_walk(void) {
     empty = PyUnicode_InternFromString("");
     keywords = PyTuple_Pack(1, n_last);
     default_dtype = PyUnicode_InternFromString("default dtype");
+    nothing = PyTuple_New(0);
+    no_names = PyDict_New();
     call_ended = PyUnicode_InternFromString("the call ended");
     PyObject *module = PyModule_Create(&definition);
-    if (!module || PyModule_AddType(module, &WalkType) || PyModule_AddType(module, &LaunchType)) return NULL;
+    if (!module || PyModule_AddType(module, &WalkType) || PyModule_AddType(module, &LaunchType) || PyModule_AddType(module, &TwinType))
+        return NULL;
     return module;
 }

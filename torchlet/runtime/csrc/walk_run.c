@@ -93,24 +93,28 @@ static PyObject *place(Walk *w, PyObject *s) {
 // 1 if the expected next step has these attributes
 static inline int same_attrs(PyObject *a, PyObject *b) { return a == b ? 1 : PyObject_RichCompareBool(a, b, Py_EQ); }
 
+// 1 if the operation is the expected step, which is taken; 0 if not; -1 with an exception
+static int follow(Walk *w, PyObject *op, PyObject *const *inputs, Py_ssize_t n, PyObject *attrs, PyObject **out) {
+    PyObject *s = FIELD(w->cur, Step, next);
+    if (s == Py_None || FIELD(s, Step, functional) != op) return 0;
+    Py_INCREF(s);
+    w->inside++;
+    int same = same_attrs(FIELD(s, Step, attrs), attrs);
+    if (same == 1) same = match_all(w, FIELD(s, Step, checks), NULL, inputs, n);
+    if (same == 1) {
+        set(&w->cur, s);
+        if (!(*out = place(w, s))) same = -1;
+    }
+    w->inside--;
+    Py_DECREF(s);
+    return same;
+}
+
 static PyObject *walk_step(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 3 || !PyTuple_CheckExact(args[1])) return twin(n_step, w, args, nargs, NULL);
-    PyObject *s = FIELD(w->cur, Step, next), *inputs = args[1], *out = NULL;
-    if (s != Py_None && FIELD(s, Step, functional) == args[0]) {
-        Py_INCREF(s);
-        w->inside++;
-        int same = same_attrs(FIELD(s, Step, attrs), args[2]);
-        if (same == 1) same = match_all(w, FIELD(s, Step, checks), NULL, &PyTuple_GET_ITEM(inputs, 0), PyTuple_GET_SIZE(inputs));
-        if (same == 1) {
-            set(&w->cur, s);
-            out = place(w, s);
-        }
-        w->inside--;
-        Py_DECREF(s);
-        if (same) return out;
-    }
-    PyObject *stack[] = {(PyObject *)w, args[0], args[1], args[2]};
-    return PyObject_VectorcallMethod(n__record_op, stack, 4, NULL);
+    PyObject *out = NULL, *stack[] = {(PyObject *)w, args[0], args[1], args[2]};
+    int same = follow(w, args[0], &PyTuple_GET_ITEM(args[1], 0), PyTuple_GET_SIZE(args[1]), args[2], &out);
+    return same ? out : PyObject_VectorcallMethod(n__record_op, stack, 4, NULL);
 }
 
 static PyObject *walk_step_inplace(Walk *w, PyObject *const *args, Py_ssize_t nargs) {  // op, target, inputs, attrs
@@ -208,7 +212,7 @@ static PyObject *walk_update(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
 
 // 1 if no two are the same, 0 if some are, -1 with an exception
 static int distinct(PyObject **items, Py_ssize_t n) {
-    if (n <= 8) {
+    if (n <= 16) {
         for (Py_ssize_t i = 1; i < n; i++)
             for (Py_ssize_t k = 0; k < i; k++)
                 if (items[i] == items[k]) return 0;
@@ -279,23 +283,33 @@ static int stride(Walk *w, PyObject *m) {
     return good;
 }
 
-// tensors, gradients, retain_graph, create_graph, inputs
-static PyObject *walk_follow_backward(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
-    if (nargs != 5 || w->cur == HELD || !w->copies || PyDict_GET_SIZE(w->copies) || !PyTuple_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[0]) != 1 ||
-        PyTuple_GET_ITEM(args[1], 0) != Py_None || !PyBool_Check(args[2]) || args[3] != Py_False || args[4] != Py_None ||
-        !is_tensor(PyTuple_GET_ITEM(args[0], 0)) || !FIELD(PyTuple_GET_ITEM(args[0], 0), Tensor, _step))
-        return twin(n_follow_backward, w, args, nargs, NULL);
-    PyObject *t = PyTuple_GET_ITEM(args[0], 0), *key;
-    if (!is_pending(t)) Py_RETURN_FALSE;
-    if (!(key = PyTuple_Pack(2, FIELD(t, Tensor, _step), args[2]))) return NULL;
+// 1 if the backward pass of a pending tensor was known from here, and is done; 0 if it has to be walked; -1 with an exception
+static int stride_from(Walk *w, PyObject *t, PyObject *retain_graph) {
+    if (!is_pending(t)) return 0;
+    PyObject *key = PyTuple_Pack(2, FIELD(t, Tensor, _step), retain_graph);
+    if (!key) return -1;
     PyObject *m = PyDict_GetItemWithError(FIELD(w->cur, Step, macros), key);
     Py_DECREF(key);
-    if (!m) return PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
+    if (!m) return PyErr_Occurred() ? -1 : 0;
     Py_INCREF(m);
     w->inside++;
     int good = stride(w, m);
     w->inside--;
     Py_DECREF(m);
+    return good;
+}
+
+static int may_stride(Walk *w, PyObject *t) {
+    return w->cur != HELD && w->copies && !PyDict_GET_SIZE(w->copies) && is_tensor(t) && FIELD(t, Tensor, _step);
+}
+
+// tensors, gradients, retain_graph, create_graph, inputs
+static PyObject *walk_follow_backward(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 5 || !PyTuple_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]) || PyTuple_GET_SIZE(args[0]) != 1 ||
+        PyTuple_GET_ITEM(args[1], 0) != Py_None || !PyBool_Check(args[2]) || args[3] != Py_False || args[4] != Py_None ||
+        !may_stride(w, PyTuple_GET_ITEM(args[0], 0)))
+        return twin(n_follow_backward, w, args, nargs, NULL);
+    int good = stride_from(w, PyTuple_GET_ITEM(args[0], 0), args[2]);
     return good < 0 ? NULL : PyBool_FromLong(good);
 }
 
@@ -457,21 +471,21 @@ static PyObject *walk_flush(Walk *w, PyObject *const *args, Py_ssize_t nargs, Py
 
 // ------------------------------------------------------------------------------------------------ a call
 
-static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
-    PyObject *arguments = nargs == 2 ? PyTuple_Pack(2, args[0], args[1]) : NULL;
-    PyObject *calls = arguments ? PyNumber_Add(w->calls, one) : NULL, *thread = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
-    int failed = !calls || !thread;
-    if (!failed) {
-        set(&w->arguments, arguments);
-        set(&w->calls, calls);
-        set(&w->thread, thread);
-        failed = set_state(n_run, (PyObject *)w);
+static PyObject *begin(Walk *w, PyObject *arguments) {
+    static PyObject *mine;  // the number of the thread that was here last
+    static unsigned long ident;
+    if (!mine || ident != PyThread_get_thread_ident()) {
+        PyObject *number = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+        if (!number) return NULL;
+        ident = PyThread_get_thread_ident();
+        Py_XSETREF(mine, number);
     }
-    Py_XDECREF(arguments);
-    Py_XDECREF(calls);
-    Py_XDECREF(thread);
-    PyObject *grad = failed ? NULL : get_state(n_grad), *kind = failed ? NULL : PyDict_GetItemWithError(dtypes, n__default);
-    if (!grad || !kind) return NULL;
+    if (add_to(&w->calls, one)) return NULL;
+    set(&w->arguments, arguments);
+    set(&w->thread, mine);
+    PyObject *grad = set_state(n_run, (PyObject *)w) ? NULL : get_state(n_grad);
+    PyObject *kind = grad ? PyDict_GetItemWithError(dtypes, n__default) : NULL;
+    if (!kind) return NULL;
     if (grad != Py_True) {
         PyObject *stack[] = {(PyObject *)w, n_grad, Py_False}, *done = PyObject_VectorcallMethod(n_event, stack, 3, NULL);
         Py_XDECREF(done);
@@ -483,6 +497,13 @@ static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
         if (!done) return NULL;
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *walk_begin(Walk *w, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 2) return PyErr_SetString(PyExc_TypeError, "begin(args, kwargs)"), NULL;
+    PyObject *arguments = PyTuple_Pack(2, args[0], args[1]), *done = arguments ? begin(w, arguments) : NULL;
+    Py_XDECREF(arguments);
+    return done;
 }
 
 static PyObject *walk_end(Walk *w, PyObject *unused) {
