@@ -448,6 +448,8 @@ DOT_ROWS += [(rows, 70, 50, ta, 0, d, 0) for rows in (17, 21, 25, 27, 28) for ta
 DOT_ROWS += [(30, 70, 1024, 0, 1, F32, 0)]  # rows that fall into one cache set
 # the block of columns that is packed next is fetched; a result so large that its memory is
 DOT_ROWS += [(100, 330, 1100, 1, 0, F32, 0), (100, 70, 1100, 1, 0, F64, 0), (600, 500, 20, 0, 1, F32, 0), (500, 601, 90, 1, 0, F32, 0)]
+# rows that lie by columns, packed several blocks at a time; few rows, which meet the column panels slice by slice; both
+DOT_ROWS += [(403, 130, 520, 1, 0, F32, 0), (405, 70, 280, 1, 0, F64, 0), (131, 610, 1100, 0, 1, F32, 0), (239, 330, 1030, 1, 0, F32, 0)]
 
 
 @cases("dot", *DOT_ROWS)

@@ -22,7 +22,11 @@
 #define PANELS 8                 // column panels that one packed block of rows meets before the next block
 #define NEAR_BYTES (16 << 10)    // column panels that stay in the first-level cache while all rows pass
 #define KEPT 64                  // row blocks that are packed once for that
-#define ROW_BLOCKS 8             // row blocks of a chunk at most: their sums wait in cache between two slices of k
+#define STRIP 8                  // row blocks of a chunk, whose sums wait in cache between two slices of k; packed together where their
+                                 // rows are contiguous, so that whole lines are read,
+#define ROW_BLOCKS 24            // or so many, where that is all
+#define AHEAD 8                  // columns of those that are fetched meanwhile, which lie where no processor foresees it
+#define LINE 64
 #define BARRIER_CYCLES 2000      // of two barriers between threads that are awake
 #define LONG_ROW 48              // elements
 #define AXPY_ROWS 4              // up to so many rows skip packing where the columns of b are contiguous,

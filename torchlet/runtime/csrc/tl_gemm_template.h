@@ -201,6 +201,22 @@ static N_(block) N_(row_block)(const GEMM *g, const OPERAND *a, int64_t rows, in
     return (N_(block)){dst, COLUMN_STRIDE, 0};
 }
 
+// row blocks start[0], start[1]..., whose rows are contiguous: what lies side by side in one column is read at once
+static void N_(column_blocks)(const OPERAND *a, int64_t rows, const int64_t *start, int64_t blocks, int64_t k0, int64_t k1, T *restrict dst,
+                              int64_t room) {
+    int64_t whole = blocks;  // so many can be copied with what follows their rows, which is not used
+    while (whole > 0 && start[whole - 1] + COLUMN_STRIDE > rows) whole--;
+    const T *restrict from = a->p + k0 * a->col;
+    for (int64_t q = 0; q < k1 - k0; q++, from += a->col) {
+        for (int64_t i = start[0]; i < start[blocks]; i += LINE / (int64_t)sizeof(T)) __builtin_prefetch(from + AHEAD * a->col + i);
+        T *restrict to = dst + q * COLUMN_STRIDE;
+        for (int64_t x = 0; x < whole; x++)
+            for (int64_t i = 0; i < COLUMN_STRIDE; i += LANES) *(UVEC *)(to + x * room + i) = *(const UVEC *)(from + start[x] + i);
+        for (int64_t x = whole; x < blocks; x++)
+            for (int64_t i = start[x]; i < start[x + 1]; i++) to[x * room + i - start[x]] = from[i];
+    }
+}
+
 TL_INLINE void N_(finish)(const GEMM *g, int swapped, const T *t, int64_t ld, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     if (i1 <= i0 || j1 <= j0) return;
     if (!swapped) {
@@ -316,7 +332,10 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
     const int together = !columns && panels * panel_size * (int64_t)sizeof(T) > PRIVATE_BYTES;
     const int64_t first = columns ? panels * tid / nth : 0, last = columns ? panels * (tid + 1) / nth : panels;
     const int64_t r0 = columns ? 0 : m * tid / nth, r1 = columns ? m : m * (tid + 1) / nth;
-    const int64_t blocks = (r1 - r0 + MR - 1) / MR, chunks = (blocks + ROW_BLOCKS - 1) / ROW_BLOCKS;  // of rows, of about one height each
+    const int64_t blocks = (r1 - r0 + MR - 1) / MR;  // of rows, of about one height each
+    // where the rows are few, all of them meet a slice of the column panels before the next one is packed
+    const int sliced = !together && !direct && slices > 1 && blocks <= ROW_BLOCKS;
+    const int64_t most = sliced ? ROW_BLOCKS : STRIP, chunks = (blocks + most - 1) / most;
     const int64_t group = together ? TL_MIN(panels, SHARED_BYTES / (panel_size * (int64_t)sizeof(T))) : TL_MAX(1, last - first);
     // A few column panels at a time meet all the rows. Where k is short, the panels stay in the first-level cache meanwhile, and the
     // rows are packed once; else a block of rows stays there.
@@ -324,9 +343,11 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
     const int keep = slices == 1 && fit > 0 && blocks <= KEPT;
     const int64_t near = keep ? TL_MIN(PANELS, fit) : PANELS, wide = near * NR;
     const int64_t block_room = TL_MAX(MR * ROW_STRIDE, SLICE * COLUMN_STRIDE);
-    T *rows = tl_scratch(0, (int64_t)sizeof(T) * block_room * (keep ? TL_MAX(blocks, 1) : 1));
-    T *sums = tl_scratch(1, (int64_t)sizeof(T) * TL_MAX((ROW_BLOCKS * MR + LANES) * wide, 1024 * 16));
-    T *packed = together ? tl_shared() : tl_scratch(3, (int64_t)sizeof(T) * panel_size * near);
+    const int strips = !keep && !a.eval && a.row == 1 && a.col != 1;
+    const int64_t panel_room = sliced ? slice * NR : panel_size;
+    T *rows = tl_scratch(0, (int64_t)sizeof(T) * block_room * (keep ? TL_MAX(blocks, 1) : strips ? STRIP : 1));
+    T *sums = tl_scratch(1, (int64_t)sizeof(T) * TL_MAX((most * MR + LANES) * wide, 1024 * 16));
+    T *packed = together ? tl_shared() : tl_scratch(3, (int64_t)sizeof(T) * panel_room * near);
     N_(block) kept[KEPT];
     for (int64_t x = 0; keep && x < blocks; x++) {
         const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
@@ -347,7 +368,7 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
         }
         for (int64_t q0 = g0; q0 < g1; q0 += near) {
             const int64_t q1 = TL_MIN(q0 + near, g1), j1 = TL_MIN(q1 * NR, n);
-            for (int64_t q = q0; q < q1 && !together; q++)
+            for (int64_t q = q0; q < q1 && !together && !sliced; q++)
                 if (!direct || (q + 1) * NR > n) N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), 0, k, packed + (q - q0) * panel_size);
             const T *const here = packed + (together ? q0 - g0 : 0) * panel_size;
             for (int64_t y = 0; y < chunks; y++) {
@@ -355,14 +376,24 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                 const int64_t i0 = r0 + (r1 - r0) * x0 / blocks, i1 = r0 + (r1 - r0) * x1 / blocks;
                 for (int64_t c = 0; c < slices; c++) {
                     const int64_t k0 = TL_MIN(c * slice, k), k1 = TL_MIN(k0 + slice, k);
+                    for (int64_t q = q0; q < q1 && sliced; q++)
+                        N_(pack_columns)(g, &b, q * NR, TL_MIN(NR, n - q * NR), k0, k1, packed + (q - q0) * panel_room);
                     for (int64_t x = x0; x < x1; x++) {
                         const int64_t i = r0 + (r1 - r0) * x / blocks, height = r0 + (r1 - r0) * (x + 1) / blocks - i;
+                        const int64_t place = (x - x0) % STRIP;
+                        if (strips && place == 0) {
+                            int64_t start[STRIP + 1], count = TL_MIN(STRIP, x1 - x);
+                            for (int64_t z = 0; z <= count; z++) start[z] = r0 + (r1 - r0) * (x + z) / blocks;
+                            N_(column_blocks)(&a, m, start, count, k0, k1, rows, block_room);
+                        }
                         T *to = slices > 1 || swapped ? sums + (i - i0) * wide : sums;
-                        const N_(block) r = keep ? kept[x] : N_(row_block)(g, &a, m, i, height, k0, k1, rows);
+                        const N_(block) r = keep     ? kept[x]
+                                            : strips ? (N_(block)){rows + place * block_room, COLUMN_STRIDE, 0}
+                                                     : N_(row_block)(g, &a, m, i, height, k0, k1, rows);
                         N_(kernel) kernel = N_(tl_kernels)[r.by_rows][height];
                         for (int64_t q = q0; q < q1; q++) {
                             ahead.rows[0] = 0;
-                            if (!keep && !a.eval && !r.by_rows && x + 1 < x1) {
+                            if (!keep && !strips && !a.eval && !r.by_rows && x + 1 < x1) {
                                 const int64_t p0 = k0 + (k1 - k0) * (q - q0) / (q1 - q0), p1 = k0 + (k1 - k0) * (q - q0 + 1) / (q1 - q0);
                                 ahead.rows[0] = p1 - p0;
                                 ahead.at[0] = (const char *)(a.p + (i + height) * a.row + p0 * a.col);
@@ -375,7 +406,7 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
                                 ahead.rows[l] = swapped ? TL_MIN(NR, n - q * NR) : height;
                             }
                             const int there = direct && (q + 1) * NR <= n;
-                            const T *panel = there ? b.p + q * NR + k0 * b.col : here + (q - q0) * panel_size + k0 * NR;
+                            const T *panel = there ? b.p + q * NR + k0 * b.col : here + (q - q0) * panel_room + (sliced ? 0 : k0 * NR);
                             kernel(r.stride, k1 - k0, r.at, panel, there ? b.col : NR, to + (q - q0) * NR, wide, c > 0, &ahead);
                         }
                         if (c == slices - 1 && !swapped) N_(finish)(g, 0, to, wide, i, i + height, q0 * NR, j1);
