@@ -333,8 +333,8 @@ void N_(tl_gemm_run)(const GEMM *g, int tid, int nth) {
     const int64_t first = columns ? panels * tid / nth : 0, last = columns ? panels * (tid + 1) / nth : panels;
     const int64_t r0 = columns ? 0 : m * tid / nth, r1 = columns ? m : m * (tid + 1) / nth;
     const int64_t blocks = (r1 - r0 + MR - 1) / MR;  // of rows, of about one height each
-    // where the rows are few, all of them meet a slice of the column panels before the next one is packed
-    const int sliced = !together && !direct && slices > 1 && blocks <= ROW_BLOCKS;
+    // where rows are few beside k, their sums take less cache than the column panels: all meet one slice before the next is packed
+    const int sliced = !together && !direct && slices > 1 && blocks <= ROW_BLOCKS && 4 * (r1 - r0) <= k;
     const int64_t most = sliced ? ROW_BLOCKS : STRIP, chunks = (blocks + most - 1) / most;
     const int64_t group = together ? TL_MIN(panels, SHARED_BYTES / (panel_size * (int64_t)sizeof(T))) : TL_MAX(1, last - first);
     // A few column panels at a time meet all the rows. Where k is short, the panels stay in the first-level cache meanwhile, and the
