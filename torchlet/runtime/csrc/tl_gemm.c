@@ -25,7 +25,7 @@
 #define STRIP 8                  // row blocks of a chunk, whose sums wait in cache between two slices of k; packed together where their
                                  // rows are contiguous, so that whole lines are read,
 #define ROW_BLOCKS 64            // or so many, where that is all
-#define AHEAD 8                  // columns of those that are fetched meanwhile, which lie where no processor foresees it
+#define COLUMNS_AHEAD 8          // columns of those that are fetched meanwhile, which lie where no processor foresees it
 #define LINE 64
 #define BARRIER_CYCLES 2000      // of two barriers between threads that are awake
 #define LONG_ROW 48              // elements

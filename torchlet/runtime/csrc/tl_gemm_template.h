@@ -208,7 +208,7 @@ static void N_(column_blocks)(const OPERAND *a, int64_t rows, const int64_t *sta
     while (whole > 0 && start[whole - 1] + COLUMN_STRIDE > rows) whole--;
     const T *restrict from = a->p + k0 * a->col;
     for (int64_t q = 0; q < k1 - k0; q++, from += a->col) {
-        for (int64_t i = start[0]; i < start[blocks]; i += LINE / (int64_t)sizeof(T)) __builtin_prefetch(from + AHEAD * a->col + i);
+        for (int64_t i = start[0]; i < start[blocks]; i += LINE / (int64_t)sizeof(T)) __builtin_prefetch(from + COLUMNS_AHEAD * a->col + i);
         T *restrict to = dst + q * COLUMN_STRIDE;
         for (int64_t x = 0; x < whole; x++)
             for (int64_t i = 0; i < COLUMN_STRIDE; i += LANES) *(UVEC *)(to + x * room + i) = *(const UVEC *)(from + start[x] + i);
