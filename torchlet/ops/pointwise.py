@@ -69,7 +69,7 @@ def _no_truth_values(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> 
     """PyTorch subtracts no booleans, not even from numbers."""
     if common is dtypes.bool_:
         raise RuntimeError(
-            f"{name}: got dtype bool; expected a number dtype: Subtraction, the `-` operator, with two bool tensors is not supported. "
+            f"{name}: got dtype bool; expected a number dtype\nhelp: Subtraction, the `-` operator, with two bool tensors is not supported. "
             "Use the `^` or `logical_xor()` operator instead."
         )
     if any(s.dtype is dtypes.bool_ for s in specs):
