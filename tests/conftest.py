@@ -12,8 +12,9 @@ import hypothesis
 import numpy as np
 import pytest
 
-# Before torchlet is imported: nothing is written to the user's cache, and worker processes share the folder of this run.
-os.environ["TORCHLET_CACHE_DIR"] = CACHE = tempfile.mkdtemp(prefix="torchlet-tests-")
+# Before torchlet is imported: nothing is written to the user's cache, and worker processes, those of pytest-xdist too, share the
+# folder of this run.
+os.environ["TORCHLET_CACHE_DIR"] = CACHE = os.environ["TORCHLET_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="torchlet-tests-")
 
 import torchlet
 
@@ -29,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(CACHE, ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

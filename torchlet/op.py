@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -250,11 +250,16 @@ def compute_dtype(specs: Iterable[Spec], result: str) -> dtypes.dtype:
     return dtypes.get_default_dtype() if result == "float" and not common.has_gradient else common
 
 
-class Refusal(NamedTuple):
-    """Operands that PyTorch refuses for a pointwise operator."""
+class Refusal(Record):
+    """Operands that PyTorch refuses for a pointwise operator.
 
-    kinds: str  # one of the operands is of one of these kinds (as NumPy calls them)
-    look: Callable[[str, Sequence[Spec], dtypes.dtype], None]  # (operator, operands, their common dtype): raises if it is so
+    `kinds`: one of the operands is of one of these kinds (as NumPy calls them); `look(operator, operands, their common dtype)` raises then.
+    """
+
+    __slots__ = ("kinds", "look")
+
+    def __init__(self, kinds: str, look: Callable[[str, Sequence[Spec], dtypes.dtype], None]):
+        self.kinds, self.look = kinds, look
 
 
 def pointwise(
