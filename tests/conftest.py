@@ -14,7 +14,9 @@ import pytest
 
 # Before torchlet is imported: nothing is written to the user's cache, and worker processes, those of pytest-xdist too, share the
 # folder of this run.
-os.environ["TORCHLET_CACHE_DIR"] = CACHE = os.environ["TORCHLET_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="torchlet-tests-")
+os.environ["TORCHLET_CACHE_DIR"] = CACHE = (
+    os.environ["TORCHLET_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="torchlet-tests-")
+)
 
 import torchlet
 
