@@ -279,8 +279,8 @@ def test_of_too_many_recipes_the_older_ones_go(folder: Path, monkeypatch: pytest
         (folder / f"recipe-{i}.json").write_text("{}")
         os.utime(folder / f"recipe-{i}.json", (i, i))
     torch.compile(layer)(*arguments())
-    left = sorted(p.stem for p in folder.glob("recipe-*.json"))
-    assert left[:3] == ["recipe-6", "recipe-7", "recipe-8"] and len(left) == 4
+    left = {p.stem for p in folder.glob("recipe-*.json")}
+    assert left > {"recipe-6", "recipe-7", "recipe-8"} and len(left) == 4
 
 
 def test_a_function_whose_sizes_never_end_does_not_fill_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
