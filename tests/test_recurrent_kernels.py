@@ -216,7 +216,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.skipif(CC is None, reason="no C compiler to build the stand-in driver with")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "projected" else n for n in MODULES])
 @pytest.mark.parametrize("given", [False, True], ids=["", "with initial states"])
 def test_layers_on_a_device_give_what_they_give_on_the_cpu(name: str, given: bool) -> None:
     torch.manual_seed(0)
