@@ -9,17 +9,23 @@ from graphs import graph_of
 
 import torchlet as torch
 import torchlet.nn.functional as F
+from torchlet.compiler import fuse
+from torchlet.compiler.codegen import triton
 from torchlet.compiler.emulate import run_interpreted_triton, run_plan
 from torchlet.compiler.execute import compile_graph, optimize
 from torchlet.compiler.function import compiled_function, executables
-from torchlet.compiler.fuse import PART, TALL
+from torchlet.compiler.fuse import TALL
+from torchlet.compiler.graph import Graph
 from torchlet.compiler.interpret import interpret
 from torchlet.compiler.loops import Kernel
-from torchlet.compiler.schedule import schedule
-from torchlet.config import config
+from torchlet.compiler.lower import GPU_PARTS, PARTS
+from torchlet.compiler.offline import compile_kernel, fitting
+from torchlet.compiler.schedule import Plan, schedule
+from torchlet.op import OPS
 
 Array = np.ndarray[Any, Any]
 ROWS, WIDTH = 300, 512  # the last part of the rows is shorter than the others
+PART = PARTS[1]
 assert ROWS * WIDTH > TALL and ROWS > 2 * PART and ROWS % PART
 
 
@@ -143,8 +149,50 @@ def test_a_step_may_write_the_sums_into_a_parameter() -> None:
         np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_on_gpus_column_sums_are_kernels_of_their_own() -> None:
-    """There the rows run at the same time; programs would meet at the sums."""
-    with config(deterministic=True):
-        kernels = schedule(optimize(graph_of(centred, *arrays((ROWS, WIDTH), (ROWS, WIDTH))), gpu=True), "f", gpu=True)[0].kernels
+def gpu_plan(graph: Graph) -> Plan:
+    return schedule(optimize(graph, gpu=True), "f", gpu=True)[0]
+
+
+def test_on_gpus_a_program_takes_a_part_of_the_rows() -> None:
+    """What it reads, it reads once; its column sums wait in registers, and no two programs add to one place."""
+    graph = graph_of(centred, *[np.zeros((8192, 1024), np.float32)] * 2)
+    rows, *whole = gpu_plan(graph).kernels[1:]
+    assert readers([rows, *whole], "x0") == [1] and readers([rows, *whole], "x1") == [1]
+    printed = triton.emit(rows, "cuda:90")
+    assert printed.grid[0] == GPU_PARTS[0]
+    assert "atomic" not in printed.source
+    assert printed.source.count("tl.load(x0_ptr") == 1
+
+
+def test_short_columns_are_kernels_of_their_own_on_gpus() -> None:
+    """There the second reading comes from a cache, and a launch is dear."""
+    kernels = gpu_plan(graph_of(centred, *arrays((ROWS, WIDTH), (ROWS, WIDTH)))).kernels
     assert not [s for k in kernels for p in k.phases for s in p.stores if s.mode == "add"]
+
+
+@pytest.mark.parametrize("f, shape", [(centred, (75, 48)), (centred, (64, 33)), (batched, (3, 21, 20))], ids=["tail", "odd", "batched"])
+def test_kernels_for_gpus_add_up_their_columns(monkeypatch: pytest.MonkeyPatch, f: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    monkeypatch.setattr(fuse, "GPU_TALL", 1)
+    values = arrays(shape, shape)
+    graph = graph_of(f, *values)
+    plan = gpu_plan(graph)
+    assert any(k.name.startswith("add_parts") for k in plan.kernels)
+    want = interpret(graph_of(f, *[v.astype(np.float64) for v in values]), [v.astype(np.float64) for v in values])
+    for found in (run_plan(plan, values), run_interpreted_triton(plan, values)):
+        for x, y in zip(found, want, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942", "hip:gfx950"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_norms_compile_offline(target: str, dtype: str) -> None:
+    d = getattr(torch, dtype).np
+    x, g = [np.zeros((8192, 768), d)] * 2
+
+    def f(x: Any, scale: Any, g: Any) -> Any:
+        rules = {name: rule.function for name, rule in OPS["layer_norm"].vjp.items()}
+        return rules["x"](g, x, scale, 1, 1e-5), rules["weight"](g, x, 1, 1e-5).sum(0), rules["bias"](g).sum(0)
+
+    (rows,) = [k for k in gpu_plan(graph_of(f, x, np.zeros(768, d), g)).kernels if any(s.mode == "add" for p in k.phases for s in p.stores)]
+    assert compile_kernel(fitting(rows, target, lambda choice: compile_kernel(choice, target).flaw), target).flaw == 0

@@ -17,7 +17,7 @@ from torchlet import dtypes
 from torchlet.compiler.chunk import is_large
 from torchlet.compiler.claim import group_key
 from torchlet.compiler.graph import Graph, Names, Node
-from torchlet.compiler.lower import PART, Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
+from torchlet.compiler.lower import GPU_PARTS, PARTS, Built, Coords, Group, Home, Refused, build_kernels, group_of, sorted_axes
 from torchlet.compiler.native import is_extern
 from torchlet.dtypes import dtype
 from torchlet.expr import expr, walk
@@ -33,7 +33,7 @@ ROWS = 16
 MAX_BUFFERS = 64
 MAX_NODES = 32  # with places of their own: past it a kernel gains little, and building ever longer ones takes quadratic time
 COLUMNS = 1 << 13  # of all column sums of a kernel, which then stay in the first-level cache
-TALL = 1 << 17  # elements from which reading them once pays for zeros and for adding up parts
+TALL, GPU_TALL = 1 << 17, 1 << 22  # elements from which reading them once pays for zeros and for adding up parts
 _COSTLY = frozenset((
     "exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "erf", "sigmoid", "pow",
     "atan2", "philox", "floordiv", "mod", "fmod",
@@ -262,9 +262,7 @@ def merge(
     left, right = _unify(pairs)
     a, b = a.substitute(left), b.substitute(right)
     if a.fixed and b.fixed and _long(a.grid) != _long(b.grid):
-        if gpu:
-            raise Refused("their rows differ")
-        a, b = _with_columns(a, b, any_size)
+        a, b = _with_columns(a, b, any_size, gpu)
     if a.fixed and b.fixed:
         if a.product or b.product:
             raise Refused("a product shares its kernel with elementwise work only")
@@ -293,23 +291,25 @@ def merge(
         else:
             inner[n] = tuple(dict.fromkeys(x for i in coords[n] for x in sorted_axes(i) if x not in grid and x.extent != 1))
     reads = {n: at for n, at in {**b.reads, **a.reads}.items() if n not in coords}
-    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product, False, reads, {**a.columns, **b.columns})
+    columns, parts = {**a.columns, **b.columns}, a.parts if a.columns else b.parts
+    out = Group(nodes, grid, coords, inner, a.fixed or b.fixed, a.product or b.product, False, reads, columns, parts)
     return _share_loops(out)
 
 
-def _with_columns(a: Group, b: Group, any_size: bool) -> tuple[Group, Group]:
+def _with_columns(a: Group, b: Group, any_size: bool, gpu: bool) -> tuple[Group, Group]:
     """The two groups where one is sums over the rows of the other, with these as column sums of its kernel. Raises Refused."""
     for rows, sums in ((a, b), (b, a)):
         over, along = _long(rows.grid), tuple(x for x in sums.grid if x.extent != 1)
         fits = all(_is_sum(n) and _long(sums.inner[n]) == over for n in sums.nodes) and not (rows.product or sums.product)
         if not fits or not along or not over or not set(along) <= _loops(rows) - over:
             continue
-        width = _count(along) * (len(rows.columns) + len(sums.nodes))
-        if not any_size and (_count(along) < ROWS or width > COLUMNS or _count(along) * _count(over) < TALL or _count(over) < 2 * PART):
+        width, parts, tall = _count(along), *((GPU_PARTS, GPU_TALL) if gpu else (PARTS, TALL))
+        narrow = width >= ROWS and width * (len(rows.columns) + len(sums.nodes)) <= COLUMNS
+        if not any_size and not (narrow and width * _count(over) >= tall and _count(over) >= 2 * parts[1]):
             raise Refused("too few or too wide rows for column sums")
         columns = {n: tuple(x for x in sums.inner[n] if x.extent != 1) for n in sums.nodes}
         inner = dict.fromkeys(sums.nodes, along)
-        return rows, replace(sums, grid=rows.grid, inner=inner, columns=columns)
+        return rows, replace(sums, grid=rows.grid, inner=inner, columns=columns, parts=parts)
     raise Refused("their rows differ")
 
 

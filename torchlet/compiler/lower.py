@@ -16,6 +16,7 @@ from torchlet.compiler.graph import Names, Node
 from torchlet.compiler.interpret import buffer_of, compute_dtype, index_of, register
 from torchlet.compiler.loops import Buffer, Dot, Kernel, Phase, Reduction, ScalarArg, Store, depends_on
 from torchlet.compiler.simplify_loops import map_kernel
+from torchlet.compiler.tile import power_of_two
 from torchlet.errors import CompileError
 from torchlet.expr import Expr, call, cast, const, expr, walk, where
 from torchlet.index import Axis, FloorDiv, Index, Mod, of
@@ -25,8 +26,10 @@ from torchlet.spec import Spec, contiguous_strides
 __all__ = ["Group", "Home", "Refused", "build_kernels", "group_of"]
 
 Coords = tuple[Index, ...]
-PARTS = 64  # of the rows at most, each with column sums of its own: enough for many threads, few enough to be added up in no time
-PART = 32  # rows at least: what making and reading a part costs is little beside them
+
+# Parts of the rows that have column sums of their own: how many at most, and how many rows each has at least. Enough for many threads,
+# or to keep a GPU's processors busy; few and long enough that making and adding up the parts costs little beside the rows.
+PARTS, GPU_PARTS = (64, 32), (512, 8)
 
 
 class Refused(Exception):
@@ -89,6 +92,7 @@ class Group:
     alone: bool = False
     reads: Mapping[Node, tuple[Coords, ...]] = field(default_factory=dict)  # elements of other nodes, where that was noted
     columns: Mapping[Node, tuple[Axis, ...]] = field(default_factory=dict)
+    parts: tuple[int, int] = PARTS  # of column sums
 
     def substitute(self, new: Mapping[Axis, Index]) -> Group:
         """The same group with axes replaced by indices of others."""
@@ -574,7 +578,10 @@ def _column_sum(n: Node, group: Group, row: Axis, emitter: Emitter, draft: Draft
     """Enter the additions of a column sum."""
     at, width = group.coords[n], n.spec.numel
     e = cast(emitter.value(n.args()[0], _reduced_coords(n, at, group.columns[n])), register(n.spec.dtype))
-    length = min(max(PART, -(-row.extent // PARTS)), max(row.extent // 2, 1))  # two parts at least: then other sizes have the same text
+    most, least = group.parts
+    length = min(max(least, -(-row.extent // most)), max(row.extent // 2, 1))  # two parts at least: then other sizes have the same text
+    if group.parts == GPU_PARTS:
+        length = power_of_two(length)  # which a program takes in blocks
     parts = Buffer(f"{names.of(n)}_parts", e.dtype, -(-row.extent // length) * width, "inout")
     place = ix.floordiv(of(row), length) * width + ix.flatten(at, n.spec.shape)
     draft.store(Store(parts.name, place, e, "add"), group.inner[n])

@@ -11,6 +11,7 @@ import ast
 import functools
 import importlib.util
 import keyword
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,12 +25,12 @@ from torchlet.compiler.attention import Attention
 from torchlet.compiler.codegen.triton_boxes import Boxes, Edge
 from torchlet.compiler.codegen.triton_expr import ALIGNED, ARGUMENT, MEMORY, REGISTER, Block, Dim, Writer, bare, identifier, wide
 from torchlet.compiler.group import BLOCK, Grouped
-from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction
+from torchlet.compiler.loops import Dot, Kernel, Phase, Reduction, Store
 from torchlet.compiler.recurrent import Recurrent
 from torchlet.compiler.simplify_loops import collapse_axes, map_kernel
 from torchlet.compiler.tile import Tile, extent, index_axes
 from torchlet.expr import Expr, call, cast, const, expr, rewrite
-from torchlet.index import Axis, Index, of, unflatten
+from torchlet.index import Axis, FloorDiv, Index, of, unflatten
 from torchlet.kernels import matmul
 from torchlet.runtime.cuda import TensorMap
 
@@ -279,13 +280,66 @@ def _rows(kernel: Kernel, tile: Tile) -> tuple[Writer, int]:
     inside = {a: _dim(a.name, a.extent, tile.blocks[a.name], position=rank - 1) for a in reduce.values()}
     whole = {a: d for a, d in inside.items() if a.name not in tile.looped}
     phases = _online(phases, frozenset(n for n, name in names.items() if name in tile.looped))
-    writer = Writer(replace(kernel, phases=tuple(phases)), tile, {**dims, **whole}, rank, frozenset(dims))
+    length = 0 if tile.looped else _part_length(phases, x)
+    if length:
+        tile = replace(tile, blocks={**tile.blocks, "x": math.gcd(block_x, length)})
+    flat = replace(kernel, phases=tuple(phases))
+    if length and tile.blocks["x"] == block_x:
+        return _rows_in_parts(flat, tile, x, dims, whole, reduce, rank, length)
+    if length:
+        return _rows(kernel, tile)
+    writer = Writer(flat, tile, {**dims, **whole}, rank, frozenset(dims))
     writer.prologue = [_lanes("x", f"tl.program_id(0){cast}", d, rank) for d in dims.values()]
     writer.prologue += [f"{a.name} = {_arange(d, rank)}{cast}" for a, d in whole.items()]
     writer.prologue += _masks([*dims.items(), *whole.items()])
     for phase in phases:
-        _phase(writer, phase, reduce[extent(phase.reduce)] if phase.reduce else None, inside, rank)
+        _phase(writer, phase, reduce[extent(phase.reduce)] if phase.reduce else None, inside, rank, writer.root)
     return writer, -(-x.extent // block_x)
+
+
+def _part_length(phases: Iterable[Phase], x: Axis) -> int:
+    """How many rows meet in a column sum (see `lower._ColumnSum`); 0 where there is none."""
+    added = (t for p in phases for s in p.stores if s.mode == "add" for t, _ in s.index.terms)
+    found = {t.divisor for t in added if isinstance(t, FloorDiv) and t.index == of(x)}
+    return found.pop() if len(found) == 1 else 0
+
+
+def _rows_in_parts(
+    kernel: Kernel, tile: Tile, x: Axis, dims: Mapping[Axis, Dim], whole: Mapping[Axis, Dim], reduce: Mapping[int, Axis], rank: int,
+    length: int,
+) -> tuple[Writer, int]:
+    """Each program takes a part of the rows, a block after the other, and adds up its column sums in registers."""
+    part = Axis("part", -(-x.extent // length))
+    wide_text = ".to(tl.int64)" if wide(kernel) else ""
+    w = Writer(kernel, tile, {part: Dim("part"), **whole}, rank, frozenset(dims))
+    w.prologue = [f"part = tl.program_id(0){wide_text}", *(f"{a.name} = {_arange(d, rank)}{wide_text}" for a, d in whole.items())]
+    w.prologue += _masks(whole.items())
+    body = Block(dict(dims), parent=w.root)
+    totals: list[tuple[Store, str]] = []
+
+    def add_up(s: Store, text: str) -> str | None:
+        if s.mode != "add":
+            return None
+        kind = REGISTER[s.value.dtype.name]
+        total = w.name(w.root, f"{s.buffer}_total", f"tl.zeros({body.shape(w.grid_axes | index_axes(s.index, w.axes))}, {kind})")
+        totals.append((s, total))
+        mask = body.mask(w.grid_axes)
+        return f"{total} += {f'tl.where({mask}, {text}, 0)' if mask else bare(text)}"
+
+    for phase in kernel.phases:
+        _phase(w, phase, reduce[extent(phase.reduce)] if phase.reduce else None, whole, rank, body, add_up)
+    end = f"part * {length} + {length}" if x.extent % length == 0 else f"tl.minimum(part * {length} + {length}, {x.extent})"
+    head = [f"{x.name} = x_start" + (f" + {_arange(dims[x], rank)}" if rank == 2 else ""), *_masks(dims.items())]
+    w.root.lines.append(f"for x_start in range(part * {length}, {end}, BLOCK_X):")
+    w.root.lines += [f"    {line}" for line in head + body.lines]
+    for number, (s, total) in enumerate(totals):
+        index = s.index.substitute(lambda t: of(part) if isinstance(t, FloorDiv) else None)
+        value = expr("value", (), s.value.dtype, f"total {number}")
+        w.axes[value] = frozenset()
+        w.root.memo[value] = w.name(w.root, total, f"tl.sum({total}, axis=0)[None, :]" if rank == 2 else total)
+        before = expr("load", (), s.value.dtype, (s.buffer, index))
+        w.stores([replace(s, index=index, value=call("add", before, value), mode="set")], w.root, w.grid_axes)
+    return w, part.extent
 
 
 def _online(phases: Iterable[Phase], looped: frozenset[int]) -> list[Phase]:
@@ -317,16 +371,19 @@ def _shifted_exp(e: Expr, top: Reduction) -> str:
     return "sumexp" if e == call("exp", value - m) else "sumexp_finite" if e == call("exp", value - finite) else ""
 
 
-def _phase(w: Writer, phase: Phase, r: Axis | None, inside: Mapping[Axis, Dim], rank: int) -> None:
-    """Print one phase of a rows kernel."""
+def _phase(
+    w: Writer, phase: Phase, r: Axis | None, inside: Mapping[Axis, Dim], rank: int, home: Block,
+    other: Callable[[Store, str], str | None] | None = None,
+) -> None:
+    """Print one phase of a rows kernel where its rows are known. `other` as for `Writer.stores`."""
     nested = [s for s in phase.stores if r in w.deps(s.value) | index_axes(s.index, w.axes)]
     reductions = [_Combiner(w, red, r, rank) for red in phase.reductions if isinstance(red, Reduction)]
     if r is not None and r.extent:
         tile_axes = w.grid_axes | {r}
-        if r in w.root.dims:
+        if r in home.dims:
             for red in reductions:
-                w.root.memo[red.result] = red.reduce(red.masked(w.root), w.root)
-            w.stores(nested, w.root, tile_axes)
+                home.memo[red.result] = red.reduce(red.masked(home), home)
+            w.stores(nested, home, tile_axes, other)
         else:
             body = Block({r: inside[r]}, parent=w.root)
             for red in reductions:
@@ -340,8 +397,8 @@ def _phase(w: Writer, phase: Phase, r: Axis | None, inside: Mapping[Axis, Dim], 
             for red in reductions:
                 w.root.memo[red.result] = red.reduce(red.accumulators, w.root)
     if r is not None and not r.extent:
-        w.root.memo |= {red.result: f"tl.full([], {red.neutral}, {REGISTER[red.kind.name]})" for red in reductions}
-    w.stores([s for s in phase.stores if s not in nested], w.root, w.grid_axes)
+        home.memo |= {red.result: f"tl.full([], {red.neutral}, {REGISTER[red.kind.name]})" for red in reductions}
+    w.stores([s for s in phase.stores if s not in nested], home, w.grid_axes)
 
 
 _LOWEST = "float('-inf')"
