@@ -679,7 +679,8 @@ def test_gpu_check_runs_dry_and_writes_its_tables(tmp_path: Path, sections: str)
     assert {x for x in ok if x[0] in timed} == {(s, c) for s in timed for c in ("torchlet", "torchlet eager")}
     assert "MLP step" in next(tmp_path.glob("*.md")).read_text()
     contests = [r for r in rows if r["section"] == "contests"]
-    assert bool(contests) == ("products" in sections) and all(len(r["tiles"]) == len(r["ms"]) > 1 for r in contests)
+    assert contests or "products" not in sections, "products are timed long enough to be hot"
+    assert all(len(r["tiles"]) == len(r["ms"]) > 1 for r in contests)
     entered = json.loads((tmp_path / "winners.json").read_text())["targets"]
     classes, names = {r["problem"] for r in contests if r["problem"]}, set(entered.get("cuda:90", ()))
     assert names <= classes and len(names) >= len(classes) // 2, "all but classes whose members have no tile in common"
