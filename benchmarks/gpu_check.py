@@ -14,6 +14,7 @@ ends with a synchronisation. What torchlet computes compiled is compared with wh
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import datetime
 import importlib
@@ -22,6 +23,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -950,7 +952,9 @@ def main() -> int:
     tune = importlib.import_module("torchlet.compiler.tune")
     if arguments.dry:  # nothing is hot on the stand-in: show the shape of the table
         tune.LEAST_US, tune.AFTER, tune.ROUNDS = 0.0, 3, 1
-        importlib.import_module("torchlet.config").config.cache_dir = tempfile.mkdtemp(prefix="torchlet-dry-")  # nothing was timed before
+        cache = tempfile.mkdtemp(prefix="torchlet-dry-")
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+        importlib.import_module("torchlet.config").config.cache_dir = cache  # nothing was timed before
     try:
         with device(arguments.dry):
             report = Report(arguments.lines)
