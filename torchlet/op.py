@@ -266,24 +266,19 @@ def pointwise(
     name: str, inputs: Sequence[str], np_function: Callable[..., Any], function: Callable[..., Expr] | None = None, *,
     result: str = "same", attrs: Sequence[str] = (), vjp: dict[str, Callable[..., Any]] | None = None,
     samples: Callable[[], list[tuple[tuple[Any, ...], tuple[Any, ...]]]] | None = None, doc: str = "",
-    selects: int = 0, reject: tuple[str, ...] = (), extern: bool = False, check: Check | None = None, refuse: Refusal | None = None,
+    selects: int = 0, extern: bool = False, check: Check | None = None, refuse: Refusal | None = None,
 ) -> Op:
     """An operator that works element by element with broadcasting and promotion.
 
     `np_function(*arrays, *attrs)` gets inputs of one dtype. `function` defaults to the scalar expression of the same name.
-    The first `selects` inputs are boolean conditions that take no part in promotion (`where`). `reject` lists dtype
-    categories ("bool") that PyTorch refuses for this operator; `refuse` says others, in words of its own. `extern`: there is no
-    scalar expression; compiled code calls NumPy.
+    The first `selects` inputs are boolean conditions that take no part in promotion (`where`). `refuse`: operands that PyTorch refuses.
+    `extern`: there is no scalar expression; compiled code calls NumPy.
     """
 
     def spec(*args: Any) -> Spec:
         specs = args[: len(args) - len(attrs)]
         shape = broadcast_shapes(name, *[s.shape for s in specs])
         common = compute_dtype(specs[selects:], result)
-        if common.name in reject:
-            raise RuntimeError(
-                f"{name}: got dtype {common.name}; expected a number dtype\nhelp: convert with .to(torchlet.int64) or use logical operators"
-            )
         if refuse is not None:
             refuse.look(name, specs[selects:], common)
         weak = all(s.weak for s in specs)
@@ -303,8 +298,6 @@ def pointwise(
             d = compute_dtype([as_spec(v) for v in values[selects:]], result).np
             values = values[:selects] + tuple([_convert(v, _FLOAT32 if d.char in "eE" else d) for v in values[selects:]])
             first = d
-        if reject and "bool" in reject and any(isinstance(v, np.ndarray) and v.dtype.kind == "b" for v in values[selects:]):
-            spec(*[as_spec(v) for v in values], *args[len(values):])
         if first.char in "eE":  # 16-bit floats are computed in float32 and rounded once, as compiled code does
             values = values[:selects] + tuple([v if v.__class__ in (float, int, bool) else v.astype(np.float32) for v in values[selects:]])
             out = np.asarray(np_function(*values, *args[len(values):]))

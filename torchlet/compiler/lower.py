@@ -579,9 +579,8 @@ def _column_sum(n: Node, group: Group, row: Axis, emitter: Emitter, draft: Draft
     at, width = group.coords[n], n.spec.numel
     e = cast(emitter.value(n.args()[0], _reduced_coords(n, at, group.columns[n])), register(n.spec.dtype))
     most, least = group.parts
-    length = min(max(least, -(-row.extent // most)), max(row.extent // 2, 1))  # two parts at least: then other sizes have the same text
-    if group.parts == GPU_PARTS:
-        length = power_of_two(length)  # which a program takes in blocks
+    # A power of two, because programs of a GPU take blocks of it; two parts at least, so that other sizes have the same text.
+    length = power_of_two(min(max(least, -(-row.extent // most)), max(row.extent // 2, 1)))
     parts = Buffer(f"{names.of(n)}_parts", e.dtype, -(-row.extent // length) * width, "inout")
     place = ix.floordiv(of(row), length) * width + ix.flatten(at, n.spec.shape)
     draft.store(Store(parts.name, place, e, "add"), group.inner[n])

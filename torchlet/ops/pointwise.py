@@ -40,10 +40,10 @@ def draw(*shapes: tuple[int, ...], low: float = -2.0, high: float = 2.0, dtype: 
 
 def unary(
     name: str, np_function: Callable[..., Any], function: Callable[..., Expr] | None = None, grad: Callable[..., Any] | None = None,
-    result: str = "float", low: float = -2.0, high: float = 2.0, names: tuple[str, ...] = (), reject: tuple[str, ...] = (),
+    result: str = "float", low: float = -2.0, high: float = 2.0, names: tuple[str, ...] = (),
 ) -> Op:
     """Enter a one-input operator and its public names."""
-    op = pointwise(name, ("x",), np_function, function, result=result, vjp={"x": grad} if grad else None, samples=draw((3, 4), low=low, high=high), reject=reject)
+    op = pointwise(name, ("x",), np_function, function, result=result, vjp={"x": grad} if grad else None, samples=draw((3, 4), low=low, high=high))
     unary_public(op, *names)
     return op
 
@@ -77,6 +77,11 @@ def _no_truth_values(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> 
             f"{name}: Subtraction, the `-` operator, with a bool tensor is not supported. "
             "If you are trying to invert a mask, use the `~` or `logical_not()` operator instead."
         )
+
+
+def _no_sign(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
+    if common is dtypes.bool_:
+        raise RuntimeError(f"{name}: got dtype bool; expected a number dtype\nhelp: convert with .to(torchlet.int64) or use logical operators")
 
 
 def _no_bool(name: str, specs: Sequence[Spec], common: dtypes.dtype) -> None:
@@ -336,7 +341,7 @@ where_ = pointwise(
 
 # ------------------------------------------------------------------------------------------------ mathematics
 
-neg_ = pointwise("neg", ("x",), np.negative, vjp={"x": lambda g: -g}, samples=draw((3, 4)), reject=("bool",))
+neg_ = pointwise("neg", ("x",), np.negative, vjp={"x": lambda g: -g}, samples=draw((3, 4)), refuse=Refusal("b", _no_sign))
 neg = unary_public(neg_, "neg", "negative")
 applies("__neg__", neg, neg_, 1)
 METHODS["__pos__"] = lambda self: self
